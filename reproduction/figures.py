@@ -1,0 +1,195 @@
+"""Figures of learning curves from result files, as PNG and SVG: `python -m reproduction.figures --help`."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import style
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from reproduction.results import GROUPS, Result, ResultError, groups_with, load_results, title
+from reproduction.table import constant_rmse
+
+# Okabe and Ito's palette, which stays distinct under the common kinds of colour blindness. Schemes that are the same
+# method have the same colour in every figure.
+VERMILLION, ORANGE, BLUE, SKY, PURPLE, GREEN, GREY = (
+    "#D55E00", "#E69F00", "#0072B2", "#56B4E9", "#CC79A7", "#009E73", "#666666",
+)  # fmt: skip
+COLOURS = {
+    "non_regularized": VERMILLION,
+    "moon": PURPLE,
+    "moon_embedding": GREEN,
+    "zaremba": ORANGE,
+    "variational_tied": SKY,
+    "variational_untied": BLUE,
+    "standard": VERMILLION,
+    "naive": ORANGE,
+    "variational": BLUE,
+}
+
+STYLE: dict[str, Any] = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "axes.edgecolor": GREY,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+    "svg.hashsalt": "reproduction",  # with no date in the metadata: the same curves give the same file
+}
+
+
+def draw_language_models(group: str, results: list[Result]) -> Figure:
+    """Training and validation perplexity per epoch of one size of Penn Treebank, a line for each row and seed."""
+    figure, (left, right) = _panels(title("ptb", group))
+    draw_curves(left, results, "train_ppl")
+    draw_curves(right, results, "valid_ppl")
+    left.set(title="Training (dropout on)", xlabel="epoch", ylabel="perplexity per word")
+    right.set(title="Validation (dropout off)", xlabel="epoch")
+    _perplexity_axis(left)
+    _perplexity_axis(right)
+    _legend(figure)
+    return figure
+
+
+def draw_sentiment(group: str, results: list[Result]) -> Figure:
+    """Training and test RMSE in rating units per epoch, as in Figure 3 of the paper (Figures 2 and 10 of its first version)."""
+    figure, (left, right) = _panels(title("sentiment", group))
+    draw_curves(left, results, "train_rmse")
+    draw_curves(right, results, "test_rmse")
+    left.set(title="Training error", xlabel="epoch", ylabel="RMSE (rating units, 0 to 1)")
+    right.set(title="Test error", xlabel="epoch")
+    _constant_line(right, constant_rmse("sentiment", results))
+    _legend(figure)
+    return figure
+
+
+def draw_demo(results: list[Result]) -> Figure:
+    """Curves of the demo per epoch: training data dashed, held-out data solid.
+
+    Without dropout the two come apart (overfitting); with variational dropout they stay together. The language
+    model's held-out data are the validation set. Its training perplexity is the one with dropout off where the runs
+    measured that, otherwise the one of the training steps.
+    """
+    figure, (left, right) = _panels("Which dropout stops overfitting?")
+    runs = groups_with("demo", results)
+    train_metric = "train_eval_ppl" if any(run.points("train_eval_ppl")[0] for run in results) else "train_ppl"
+    draw_curves(left, runs["language_model"], "valid_ppl")
+    draw_curves(left, runs["language_model"], train_metric, dashed=True)
+    draw_curves(right, runs["sentiment"], "test_rmse")
+    draw_curves(right, runs["sentiment"], "train_rmse", dashed=True)
+    left.set(title="Language model", xlabel="epoch", ylabel="perplexity per word")
+    right.set(title="Sentiment regression", xlabel="epoch", ylabel="RMSE (rating units, 0 to 1)")
+    _perplexity_axis(left)
+    _constant_line(right, constant_rmse("demo", results))
+    kinds = [
+        Line2D([], [], color=GREY, label="held-out data"),
+        Line2D([], [], color=GREY, linestyle="--", label="training data"),
+    ]
+    _legend(figure, kinds)
+    return figure
+
+
+def draw_curves(axes: Axes, results: list[Result], metric: str, dashed: bool = False) -> None:
+    """One line per run that has `metric` in its curve; seeds of a row share a colour and one legend entry."""
+    labels: set[str] = set()
+    for run in results:
+        epochs, values = run.points(metric)
+        if not epochs:
+            continue
+        label = f"{run.label} ({run.length})" if run.shortened else run.label
+        axes.plot(
+            epochs,
+            values,
+            color=COLOURS.get(run.row.removesuffix("_lstm").removesuffix("_gru"), GREY),
+            linestyle="--" if dashed else "-",
+            marker="o" if len(epochs) <= 5 else None,
+            label=None if dashed or label in labels else label,
+        )
+        labels.add(label)
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write `figure` as `path`.png and `path`.svg and return the two paths."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    figure.savefig(files[0], metadata={"Software": None})
+    figure.savefig(files[1], metadata={"Date": None, "Creator": None})
+    return files
+
+
+def _panels(heading: str) -> tuple[Figure, tuple[Axes, Axes]]:
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    figure.suptitle(heading, x=0.01, ha="left", fontweight="bold")
+    left, right = figure.subplots(1, 2)
+    return figure, (left, right)
+
+
+def _perplexity_axis(axes: Axes) -> None:
+    """A log scale, on which equal steps are equal gains in nats per word, with plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.minorticks_off()
+
+
+def _constant_line(axes: Axes, rmse: float | None) -> None:
+    if rmse is not None:
+        axes.axhline(rmse, color=GREY, linewidth=1.2, linestyle=":", label="constant predictor")
+
+
+def _legend(figure: Figure, more: Sequence[Artist] = ()) -> None:
+    """One legend below both panels, with each label once."""
+    entries = {
+        label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    handles = [*entries.values(), *more]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) if len(handles) < 5 else 3)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Draw the figures of every group that has results."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reproduction.figures", description="Learning curves as PNG and SVG."
+    )
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of result files (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("results/figures"), help="folder to write to (%(default)s)")
+    parser.add_argument("--experiment", choices=list(GROUPS), help="one experiment only (default: all)")
+    options = parser.parse_args(arguments)
+    try:
+        results = load_results(options.results)
+    except ResultError as error:
+        sys.exit(str(error))
+
+    draw: dict[str, Callable[[str, list[Result]], Figure]] = {"ptb": draw_language_models, "sentiment": draw_sentiment}
+    with style.context(STYLE):
+        figures = {
+            f"{experiment}_{group}": draw[experiment](group, runs)
+            for experiment in draw
+            if options.experiment in (None, experiment)
+            for group, runs in groups_with(experiment, results).items()
+            if runs
+        }
+        demo = [run for run in results if run.experiment == "demo"]
+        if demo and options.experiment in (None, "demo"):
+            figures["demo"] = draw_demo(demo)
+        if not figures:
+            sys.exit(f"{options.results}: no results to draw; run `make demo` first")
+        for name, figure in figures.items():
+            print(*save(figure, options.out / name), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

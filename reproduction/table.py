@@ -1,0 +1,353 @@
+"""Tables of results as Markdown, with the published numbers beside ours: `python -m reproduction.table --help`.
+
+Numbers of this repository come from result files, published ones from `published.json`; none is written here.
+"""
+
+import argparse
+import json
+import math
+import re
+import sys
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from reproduction.results import GROUPS, LABELS, Result, ResultError, groups_with, load_results, title
+
+PUBLISHED: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+LAST_EPOCHS = 25  # "the end of training" of a sentiment curve, protocol section 4, choice 24
+
+HEADINGS = {"ptb": "Penn Treebank", "sentiment": "Film reviews", "demo": "Demo"}
+NOTES = {
+    "ptb": "Perplexity per word, lower is better; mean ± sample standard deviation where a row has several seeds. "
+    "*As printed*: the original code divides the validation loss by a number of windows that it forgot to round down, "
+    "so the perplexity it prints is too low. Compare this column with the paper; *exact* is the true value. "
+    "The non-regularised row is tested at its best validation epoch (early stopping). "
+    "*MC* rows average the probabilities of K samples of the dropout masks. Words/s counts training words.",
+    "sentiment": "RMSE in rating units (0 to 1), lower is better; mean ± sample standard deviation where a row has "
+    "several seeds. The paper gives these results as curves only. *Test* is the dropout approximation after the last "
+    "epoch, *MC* the mean prediction of K samples of the dropout masks, *lowest* the smallest of any epoch, "
+    f"*end* the mean over the last {LAST_EPOCHS} epochs.",
+    "demo": "Small models on a small corpus, to show the effect: no result of the paper.",
+}
+DISCARD_REMARK = (
+    "Discarded seeds (validation perplexity or test RMSE not finite, or more than twice the median of the row's seeds) "
+    "are left out of the mean: *2 of 3* seeds means that one was discarded."
+)
+
+
+def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
+    """Table 1 of the paper for one size: perplexities per word, published and ours."""
+    published = PUBLISHED["ptb"].get(size, {})
+    lines = []
+    for row, runs in _lines("ptb", size, results):
+        paper = published.get(row, {})
+        lines.append(
+            {
+                "row": LABELS.get(row, row),
+                "valid, paper": _published(paper, "valid"),
+                "valid, as printed": _mean(runs, "valid_ppl_lua", 1),
+                "valid, exact": _mean(runs, "valid_ppl", 1),
+                "test, paper": _published(paper, "test"),
+                "test, ours": _mean(runs, "test_ppl", 1),
+                "K": "–",
+                "epochs": _epochs(runs),
+                "seeds": _seeds(runs, "test_ppl"),
+                "words/s": _speed(runs),
+            }
+        )
+        if row.startswith("variational"):
+            lines.append(
+                dict.fromkeys(lines[-1], "–")
+                | {
+                    "row": LABELS.get(row, row).replace(")", ", MC)"),
+                    "test, paper": _published(published.get(f"{row}_mc", {}), "test"),
+                    "test, ours": _mean(runs, "test_ppl_mc", 1),
+                    "K": _samples(runs),
+                    "epochs": _epochs(runs),
+                    "seeds": _seeds(runs, "test_ppl_mc"),
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+def language_model_table(results: list[Result]) -> pd.DataFrame:
+    """Perplexities per word of the demo's language models."""
+    return pd.DataFrame(
+        {
+            "row": LABELS.get(row, row),
+            "train": _mean(runs, "train_ppl", 1),
+            "valid": _mean(runs, "valid_ppl", 1),
+            "test": _mean(runs, "test_ppl", 1),
+            "test, MC": _mean(runs, "test_ppl_mc", 1),
+            "K": _samples(runs),
+            "epochs": _epochs(runs),
+            "seeds": _seeds(runs, "test_ppl"),
+        }
+        for row, runs in _lines("demo", "language_model", results)
+    )
+
+
+def sentiment_table(experiment: str, group: str, results: list[Result]) -> pd.DataFrame:
+    """RMSE of rating predictions in rating units (Figure 3 of the paper), after the constant predictor."""
+    lines = []
+    for row, runs in _lines(experiment, group, results):
+        lowest, end = _lowest_and_end(runs)
+        lines.append(
+            {
+                "row": LABELS.get(row, row),
+                "train": _mean(runs, "train_rmse", 4),
+                "test": _mean(runs, "test_rmse", 4),
+                "test, MC": _mean(runs, "test_rmse_mc", 4),
+                "K": _samples(runs),
+                "test, lowest": lowest,
+                "test, end": end,
+                "epochs": _epochs(runs),
+                "seeds": _seeds(runs, "test_rmse"),
+            }
+        )
+    constant = constant_rmse(experiment, results)
+    if constant is not None:
+        baseline = {"row": "Constant predictor", "test": f"{constant:.5f}"}
+        if experiment == "sentiment":
+            baseline["train"] = f"{PUBLISHED['constant_predictor']['train_rmse']:.5f}"
+        lines.insert(0, dict.fromkeys(lines[0], "–") | baseline)
+    return pd.DataFrame(lines)
+
+
+def constant_rmse(experiment: str, results: list[Result]) -> float | None:
+    """Test RMSE, in rating units, of always predicting the mean training rating (None if no demo has run)."""
+    if experiment == "sentiment":
+        return PUBLISHED["constant_predictor"]["test_rmse"]
+    return next((run.metrics["constant_rmse"] for run in results if "constant_rmse" in run.metrics), None)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table with what belongs below it: remarks and the origin of each result."""
+
+    title: str
+    table: pd.DataFrame
+    remarks: list[str]
+    origins: list[str]
+
+
+def sections(experiment: str, results: list[Result], sizes: list[str] | None = None) -> list[Section]:
+    """The tables of an experiment; of Penn Treebank only these sizes, if any are named."""
+    parts = []
+    for group, runs in groups_with(experiment, results).items():
+        if experiment == "ptb":
+            if sizes and group not in sizes:
+                continue
+            table, remarks = ptb_table(group, runs), _ptb_sources(group)
+        elif group == "language_model":
+            table, remarks = language_model_table(runs), []
+        else:
+            table, remarks = sentiment_table(experiment, group, runs), []
+            if experiment == "sentiment":
+                remarks = [f"Constant predictor: {PUBLISHED['constant_predictor']['source']}."]
+        if table["seeds"].str.contains(" of ").any():
+            remarks.append(DISCARD_REMARK)
+        origins = [f"{run.label}, seed {run.seed}: {_origin(run)}" for run in runs]
+        parts.append(Section(title(experiment, group), table, remarks, origins))
+    return parts
+
+
+def to_markdown(results: list[Result], experiments: list[str], sizes: list[str] | None = None) -> str:
+    """The tables of these experiments as Markdown."""
+    blocks = []
+    for experiment in experiments:
+        blocks += [f"### {HEADINGS[experiment]}", NOTES[experiment]]
+        for section in sections(experiment, results, sizes):
+            align = ["left"] + ["right"] * (len(section.table.columns) - 1)
+            table = section.table.to_markdown(index=False, disable_numparse=True, colalign=align)
+            blocks += [f"#### {section.title}", table, *section.remarks]
+            if section.origins:
+                origins = "\n".join(f"- {origin}" for origin in section.origins)
+                blocks += ["<details><summary>Where our numbers come from</summary>", origins, "</details>"]
+    return "\n\n".join(blocks)
+
+
+def print_tables(results: list[Result], experiments: list[str], sizes: list[str] | None = None) -> None:
+    """Print the tables of these experiments for reading in a terminal of 100 columns."""
+    console = Console(highlight=False)
+    for experiment in experiments:
+        console.print(Markdown(NOTES[experiment]), style="dim")
+        for section in sections(experiment, results, sizes):
+            table = Table(title=section.title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+            for column in section.table.columns:
+                table.add_column(column, justify="left" if column == "row" else "right", no_wrap=column == "row")
+            for _, line in section.table.iterrows():
+                table.add_row(*(cell.replace(" ± 0.", "±.") for cell in line))
+            console.print(table)
+            console.print()
+            for line in [*section.remarks, *section.origins]:
+                console.print(Markdown(line), style="dim")
+            console.print()
+
+
+def replace_between_markers(text: str, tables: str) -> str:
+    """`text` with everything between the two results markers replaced by `tables`.
+
+    Raises:
+        ValueError: `text` does not contain the two markers exactly once, in order.
+    """
+    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or not pattern.search(text):
+        raise ValueError(f"must contain the line {BEGIN} and, after it, the line {END}, once each")
+    return pattern.sub(lambda _: f"{BEGIN}\n\n{tables}\n\n{END}", text)
+
+
+def _lines(experiment: str, group: str, results: list[Result]) -> list[tuple[str, list[Result]]]:
+    """The lines of a table: a row's runs of equal length, so that no mean mixes full and shortened runs."""
+    planned = GROUPS[experiment][group].rows if group in GROUPS[experiment] else []
+    lines: list[tuple[str, list[Result]]] = []
+    for row in dict.fromkeys([*planned, *(run.row for run in results)]):
+        runs = sorted((run for run in results if run.row == row), key=lambda run: (-run.epochs, run.length, run.seed))
+        lines += [(row, list(same)) for _, same in groupby(runs, key=lambda run: run.length)] or [(row, [])]
+    return lines
+
+
+def _kept(runs: list[Result]) -> list[Result]:
+    """The runs of a line without the diverged ones, by the rule fixed in advance (protocol section 4, choice 10)."""
+    scores = [run.metrics.get("valid_ppl", run.metrics.get("test_rmse", math.nan)) for run in runs]
+    limit = 2 * pd.Series([score for score in scores if math.isfinite(score)], dtype=float).median()
+    return [run for run, score in zip(runs, scores, strict=True) if score <= limit]  # nan and inf fail this, too
+
+
+def _mean(runs: list[Result], metric: str, digits: int) -> str:
+    return _mean_sd(runs, [run.metrics[metric] for run in _kept(runs) if metric in run.metrics], digits)
+
+
+def _mean_sd(runs: list[Result], values: list[float], digits: int, absent: str = "not run") -> str:
+    if not runs:
+        return "not run"
+    if not _kept(runs):
+        return "diverged"
+    if not values:
+        return absent
+    series = pd.Series(values)
+    spread = f" ± {series.std(skipna=False):.{digits}f}" if len(values) > 1 else ""
+    return f"{series.mean(skipna=False):.{digits}f}{spread}"
+
+
+def _lowest_and_end(runs: list[Result]) -> tuple[str, str]:
+    """The lowest test RMSE of a curve, and its mean over the last epochs where there are more than those."""
+    curves = [curve for run in _kept(runs) if (curve := run.points("test_rmse")[1])]
+    ends = [sum(curve[-LAST_EPOCHS:]) / LAST_EPOCHS for curve in curves if len(curve) > LAST_EPOCHS]
+    return _mean_sd(runs, [min(curve) for curve in curves], 4), _mean_sd(runs, ends, 4, absent="–")
+
+
+def _published(paper: dict[str, Any], metric: str) -> str:
+    return " ± ".join(f"{value:.1f}" for value in paper[metric]) if metric in paper else "n/a"
+
+
+def _samples(runs: list[Result]) -> str:
+    """The numbers of MC samples of the runs that have an MC metric."""
+    samples = {run.metrics["mc_samples"] for run in _kept(runs) if "mc_samples" in run.metrics}
+    return ", ".join(f"{k:g}" for k in sorted(samples)) or "–"
+
+
+def _epochs(runs: list[Result]) -> str:
+    return runs[0].length if runs else "–"
+
+
+def _seeds(runs: list[Result], metric: str) -> str:
+    """The number of seeds in the mean, e.g. "3", or "2 of 3" if one is discarded."""
+    used = sum(metric in run.metrics for run in _kept(runs))
+    return f"{used} of {len(runs)}" if len(_kept(runs)) < len(runs) else str(used)
+
+
+def _speed(runs: list[Result]) -> str:
+    """Thousands of training words per second, as the paper prints them."""
+    speeds = [run.metrics["words_per_s"] for run in _kept(runs) if "words_per_s" in run.metrics]
+    return f"{sum(speeds) / len(speeds) / 1000:.1f}K" if speeds else "–"
+
+
+def _ptb_sources(size: str) -> list[str]:
+    """Where the published numbers of a size come from, and what else has been published on it."""
+    published = PUBLISHED["ptb"].get(size)
+    if not published:
+        return ["Published numbers: none known for this setting."]
+    remarks = ["Published numbers: " + "; ".join(dict.fromkeys(paper["source"] for paper in published.values())) + "."]
+    names = {"valid": "valid", "test": "test", "test_mc": "test with MC"}
+    for paper in PUBLISHED["ptb_further"]:
+        if paper["group"] == size:
+            numbers = ", ".join(f"{name} {_published(paper, key)}" for key, name in names.items() if key in paper)
+            remarks.append(f"Also published: {paper['what']}: {numbers}. Source: {paper['source']}.")
+    return remarks
+
+
+def _origin(run: Result) -> str:
+    origin, hardware = run.provenance, run.provenance["hardware"]
+    commit = f"commit {origin['commit'][:7]}" if origin.get("commit") else "no commit"
+    machine = hardware.get("gpu") or f"{hardware.get('cpu')} ({hardware.get('cores')} cores)"
+    devices = hardware.get("devices", 1)
+    minutes, seconds = divmod(round(origin["wall_time_s"]), 60)
+    hours, minutes = divmod(minutes, 60)
+    return ", ".join(
+        [
+            commit + (" with uncommitted changes" if origin["dirty"] else ""),
+            origin["date"][:10],
+            f"{devices} × {machine}" if devices > 1 else machine,
+            f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s",
+            f"tested after epoch {run.tested_epoch} of {run.planned_epochs}",
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the tables, write them into a file, or check that they are current there."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reproduction.table",
+        description="Tables of results, with the published numbers beside ours. As Markdown if piped.",
+    )
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of result files (%(default)s)")
+    parser.add_argument("--experiment", choices=list(GROUPS), help="one experiment only (default: all)")
+    parser.add_argument("--size", nargs="+", choices=list(GROUPS["ptb"]), help="Penn Treebank sizes (default: all)")
+    parser.add_argument("--readme", type=Path, help=f"replace what stands between {BEGIN} and {END} in this file")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the tables in --readme are stale")
+    options = parser.parse_args(arguments)
+    if options.check and not options.readme:
+        parser.error("--check needs --readme FILE")
+
+    try:
+        results = load_results(options.results)
+    except ResultError as error:
+        sys.exit(str(error))
+    experiments = [options.experiment] if options.experiment else list(GROUPS)
+
+    if not options.readme:
+        if sys.stdout.isatty():
+            print_tables(results, experiments, options.size)
+        else:
+            print(to_markdown(results, experiments, options.size))
+        return
+    text = options.readme.read_text(encoding="utf-8")
+    try:
+        current = replace_between_markers(text, to_markdown(results, experiments, options.size))
+    except ValueError as error:
+        sys.exit(f"{options.readme}: {error}")
+    if options.check:
+        if current != text:
+            sys.exit(
+                f"{options.readme}: the results are stale; run `python -m reproduction.table --readme {options.readme}`"
+            )
+    else:
+        temporary = options.readme.with_name(options.readme.name + ".tmp")
+        temporary.write_text(current, encoding="utf-8")
+        temporary.replace(options.readme)
+
+
+if __name__ == "__main__":
+    main()

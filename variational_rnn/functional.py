@@ -1,0 +1,134 @@
+"""What happens in one time step, and how steps unroll: the readable reference.
+
+Pure functions over tensors. Shapes: T time, B batch, I input size, H hidden size, G gates (LSTM 4, GRU 3, RNN 1).
+Gate order, parameters and equations are those of torch.nn.LSTM, GRU and RNN, so their weights can be used as they are.
+
+A dropped-out weight matrix never exists here. Zeroing row k of W for one sequence is the same as zeroing coordinate k of
+that sequence's input to the product: x diag(z) W = (x * z) W (section 4 of the paper). The mask therefore multiplies what
+enters a matrix product, never the carried state: a scaled state would grow by 1/(1-p) at every step of a GRU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from variational_rnn.masks import LayerMasks
+
+State = tuple[Tensor, ...]
+"""(h, c) of an LSTM, (h,) of a GRU or RNN, each [B, H]."""
+
+Step = Callable[[Tensor, Tensor, State], State]
+"""(x_gates [B, G*H], h_gates [B, G*H], state) -> next state."""
+
+
+def lstm_step(x_gates: Tensor, h_gates: Tensor, state: State, memory: Tensor | None = None) -> State:
+    """One LSTM step: c' = f*c + i*g, h' = o*tanh(c').
+
+    With a memory mask (Moon et al. 2015; equation 9 of the paper) the masked cells are removed: their c is held at zero.
+    Inside the recursion the mask is binary, because an inverted one would multiply a kept cell by 1/(1-p) at every step;
+    the scale 1/(1-p) is put on h, where the cell is read.
+
+    Args:
+        x_gates: W x + b, [B, 4H], gates in torch's order i, f, g, o.
+        h_gates: U h + b', [B, 4H].
+        state: (h, c), each [B, H].
+        memory: [B|1, H] with entries 0 or 1/(1-p).
+    """
+    i, f, g, o = (x_gates + h_gates).chunk(4, dim=-1)
+    c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+    if memory is None:
+        return o.sigmoid() * c.tanh(), c
+    c = c * (memory != 0)
+    return memory * (o.sigmoid() * c.tanh()), c
+
+
+def gru_step(x_gates: Tensor, h_gates: Tensor, state: State) -> State:
+    """One GRU step as torch and cuDNN define it: n = tanh(W x + b + r*(U h + b')), h' = (1-z)*n + z*h.
+
+    Args:
+        x_gates: W x + b, [B, 3H], gates in torch's order r, z, n.
+        h_gates: U h + b', [B, 3H].
+        state: (h,), [B, H].
+    """
+    x_r, x_z, x_n = x_gates.chunk(3, dim=-1)
+    h_r, h_z, h_n = h_gates.chunk(3, dim=-1)
+    n = (x_n + (x_r + h_r).sigmoid() * h_n).tanh()
+    return (torch.lerp(n, state[0], (x_z + h_z).sigmoid()),)
+
+
+def rnn_tanh_step(x_gates: Tensor, h_gates: Tensor, state: State) -> State:
+    """One step of the simple network: h' = tanh(W x + b + U h + b')."""
+    return ((x_gates + h_gates).tanh(),)
+
+
+def rnn_relu_step(x_gates: Tensor, h_gates: Tensor, state: State) -> State:
+    """One step of the simple network with rectifier: h' = max(0, W x + b + U h + b')."""
+    return ((x_gates + h_gates).relu(),)
+
+
+def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
+    """(x * mask) W^T + b, with one mask for all gates or one for each.
+
+    Args:
+        x: [..., B, I].
+        weight: [G*H, I].
+        bias: [G*H] or None.
+        mask: [..., G|1, B|1, I] or None.
+
+    Returns:
+        [..., B, G*H].
+    """
+    if mask is None:
+        return F.linear(x, weight, bias)
+    if mask.size(-3) == 1:
+        return F.linear(x * mask.squeeze(-3), weight, bias)
+    weight_GIH = weight.unflatten(0, (mask.size(-3), -1)).transpose(1, 2)
+    product = ((x.unsqueeze(-3) * mask) @ weight_GIH).transpose(-3, -2).flatten(-2)  # [..., B, G*H]
+    return product if bias is None else product + bias
+
+
+def unroll(
+    step: Step,
+    x: Tensor,
+    state: State,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    masks: LayerMasks,
+    *,
+    valid: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, State]:
+    """Run one layer in one direction over a sequence.
+
+    The input product does not depend on the state, so it is done for all time steps at once.
+
+    Args:
+        step: what happens in one time step.
+        x: [T, B, I].
+        state: the initial state, tensors of [B, H].
+        weight_ih: [G*H, I]; weight_hh: [G*H, H]; bias_ih, bias_hh: [G*H] or None.
+        masks: of this layer and direction.
+        valid: [T, B, 1], False behind the end of a shorter sequence: its state stays as it is there.
+        reverse: run from the last step to the first.
+
+    Returns:
+        The hidden states [T, B, H] in the order of x, and the final state.
+    """
+    x_gates = masked_linear(x, weight_ih, bias_ih, masks.input)
+    recurrent = masks.recurrent
+    outputs: list[Tensor] = [x] * x.size(0)
+    for t in reversed(range(x.size(0))) if reverse else range(x.size(0)):
+        mask = None if recurrent is None else recurrent[t if recurrent.size(0) > 1 else 0]
+        h_gates = masked_linear(state[0], weight_hh, bias_hh, mask)
+        new_state = step(x_gates[t], h_gates, state)
+        if valid is not None:
+            new_state = tuple(torch.where(valid[t], new, old) for new, old in zip(new_state, state, strict=True))
+        state = new_state
+        outputs[t] = state[0]
+    return torch.stack(outputs), state
