@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, DatasetDict, DownloadConfig, DownloadManager, load_dataset
+from datasets import Dataset, DatasetDict, DownloadConfig, DownloadManager
 
 from datamodules.common import check_sha256, no_progress_bars
 from datamodules.rated_sequences import RatedSequences, encode, pad_left, rank_words
@@ -110,16 +110,10 @@ def load_reviews(folder: Path) -> Dataset:
         root = (folder if folder.is_dir() else fetch_archive(folder)) / "scaledata"
         for name, sha256 in SHA256.items():
             check_sha256(root / name, sha256, WHERE_TO_GET_IT)
-        files = {
-            column: [str(root / name) for name in SHA256 if f"/{prefix}." in name]
-            for column, prefix in {"text": "subj", "rating": "rating"}.items()
-        }
+        texts, ratings = ([str(root / name) for name in SHA256 if f"/{kind}." in name] for kind in ("subj", "rating"))
         # A strict encoding, so that str.lower changes nothing but ASCII letters, as the published code does.
-        lines = {
-            column: load_dataset("text", data_files=files[column], encoding="ascii", split="train")["text"]
-            for column in files
-        }
-    return Dataset.from_dict({"text": lines["text"], "rating": [float(rating) for rating in lines["rating"]]})
+        lines = Dataset.from_text(texts, encoding="ascii")["text"]
+        return Dataset.from_dict({"text": lines, "rating": [float(r) for r in Dataset.from_text(ratings)["text"]]})
 
 
 def fetch_archive(folder: Path) -> Path:

@@ -39,6 +39,7 @@ class PennTreebank(TokenStreams):
         batch_size: B, the number of streams over all processes.
         window: T, tokens of a window.
         vocab_size: Number of word types that the model is built for; checked against the text.
+        train_eval_windows: Number of training windows on which the training error is evaluated after each epoch.
 
     Raises (from `prepare_data` and `setup`):
         FileNotFoundError: The folder exists, one of its files does not.
@@ -47,9 +48,14 @@ class PennTreebank(TokenStreams):
     """
 
     def __init__(
-        self, data_dir: str | Path = "data", batch_size: int = 20, window: int = 35, vocab_size: int = 10_000
+        self,
+        data_dir: str | Path = "data",
+        batch_size: int = 20,
+        window: int = 35,
+        vocab_size: int = 10_000,
+        train_eval_windows: int = 0,
     ) -> None:
-        super().__init__(batch_size, window)
+        super().__init__(batch_size, window, train_eval_windows)
         self.folder = Path(data_dir) / "ptb"
         self.vocab_size = vocab_size
 
@@ -88,13 +94,14 @@ def load_texts(folder: Path) -> DatasetDict:
         if folder.is_dir():
             for split, name in FILES.items():
                 check_sha256(folder / name, SHA256[split], WHERE_TO_GET_IT)
-            return load_dataset("text", data_files={split: str(folder / name) for split, name in FILES.items()})
+            # Not load_dataset: even for local files it asks a server to count the download, which can take seconds.
+            return DatasetDict.from_text({split: str(folder / name) for split, name in FILES.items()})
         try:
             return load_dataset(HUB_REPOSITORY, revision=HUB_REVISION).rename_column("sentence", "text")
         except OSError as error:
             raise ConnectionError(
-                f"There is no folder {folder.absolute()}, and {HUB_REPOSITORY} on the Hugging Face hub cannot be "
-                f"reached ({error}). {WHERE_TO_GET_IT}"
+                f"There is no folder {folder.absolute()}, and {HUB_REPOSITORY} cannot be fetched from the "
+                f"Hugging Face hub ({error}). {WHERE_TO_GET_IT}"
             ) from error
 
 

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
 from datamodules.common import check_sha256, no_progress_bars
 from datamodules.rated_sequences import RatedSequences, encode, pad_left, rank_words
@@ -40,6 +40,7 @@ class SnippetLanguage(TokenStreams):
         batch_size: B, the number of streams over all processes.
         window: T, tokens of a window.
         vocab_size: Number of word types that the model is built for: <unk>, <eos> and the most frequent words.
+        train_eval_windows: Number of training windows on which the training error is evaluated after each epoch.
 
     Raises (from `prepare_data` and `setup`):
         ConnectionError: The corpus is not there and cannot be fetched.
@@ -47,9 +48,14 @@ class SnippetLanguage(TokenStreams):
     """
 
     def __init__(
-        self, data_dir: str | Path = "data", batch_size: int = 20, window: int = 35, vocab_size: int = 5000
+        self,
+        data_dir: str | Path = "data",
+        batch_size: int = 20,
+        window: int = 35,
+        vocab_size: int = 5000,
+        train_eval_windows: int = 0,
     ) -> None:
-        super().__init__(batch_size, window)
+        super().__init__(batch_size, window, train_eval_windows)
         self.folder = Path(data_dir) / "snippets"
         self.vocab_size = vocab_size
 
@@ -81,7 +87,7 @@ class SnippetRatings(RatedSequences):
     """Ratings of the snippets, from -4 to 4, for demonstrations: a small stand-in for `FilmReviews`.
 
     80 % of the snippets are for training, the others for the test. A snippet is its first `length` ids, the start id
-    included. Word ids are as in `FilmReviews`, with words counted in the training snippets only and all `vocab_size` ids
+    included. Word ids are as in `FilmReviews`, but words are counted in the training snippets only, and all ids are
     in use. The batches are described in `RatedSequences`.
 
     Args:
@@ -166,10 +172,8 @@ def fetch_snippets(folder: Path) -> Path:
 def load_snippets(folder: Path) -> Dataset:
     """Load the snippets, with the columns "text" and "rating"; fetch them unless they are there."""
     with no_progress_bars():
-        return load_dataset(
-            "csv",
-            data_files=str(fetch_snippets(folder)),
-            split="train",
+        return Dataset.from_csv(
+            str(fetch_snippets(folder)),
             delimiter="\t",
             column_names=["id", "rating", "text"],
             quoting=csv.QUOTE_NONE,

@@ -3,7 +3,7 @@
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from datamodules.common import batch_share, rank_and_world_size
 
@@ -72,7 +72,8 @@ class StreamWindows(Dataset[tuple[Tensor, Tensor]]):
 class TokenStreams(LightningDataModule):
     """Base of the data modules for language models: serves a text as windows (inputs, targets), each [T, B].
 
-    Training and validation text are split into `batch_size` streams. The test text is one stream (B = 1) whose last
+    Training and validation text are split into `batch_size` streams. Validation has a second loader, of the first
+    training windows, if `train_eval_windows` asks for it: it shows overfitting, dropout off on both. The test text is one stream (B = 1) whose last
     window may be shorter, so that all tokens but the first are predicted. Windows come in order, in every epoch.
 
     With several processes each one gets a contiguous block of the training and validation streams, so that recurrent
@@ -85,12 +86,14 @@ class TokenStreams(LightningDataModule):
     Args:
         batch_size: B, the number of streams over all processes.
         window: T, tokens of a window.
+        train_eval_windows: Number of training windows, from the first on, on which the training error is evaluated.
     """
 
-    def __init__(self, batch_size: int, window: int) -> None:
+    def __init__(self, batch_size: int, window: int, train_eval_windows: int = 0) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.window = window
+        self.train_eval_windows = train_eval_windows
         self.vocabulary: list[str] = []
         self.ids: dict[str, Tensor] = {}
 
@@ -105,11 +108,15 @@ class TokenStreams(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Windows over this process's streams of the training text."""
-        return self._parallel_windows("train")
+        return _in_order(self._parallel_windows("train"))
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Windows over this process's streams of the validation text."""
-        return self._parallel_windows("validation")
+    def val_dataloader(self) -> list[DataLoader[tuple[Tensor, Tensor]]]:
+        """Windows over this process's streams of the validation text, and the first training windows if wanted."""
+        loaders = [_in_order(self._parallel_windows("validation"))]
+        if self.train_eval_windows:
+            train = self._parallel_windows("train")
+            loaders.append(_in_order(Subset(train, range(min(self.train_eval_windows, len(train))))))
+        return loaders
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Windows over the whole test text as one stream, the shorter last one included."""
@@ -119,12 +126,12 @@ class TokenStreams(LightningDataModule):
         """The same windows as for the test."""
         return self.test_dataloader()
 
-    def _parallel_windows(self, split: str) -> DataLoader[tuple[Tensor, Tensor]]:
+    def _parallel_windows(self, split: str) -> StreamWindows:
         rank, world_size = rank_and_world_size(self)
         share = batch_share(self.batch_size, world_size)
         streams = split_streams(self.ids[split], self.batch_size)
-        return _in_order(StreamWindows(streams[:, rank * share : (rank + 1) * share].contiguous(), self.window))
+        return StreamWindows(streams[:, rank * share : (rank + 1) * share].contiguous(), self.window)
 
 
-def _in_order(windows: StreamWindows) -> DataLoader[tuple[Tensor, Tensor]]:
+def _in_order(windows: Dataset[tuple[Tensor, Tensor]]) -> DataLoader[tuple[Tensor, Tensor]]:
     return DataLoader(windows, batch_size=None, shuffle=False)

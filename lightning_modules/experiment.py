@@ -18,6 +18,7 @@ class Experiment(L.LightningModule):
         curve: one entry for each finished epoch: its number from 1, every logged metric, the learning rate, seconds
             (with validation) and words/s (of training alone). It is part of the checkpoint, so an interrupted run
             keeps it.
+        provenance: where this run was started, and where it was resumed; also part of the checkpoint.
         words_per_second: of the current epoch, for the progress bar.
     """
 
@@ -27,6 +28,7 @@ class Experiment(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.curve = []
+        self.provenance: list[dict[str, Any]] = []
         self.words_per_second = 0.0
         self._words = 0
         self._epoch_start = 0.0
@@ -73,8 +75,9 @@ class Experiment(L.LightningModule):
         self.print("  ".join(f"{name} {value:,.5g}" for name, value in entry.items()))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the curve and the state of the random numbers."""
+        """Add the curve, the provenance and the state of the random numbers."""
         checkpoint["curve"] = self.curve
+        checkpoint["provenance"] = self.provenance
         checkpoint["rng"] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state()
@@ -96,6 +99,7 @@ class Experiment(L.LightningModule):
                 "Use the configuration that the checkpoint was trained with."
             )
         self.curve = checkpoint["curve"]
+        self.provenance = checkpoint["provenance"] + self.provenance
         torch.set_rng_state(checkpoint["rng"]["cpu"].cpu())
         if torch.cuda.is_available() and "cuda" in checkpoint["rng"]:
             torch.cuda.set_rng_state(checkpoint["rng"]["cuda"].cpu())

@@ -48,8 +48,9 @@ class LanguageModel(Experiment):
     not. The loss is summed over time and averaged over the B streams, in nats.
 
     Logged: `train_ppl` (mean over the epoch, dropout on), `valid_ppl` (exact), `valid_ppl_lua` (as the original code
-    prints it: the sum of floor(R/T) windows divided by the un-floored quotient), `test_ppl` (dropout approximation) and
-    `test_ppl_mc` (the probabilities of `mc_samples` sampled networks, averaged).
+    prints it: the sum of floor(R/T) windows divided by the un-floored quotient), `train_eval_ppl` (dropout off, if the
+    data serve training windows for it), `test_ppl` (dropout approximation) and `test_ppl_mc` (the probabilities of
+    `mc_samples` sampled networks, averaged).
 
     Args:
         vocab_size: number of word types V.
@@ -121,9 +122,7 @@ class LanguageModel(Experiment):
         self.mc_masks = mc_masks
         self.mc_word_dropout = mc_word_dropout
 
-        self.embedding = VariationalEmbedding(
-            vocab_size, hidden_size, word_dropout=word_dropout, word_masks=word_masks
-        )
+        self.embedding = VariationalEmbedding(vocab_size, hidden_size, word_dropout=word_dropout, word_masks=word_masks)
         dropout: dict[str, Any] = {
             "input_dropout": input_dropout,
             "recurrent_dropout": recurrent_dropout,
@@ -144,8 +143,8 @@ class LanguageModel(Experiment):
             nn.init.uniform_(parameter, -init_scale, init_scale)
 
         # torchmetrics keeps float32 by default; half a million losses are summed here.
-        self.train_nll, self.valid_nll, self.test_nll, self.test_nll_mc = (
-            MeanMetric().set_dtype(torch.float64) for _ in range(4)
+        self.train_nll, self.train_eval_nll, self.valid_nll, self.test_nll, self.test_nll_mc = (
+            MeanMetric().set_dtype(torch.float64) for _ in range(5)
         )
         self._train_state: State = None
         self._eval_state: State = None
@@ -161,7 +160,9 @@ class LanguageModel(Experiment):
             self.embedding.sample_masks(batch_size, steps), self.rnn.sample_masks(batch_size, steps), output
         )
 
-    def forward(self, words: Tensor, state: State = None, masks: LanguageModelMasks | None = None) -> tuple[Tensor, State]:
+    def forward(
+        self, words: Tensor, state: State = None, masks: LanguageModelMasks | None = None
+    ) -> tuple[Tensor, State]:
         """Predict each next word.
 
         Args:
@@ -221,22 +222,23 @@ class LanguageModel(Experiment):
         self._eval_state = state if self.carry_state else None
         metric.update(F.cross_entropy(logits.flatten(0, 1), targets.flatten()), targets.numel())
 
-    def on_validation_epoch_start(self) -> None:
-        """Start the validation streams from zeros."""
-        self._eval_state = None
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        """Evaluate one window, dropout off."""
-        self._evaluate(batch, self.valid_nll)
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int, dataloader_idx: int = 0) -> None:
+        """Evaluate one window, dropout off: loader 0 serves validation windows, loader 1 training windows."""
+        if batch_index == 0:
+            self._eval_state = None  # the streams start from zeros
+        self._evaluate(batch, self.valid_nll if dataloader_idx == 0 else self.train_eval_nll)
 
     def on_validation_epoch_end(self) -> None:
         """Log the exact validation perplexity, and the one that the original code would print (protocol 1.6)."""
         nll = self.valid_nll.compute()
         self.valid_nll.reset()
-        windows = self.trainer.val_dataloaders.dataset
-        predicted = len(windows) * windows[0][0].size(0)
+        windows, *train_windows = [loader.dataset for loader in self.trainer.val_dataloaders]
+        predicted = len(windows) * windows.window
         self.log("valid_ppl", nll.exp(), prog_bar=True)
         self.log("valid_ppl_lua", (nll * predicted / windows.num_steps).exp())
+        if train_windows:
+            self.log("train_eval_ppl", self.train_eval_nll.compute().exp())
+            self.train_eval_nll.reset()
 
     def on_test_epoch_start(self) -> None:
         """Start the test stream from zeros, and draw the sampled networks."""

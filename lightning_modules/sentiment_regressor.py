@@ -92,7 +92,10 @@ class SentimentRegressor(Experiment):
         self.register_buffer("target_mean", torch.tensor(0.0))
         self.register_buffer("target_std", torch.tensor(1.0))
         self.errors = nn.ModuleDict(
-            {name: MeanSquaredError(squared=False) for name in ("test_rmse", "train_rmse", "test_rmse_mc", "constant_rmse")}
+            {
+                name: MeanSquaredError(squared=False)
+                for name in ("test_rmse", "train_rmse", "test_rmse_mc", "constant_rmse")
+            }
         )
 
     def _initialise(self) -> None:

@@ -22,10 +22,21 @@ PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "numpy")
 
 
 class Trainer(L.Trainer):
-    """Lightning's trainer with one more entry point: `reproduce`."""
+    """Lightning's trainer with one more entry point, `reproduce`.
+
+    Args:
+        args: those of Lightning's Trainer.
+        tested_weights: which weights `reproduce` tests: those of the "last" epoch, or of the epoch with the "best"
+            validation.
+        kwargs: those of Lightning's Trainer.
+    """
 
     run_config: dict[str, Any] = {}  # noqa: RUF012 -- set for each run by main.py
     """The resolved configuration, for the result file."""
+
+    def __init__(self, *args: Any, tested_weights: Literal["last", "best"] = "last", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tested_weights = tested_weights
 
     def reproduce(
         self,
@@ -33,7 +44,6 @@ class Trainer(L.Trainer):
         datamodule: L.LightningDataModule,
         result: Path,
         epochs: int | None = None,
-        tested_weights: Literal["last", "best"] = "last",
     ) -> None:
         """Train, test, and write the result file. An interrupted run goes on from its last checkpoint.
 
@@ -42,13 +52,12 @@ class Trainer(L.Trainer):
             datamodule: the data.
             result: the file to write, RESULTS/EXPERIMENT/GROUP/ROW/seedK.json.
             epochs: stop after this many epochs of the schedule that trainer.max_epochs defines.
-            tested_weights: those of the "last" epoch, or of the epoch with the "best" validation.
         """
         if epochs is not None and epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
         experiment, group, row = result.parts[-4:-1]
         seed = int(result.stem.removeprefix("seed"))
-        start = provenance()
+        model.provenance = [provenance()]
         planned_epochs = self.max_epochs or 0
         self.fit_loop.max_epochs = min(epochs or planned_epochs, planned_epochs)
         checkpoints = self.checkpoint_callback
@@ -57,7 +66,7 @@ class Trainer(L.Trainer):
         self.fit(model, datamodule=datamodule, ckpt_path=last if last.exists() else None)
 
         test_start = time.perf_counter()
-        best = checkpoints.best_model_path if tested_weights == "best" else None
+        best = checkpoints.best_model_path if self.tested_weights == "best" else None
         [test_metrics] = self.test(model, datamodule=datamodule, ckpt_path=best)
         test_seconds = time.perf_counter() - test_start
 
@@ -77,7 +86,11 @@ class Trainer(L.Trainer):
             "metrics": {k: v for k, v in tested_epoch.items() if k != "epoch"} | dict(test_metrics),
             "curve": curve,
             "config": self.run_config,
-            "provenance": start | {"wall_time_s": sum(entry["seconds"] for entry in curve) + test_seconds},
+            "provenance": model.provenance[0]
+            | {
+                "wall_time_s": sum(entry["seconds"] for entry in curve) + test_seconds,
+                "resumed": model.provenance[1:],
+            },
         }
         write_atomically(result, json.dumps(report, indent=2) + "\n")
         self.print(f"wrote {result}")
@@ -90,6 +103,7 @@ class Trainer(L.Trainer):
 
 def provenance() -> dict[str, Any]:
     """What a result must say about where it came from: commit, time, hardware, versions."""
+
     def git(*arguments: str) -> str | None:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
         return done.stdout.strip() if done.returncode == 0 else None

@@ -11,7 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from reproduction.results import GROUPS, Result, ResultError, groups_with, load_results, title
 from reproduction.table import constant_rmse
@@ -64,7 +64,7 @@ def draw_language_models(group: str, results: list[Result]) -> Figure:
 
 
 def draw_sentiment(group: str, results: list[Result]) -> Figure:
-    """Training and test RMSE in rating units per epoch, as in Figure 3 of the paper (Figures 2 and 10 of its first version)."""
+    """Training and test RMSE in rating units per epoch: Figure 3 of the paper (2 and 10 of its first version)."""
     figure, (left, right) = _panels(title("sentiment", group))
     draw_curves(left, results, "train_rmse")
     draw_curves(right, results, "test_rmse")
@@ -89,8 +89,9 @@ def draw_demo(results: list[Result]) -> Figure:
     draw_curves(left, runs["language_model"], train_metric, dashed=True)
     draw_curves(right, runs["sentiment"], "test_rmse")
     draw_curves(right, runs["sentiment"], "train_rmse", dashed=True)
-    left.set(title="Language model", xlabel="epoch", ylabel="perplexity per word")
-    right.set(title="Sentiment regression", xlabel="epoch", ylabel="RMSE (rating units, 0 to 1)")
+    note = " (training: dropout on)" if train_metric == "train_ppl" else ""
+    left.set(title=f"Language model{note}", xlabel="epoch", ylabel="perplexity per word")
+    right.set(title="Sentiment regression", xlabel="epoch", ylabel="RMSE (rating units, −4 to 4)")
     _perplexity_axis(left)
     _constant_line(right, constant_rmse("demo", results))
     kinds = [
@@ -133,6 +134,8 @@ def _panels(heading: str) -> tuple[Figure, tuple[Axes, Axes]]:
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     figure.suptitle(heading, x=0.01, ha="left", fontweight="bold")
     left, right = figure.subplots(1, 2)
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure, (left, right)
 
 

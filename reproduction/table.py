@@ -178,9 +178,10 @@ def to_markdown(results: list[Result], experiments: list[str], sizes: list[str] 
     return "\n\n".join(blocks)
 
 
-def print_tables(results: list[Result], experiments: list[str], sizes: list[str] | None = None) -> None:
-    """Print the tables of these experiments for reading in a terminal of 100 columns."""
-    console = Console(highlight=False)
+def print_tables(
+    console: Console, results: list[Result], experiments: list[str], sizes: list[str] | None = None
+) -> None:
+    """Print the tables of these experiments for reading in a terminal; 100 columns are enough."""
     for experiment in experiments:
         console.print(Markdown(NOTES[experiment]), style="dim")
         for section in sections(experiment, results, sizes):
@@ -188,7 +189,7 @@ def print_tables(results: list[Result], experiments: list[str], sizes: list[str]
             for column in section.table.columns:
                 table.add_column(column, justify="left" if column == "row" else "right", no_wrap=column == "row")
             for _, line in section.table.iterrows():
-                table.add_row(*(cell.replace(" ± 0.", "±.") for cell in line))
+                table.add_row(*(cell.replace(" ± 0.", "±.").replace(" ± ", "±") for cell in line))
             console.print(table)
             console.print()
             for line in [*section.remarks, *section.origins]:
@@ -329,7 +330,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     if not options.readme:
         if sys.stdout.isatty():
-            print_tables(results, experiments, options.size)
+            print_tables(Console(highlight=False), results, experiments, options.size)
         else:
             print(to_markdown(results, experiments, options.size))
         return

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from variational_rnn.masks import check_probability, sample_mask
+from variational_rnn.masks import check_mask, check_probability, sample_mask
 from variational_rnn.mc import DropoutModule
 
 
@@ -71,6 +71,9 @@ class VariationalEmbedding(DropoutModule, nn.Embedding):
 
         Returns:
             Vectors, [T, B, embedding_dim] ([B, T, embedding_dim] with batch_first).
+
+        Raises:
+            ValueError: the mask has another shape than `sample_masks` gives for these words.
         """
         words_TB = words.t() if self.batch_first else words
         if mask is None and self.dropout_is_live:
@@ -78,7 +81,13 @@ class VariationalEmbedding(DropoutModule, nn.Embedding):
         vectors = super().forward(words)
         if mask is None:
             return vectors
-        scale_TB = mask.expand(words_TB.size(1), -1).gather(1, words_TB.t()).t() if self.word_masks == "type" else mask
+        steps, batch_size = words_TB.shape
+        if self.word_masks == "type":
+            check_mask("word mask", mask, {1, batch_size}, {self.num_embeddings})
+            scale_TB = mask.expand(batch_size, -1).gather(1, words_TB.t()).t()
+        else:
+            check_mask("word mask", mask, {1, steps}, {1, batch_size})
+            scale_TB = mask.expand(steps, batch_size)
         return vectors * (scale_TB.t() if self.batch_first else scale_TB).unsqueeze(-1)
 
     def extra_repr(self) -> str:  # noqa: D102

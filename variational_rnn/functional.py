@@ -57,7 +57,7 @@ def gru_step(x_gates: Tensor, h_gates: Tensor, state: State) -> State:
     x_r, x_z, x_n = x_gates.chunk(3, dim=-1)
     h_r, h_z, h_n = h_gates.chunk(3, dim=-1)
     n = (x_n + (x_r + h_r).sigmoid() * h_n).tanh()
-    return (torch.lerp(n, state[0], (x_z + h_z).sigmoid()),)
+    return (n + (x_z + h_z).sigmoid() * (state[0] - n),)
 
 
 def rnn_tanh_step(x_gates: Tensor, h_gates: Tensor, state: State) -> State:

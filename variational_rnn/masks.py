@@ -49,6 +49,19 @@ def sample_mask(
     return torch.empty(shape, device=device, dtype=dtype).bernoulli_(1.0 - p, generator=generator).div_(1.0 - p)
 
 
+def check_mask(name: str, mask: Tensor | None, *allowed: set[int]) -> None:
+    """Check a mask's shape, one set of allowed sizes for each dimension; None is no mask and fits everywhere.
+
+    Raises:
+        ValueError: names the mask, its shape and the expected one.
+    """
+    if mask is None:
+        return
+    if mask.dim() != len(allowed) or any(size not in sizes for size, sizes in zip(mask.shape, allowed, strict=True)):
+        expected = ", ".join("|".join(map(str, sorted(sizes))) for sizes in allowed)
+        raise ValueError(f"{name} has shape {list(mask.shape)}, expected [{expected}]")
+
+
 class LayerMasks(NamedTuple):
     """The masks of one layer in one direction; None where nothing is dropped.
 

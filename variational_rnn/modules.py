@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from variational_rnn import functional
-from variational_rnn.masks import LayerMasks, RNNMasks, check_probability, sample_mask
+from variational_rnn.masks import LayerMasks, RNNMasks, check_mask, check_probability, sample_mask
 from variational_rnn.mc import DropoutModule
 
 
@@ -60,12 +60,18 @@ class VariationalDropout(DropoutModule):
         return sample_mask(times, batch_size, features, p=self.p, device=device, dtype=dtype, generator=generator)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Drop units of x, [T, B, F] or [B, F]; the mask is sampled where dropout is live and none is given."""
+        """Drop units of x, [T, B, F] or [B, F]; the mask is sampled where dropout is live and none is given.
+
+        Args:
+            x: values.
+            mask: of `sample_masks`, [T|1, B|1, F].
+        """
         if mask is None and self.dropout_is_live:
             steps = x.size(0) if x.dim() == 3 else 1
             mask = self.sample_masks(x.size(-2), x.size(-1), steps, device=x.device, dtype=x.dtype)
-            mask = mask.squeeze(0) if mask is not None and x.dim() == 2 else mask
-        return x if mask is None else x * mask
+        if mask is None:
+            return x
+        return x * (mask.squeeze(0) if x.dim() == 2 else mask)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"p={self.p}, time_masks={self.time_masks!r}"
@@ -143,21 +149,31 @@ class _VariationalBase(DropoutModule, nn.RNNBase):
 
         Returns:
             output: the last layer's h, in the form of the input, [T, B, D*H].
-            state: the final state in the form of hx. Both are never masked: a mask multiplies what enters a product.
+            state: the final state in the form of hx. Input and recurrent masks leave no trace on either, since they
+                multiply what enters a product. Memory masks do: a removed cell has c = h = 0, a kept h is scaled.
 
         Raises:
             ValueError: masks do not fit this module or input.
             RuntimeError, ValueError: input or hx have the wrong form, as torch.nn raises them.
         """
+        batch_size, steps = self._batch_and_steps(input)
         if masks is None and self.dropout_is_live:
-            masks = self.sample_masks(*self._batch_and_steps(input))
-        if self.backend == "auto" and (masks is None or not any(m is not None for layer in masks.layers for m in layer)):
+            masks = self.sample_masks(batch_size, steps)
+        if masks is not None:
+            self._check_masks(masks, batch_size, steps)
+        if self.backend == "auto" and (
+            masks is None or not any(m is not None for layer in masks.layers for m in layer)
+        ):
             return super().forward(input, hx)  # nothing to drop: torch's own kernel
-        return self._forward_reference(input, hx, masks or RNNMasks((LayerMasks(),) * self.num_layers * self._directions))
+        return self._forward_reference(
+            input, hx, masks or RNNMasks((LayerMasks(),) * self.num_layers * self._directions)
+        )
 
     def _batch_and_steps(self, input: Tensor | PackedSequence) -> tuple[int, int]:
         if isinstance(input, PackedSequence):
             return int(input.batch_sizes[0]), input.batch_sizes.size(0)
+        if input.dim() not in (2, 3):
+            raise ValueError(f"{type(self).__name__}: expected input of 2 or 3 dimensions, got {input.dim()}")
         if input.dim() == 2:
             return 1, input.size(0)
         return (input.size(0), input.size(1)) if self.batch_first else (input.size(1), input.size(0))
@@ -169,13 +185,9 @@ class _VariationalBase(DropoutModule, nn.RNNBase):
             x, lengths = pad_packed_sequence(input)
             valid = (torch.arange(x.size(0)).unsqueeze(1) < lengths).unsqueeze(-1).to(x.device)
         else:
-            if input.dim() not in (2, 3):
-                raise ValueError(f"{type(self).__name__}: expected input of 2 or 3 dimensions, got {input.dim()}")
             unbatched = input.dim() == 2
             x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if self.batch_first else input
         self.check_input(x, None)
-        batch_size = x.size(1)
-        self._check_masks(masks, batch_size, x.size(0))
         state = self._initial_state(x, hx, unbatched)
 
         finals: list[functional.State] = []
@@ -225,18 +237,12 @@ class _VariationalBase(DropoutModule, nn.RNNBase):
             )
         for index, layer in enumerate(masks.layers):
             features = self.input_size if index < self._directions else self.hidden_size * self._directions
-            for name, mask, allowed in (
-                ("input", layer.input, ({1, steps}, {1, self._gates}, {1, batch_size}, {features})),
-                ("recurrent", layer.recurrent, ({1, steps}, {1, self._gates}, {1, batch_size}, {self.hidden_size})),
-                ("memory", layer.memory, ({1, batch_size}, {self.hidden_size})),
-            ):
-                if mask is None:
-                    continue
-                if mask.dim() != len(allowed) or any(
-                    size not in sizes for size, sizes in zip(mask.shape, allowed, strict=True)
-                ):
-                    expected = ", ".join("|".join(map(str, sorted(sizes))) for sizes in allowed)
-                    raise ValueError(f"{name} mask {index} has shape {list(mask.shape)}, expected [{expected}]")
+            times, gates, batch = {1, steps}, {1, self._gates}, {1, batch_size}
+            check_mask(f"input mask {index}", layer.input, times, gates, batch, {features})
+            check_mask(f"recurrent mask {index}", layer.recurrent, times, gates, batch, {self.hidden_size})
+            if layer.memory is not None and not self._has_cell_state:
+                raise ValueError(f"memory mask {index} is given, but a {type(self).__name__} has no memory cells")
+            check_mask(f"memory mask {index}", layer.memory, batch, {self.hidden_size})
 
     @staticmethod
     def _pack_like(input: PackedSequence, output: Tensor, lengths: Tensor) -> PackedSequence:
@@ -248,7 +254,7 @@ class _VariationalBase(DropoutModule, nn.RNNBase):
             pack_padded_sequence(output, lengths).data, input.batch_sizes, input.sorted_indices, input.unsorted_indices
         )
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
         parts = [super().extra_repr()]
         parts += [
             f"{name}={getattr(self, name)}"

@@ -45,9 +45,7 @@ def whole(state_parts):
 def one_by_one(rnn, masks, sequences, hx):
     """Run every sequence alone; the list of outputs and the final state of all."""
     runs = [
-        functional_call(
-            plain_twin(rnn), masked_weights(rnn, masks, b), (x, whole([part[:, b] for part in parts(hx)]))
-        )
+        functional_call(plain_twin(rnn), masked_weights(rnn, masks, b), (x, whole([part[:, b] for part in parts(hx)])))
         for b, x in enumerate(sequences)
     ]
     finals = zip(*(parts(final) for _, final in runs), strict=True)
@@ -67,12 +65,10 @@ def random_state(rnn, batch):
 
 @any_layer
 @any_gate_masks
-@pytest.mark.parametrize(("num_layers", "bidirectional"), itertools.product([1, 2], [False, True]))
+@pytest.mark.parametrize(("num_layers", "bidirectional"), list(itertools.product([1, 2], [False, True])))
 @pytest.mark.parametrize("lengths", [(4, 4, 4), (2, 4, 1)], ids=["padded", "packed"])
 def test_masks_are_masked_weight_columns_of_every_sequence(ours, gate_masks, num_layers, bidirectional, lengths):
-    rnn = ours(
-        3, 4, num_layers, bidirectional=bidirectional, **DROPOUT, gate_masks=gate_masks, dtype=torch.float64
-    )
+    rnn = ours(3, 4, num_layers, bidirectional=bidirectional, **DROPOUT, gate_masks=gate_masks, dtype=torch.float64)
     masks = rnn.sample_masks(len(lengths))
     sequences = [torch.randn(length, 3, dtype=torch.float64, requires_grad=True) for length in lengths]
     hx = random_state(rnn, len(lengths))
@@ -88,9 +84,7 @@ def test_masks_are_masked_weight_columns_of_every_sequence(ours, gate_masks, num
     expected, expected_state = one_by_one(rnn, masks, sequences, hx)
     torch.testing.assert_close(outputs, expected)
     torch.testing.assert_close(state, expected_state)
-    torch.testing.assert_close(
-        gradients(rnn, leaves, outputs, state), gradients(rnn, leaves, expected, expected_state)
-    )
+    torch.testing.assert_close(gradients(rnn, leaves, outputs, state), gradients(rnn, leaves, expected, expected_state))
 
 
 @any_layer
@@ -117,9 +111,19 @@ def test_fresh_masks_are_other_weight_columns_at_every_step(ours, gate_masks):
     leaves = [x, *parts(hx)]
     torch.testing.assert_close(outputs, expected)
     torch.testing.assert_close(state, expected_state)
-    torch.testing.assert_close(
-        gradients(rnn, leaves, outputs, state), gradients(rnn, leaves, expected, expected_state)
-    )
+    torch.testing.assert_close(gradients(rnn, leaves, outputs, state), gradients(rnn, leaves, expected, expected_state))
+
+
+@any_layer
+def test_the_reverse_direction_takes_the_fresh_mask_of_the_time_step_it_reads(ours):
+    both = ours(3, 4, bidirectional=True, **DROPOUT, time_masks="fresh")
+    one = ours(3, 4)
+    reverse = {name.removesuffix("_reverse"): weight for name, weight in both.state_dict().items() if "reverse" in name}
+    one.load_state_dict(reverse)
+    x, masks = torch.randn(5, 2, 3), both.sample_masks(2, 5)
+    flipped = type(masks.layers[1])(*(None if mask is None else mask.flip(0) for mask in masks.layers[1]))
+    expected, _ = one(x.flip(0), masks=type(masks)((flipped,)))
+    torch.testing.assert_close(both(x, masks=masks)[0][..., 4:], expected.flip(0))
 
 
 @any_layer
@@ -146,6 +150,15 @@ def test_batch_first_and_an_unbatched_sequence_use_the_same_masks(ours):
     output, _ = rnn(x, masks=masks)
     torch.testing.assert_close(rnn(x[:, 0], masks=masks)[0], output[:, 0])
     torch.testing.assert_close(rnn_batch_first(x.transpose(0, 1), masks=masks)[0], output.transpose(0, 1))
+
+
+@any_layer
+def test_under_autocast_it_computes_the_same_in_lower_precision(ours):
+    rnn = ours(3, 4, 2, **DROPOUT)
+    x, masks = torch.randn(5, 2, 3), rnn.sample_masks(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, _ = rnn(x, masks=masks)
+    torch.testing.assert_close(output, rnn(x, masks=masks)[0], rtol=0.05, atol=0.05, check_dtype=False)
 
 
 @any_layer

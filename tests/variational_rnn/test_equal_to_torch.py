@@ -130,12 +130,13 @@ def test_a_copy_computes_the_same_and_shares_no_parameter(ours, copied):
     ("x", "hx"),
     [
         (torch.zeros(5, 2, 7), None),
+        (torch.zeros(3), None),
         (torch.zeros(5, 2, 3, 1), None),
         (torch.zeros(5, 2, 3, dtype=torch.long), None),
         (torch.zeros(5, 2, 3), torch.zeros(1, 3, 4)),
         (torch.zeros(5, 3), torch.zeros(1, 1, 4)),
     ],
-    ids=["features", "dimensions", "dtype", "batch of hx", "batched hx of an unbatched input"],
+    ids=["features", "1 dimension", "4 dimensions", "dtype", "batch of hx", "batched hx of an unbatched input"],
 )
 def test_wrong_input_is_refused_as_torch_refuses_it(ours, in_training, x, hx):
     rnn = ours(3, 4, **DROPOUT).train(in_training)

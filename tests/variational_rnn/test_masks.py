@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.utils.rnn import pack_sequence
 
 from variational_rnn import (
     LayerMasks,
@@ -106,18 +107,12 @@ def test_fresh_masks_differ_between_steps():
         assert differ(mask.reshape(-1, 64))
 
 
-@any_layer
-@pytest.mark.parametrize(("time_masks", "is_constant"), [("constant", True), ("fresh", False)])
-def test_a_network_sees_the_same_input_at_every_step_only_if_masks_are_constant(ours, time_masks, is_constant):
-    rnn = ours(32, 8, input_dropout=0.5, time_masks=time_masks)
-    for name, parameter in rnn.named_parameters():
-        if name.startswith("weight_hh"):
-            torch.nn.init.zeros_(parameter)
-    x = torch.randn(1, 1, 32).expand(6, 1, 32)
-    x_gates_of_first_step = rnn(x[:1], masks=None)[0]  # another draw
-    outputs = torch.cat([rnn(x[t : t + 1], masks=masks)[0] for t, masks in enumerate(self_masks(rnn))])
-    assert is_constant or differ(outputs)
-    assert x_gates_of_first_step.shape == (1, 1, 8)
+@pytest.mark.parametrize(("time_masks", "outputs"), [("constant", 1), ("fresh", 6)])
+def test_a_constant_input_stays_constant_under_constant_masks_only(time_masks, outputs):
+    rnn = VariationalRNN(32, 8, input_dropout=0.5, time_masks=time_masks)
+    torch.nn.init.zeros_(rnn.weight_hh_l0)
+    output, _ = rnn(torch.randn(1, 1, 32).expand(6, 1, 32))
+    assert len(output.unique(dim=0)) == outputs
 
 
 @any_layer
@@ -127,3 +122,113 @@ def test_given_masks_are_used_in_eval(ours):
     in_training = rnn(x, masks=masks)
     torch.testing.assert_close(rnn.eval()(x, masks=masks), in_training, rtol=0, atol=0)
     assert not torch.allclose(rnn(x)[0], in_training[0])
+
+
+@any_layer
+@pytest.mark.parametrize("time_masks", ["constant", "fresh"])
+@pytest.mark.parametrize(
+    ("x", "batch_first", "batch", "steps"),
+    [
+        (torch.ones(5, 2, 3), False, 2, 5),
+        (torch.ones(2, 5, 3), True, 2, 5),
+        (torch.ones(5, 3), False, 1, 5),
+        (torch.ones(5, 3), True, 1, 5),
+        (pack_sequence([torch.ones(length, 3) for length in (2, 5)], enforce_sorted=False), False, 2, 5),
+    ],
+    ids=["padded", "batch first", "unbatched", "unbatched to batch first", "packed"],
+)
+def test_training_draws_the_masks_that_sample_masks_draws(ours, time_masks, x, batch_first, batch, steps):
+    rnn = ours(3, 8, input_dropout=0.5, recurrent_dropout=0.5, time_masks=time_masks, batch_first=batch_first)
+    masks = rnn.sample_masks(batch, steps, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(1)
+    torch.testing.assert_close(list(rnn(x)[0]), list(rnn(x, masks=masks)[0]), rtol=0, atol=0)
+
+
+@any_layer
+def test_two_windows_with_the_same_masks_and_carried_state_are_one_long_sequence(ours):
+    rnn = ours(3, 8, 2, input_dropout=0.5, recurrent_dropout=0.5, gate_masks="untied", dtype=torch.float64)
+    x, masks = torch.randn(7, 2, 3, dtype=torch.float64), rnn.sample_masks(2)
+    first, state = rnn(x[:3], masks=masks)
+    second, state = rnn(x[3:], state, masks)
+    torch.testing.assert_close((torch.cat([first, second]), state), rnn(x, masks=masks))
+
+
+@any_layer
+def test_a_mask_of_one_sequence_is_shared_by_the_batch_when_given(ours):
+    rnn = ours(3, 8, 2, input_dropout=0.5, recurrent_dropout=0.5)
+    x, masks = torch.randn(5, 1, 3), rnn.sample_masks(1)
+    output, _ = rnn(x.expand(-1, 3, -1), masks=masks)
+    torch.testing.assert_close(output, rnn(x, masks=masks)[0].expand(-1, 3, -1))
+
+
+@any_layer
+def test_a_generator_gives_reproducible_masks_and_leaves_the_global_one_alone(ours):
+    rnn = ours(16, 16, input_dropout=0.5, recurrent_dropout=0.5)
+    before = torch.get_rng_state()
+    one, same, other = (
+        all_masks(rnn.sample_masks(4, generator=torch.Generator().manual_seed(seed))) for seed in (1, 1, 2)
+    )
+    torch.testing.assert_close(one, same, rtol=0, atol=0)
+    assert differ([one[0], other[0]])
+    assert differ([one[1], other[1]])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@any_layer
+def test_masks_have_the_dtype_of_the_parameters_and_can_be_moved_to_another(ours):
+    rnn = ours(3, 4, 2, input_dropout=0.5, recurrent_dropout=0.5)
+    masks = rnn.sample_masks(2)
+    moved = masks.to(torch.float64)
+    assert {mask.dtype for mask in all_masks(masks)} == {torch.float32}
+    assert {mask.dtype for mask in all_masks(moved)} == {torch.float64}
+    assert [layer.memory for layer in moved.layers] == [None, None]
+    torch.testing.assert_close(all_masks(moved), all_masks(masks), check_dtype=False)
+    output, _ = rnn.double()(torch.randn(5, 2, 3, dtype=torch.float64), masks=moved)
+    assert output.dtype == torch.float64
+
+
+@any_layer
+def test_sampling_with_p_0_gives_no_masks(ours):
+    assert ours(3, 4, 2).sample_masks(2) == RNNMasks((LayerMasks(), LayerMasks()))
+
+
+@pytest.mark.parametrize(
+    ("layer", "got", "expected"),
+    [
+        (LayerMasks(input=torch.ones(1, 1, 2, 9)), [1, 1, 2, 9], "[1|5, 1|4, 1|2, 3]"),
+        (LayerMasks(input=torch.ones(1, 1, 7, 3)), [1, 1, 7, 3], "[1|5, 1|4, 1|2, 3]"),
+        (LayerMasks(input=torch.ones(2, 3)), [2, 3], "[1|5, 1|4, 1|2, 3]"),
+        (LayerMasks(recurrent=torch.ones(1, 3, 2, 8)), [1, 3, 2, 8], "[1|5, 1|4, 1|2, 8]"),
+        (LayerMasks(recurrent=torch.ones(4, 1, 2, 8)), [4, 1, 2, 8], "[1|5, 1|4, 1|2, 8]"),
+        (LayerMasks(recurrent=torch.ones(1, 1, 2, 9)), [1, 1, 2, 9], "[1|5, 1|4, 1|2, 8]"),
+        (LayerMasks(memory=torch.ones(3, 8)), [3, 8], "[1|2, 8]"),
+        (LayerMasks(memory=torch.ones(1, 1, 2, 8)), [1, 1, 2, 8], "[1|2, 8]"),
+    ],
+    ids=["features", "batch", "dimensions", "gates", "steps", "hidden size", "memory batch", "memory dimensions"],
+)
+def test_masks_of_a_wrong_shape_are_refused_naming_got_and_expected(layer, got, expected):
+    with pytest.raises(ValueError, match=re.escape(f"mask 0 has shape {got}, expected {expected}")):
+        VariationalLSTM(3, 8)(torch.zeros(5, 2, 3), masks=RNNMasks((layer,)))
+
+
+def test_the_second_layer_expects_masks_as_wide_as_both_directions():
+    gru = VariationalGRU(3, 8, 2, bidirectional=True)
+    wrong = VariationalGRU(3, 8, 2, input_dropout=0.5).sample_masks(2).layers
+    masks = RNNMasks((wrong[0], wrong[0], wrong[1], wrong[1]))
+    with pytest.raises(
+        ValueError, match=re.escape("input mask 2 has shape [1, 1, 2, 8], expected [1|5, 1|3, 1|2, 16]")
+    ):
+        gru(torch.zeros(5, 2, 3), masks=masks)
+
+
+@any_layer
+def test_masks_of_another_number_of_layers_are_refused_naming_both(ours):
+    masks = ours(3, 8, input_dropout=0.5).sample_masks(2)
+    with pytest.raises(ValueError, match=r"1 layers and directions.* has 4"):
+        ours(3, 8, 2, bidirectional=True)(torch.zeros(5, 2, 3), masks=masks)
+
+
+@any_layer
+def test_fresh_masks_need_the_number_of_steps(ours):
+    with pytest.raises(ValueError, match="pass steps"):
+        ours(3, 8, input_dropout=0.5, time_masks="fresh").sample_masks(2)

@@ -1,0 +1,98 @@
+# Every target sets up what it needs. Runs are targets whose stamps are their result files.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.SECONDEXPANSION:
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+DATA_DIR ?= data
+RESULTS ?= results
+RUNS ?= runs
+SEEDS ?= 0
+SIZE ?= $(if $(wildcard /dev/nvidia0),medium,small)
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+names = $(filter-out common,$(basename $(notdir $(wildcard configs/$(1)/*.yaml))))
+SIZES := $(patsubst configs/ptb/%/common.yaml,%,$(wildcard configs/ptb/*/common.yaml))
+FIGURES := $(patsubst configs/sentiment/%/common.yaml,%,$(wildcard configs/sentiment/*/common.yaml))
+ROWS ?= non_regularized moon moon_embedding zaremba variational_tied variational_untied
+CURVES ?= $(foreach figure,$(FIGURES),$(call names,sentiment/$(figure)))
+
+# $(call check,VARIABLE,value,what is known)
+check = $(if $(filter-out $(3),$(2)),$(error $(1)="$(strip $(filter-out $(3),$(2)))" is unknown; choose from: $(strip $(3))))
+ifneq ($(filter reproduce-ptb,$(MAKECMDGOALS)),)
+$(call check,SIZE,$(SIZE),$(SIZES))
+$(call check,ROWS,$(ROWS),$(call names,ptb/$(SIZE)))
+endif
+ifneq ($(filter reproduce-sentiment,$(MAKECMDGOALS)),)
+$(call check,CURVES,$(CURVES),$(foreach figure,$(FIGURES),$(call names,sentiment/$(figure))))
+endif
+
+# $(call results,EXPERIMENT/GROUP,rows,seeds): result files
+results = $(foreach row,$(2),$(foreach seed,$(3),$(RESULTS)/$(1)/$(row)/seed$(seed).json))
+DEMO_RUNS := $(call results,demo/language_model,$(call names,demo/language_model),0) $(call results,demo/sentiment,$(call names,demo/sentiment),0)
+PTB_RUNS := $(call results,ptb/$(SIZE),$(ROWS),$(SEEDS))
+SENTIMENT_RUNS := $(foreach figure,$(FIGURES),$(call results,sentiment/$(figure),$(filter $(call names,sentiment/$(figure)),$(CURVES)),$(SEEDS)))
+
+##@ Start here
+help: ## show this text
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-22s %s\n", $$1, $$2}' Makefile
+	@printf '\nVariables: SIZE=%s ROWS="%s" CURVES="..." SEEDS="0 1 2" EPOCHS=n DATA_DIR=%s DEVICES=n\n' '$(SIZE)' '$(ROWS)' '$(DATA_DIR)'
+	@printf '           RESULTS=%s RUNS=%s CONSTRAINTS=%s ARGS="further options of main.py"\n' '$(RESULTS)' '$(RUNS)' '$(CONSTRAINTS)'
+
+demo: $(DEMO_RUNS) ## see overfitting and its cure in minutes, on a laptop, no account needed
+	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment demo
+	@.venv/bin/python -m reproduction.figures --results $(RESULTS) --experiment demo
+
+test: .venv/ready ## run the fast tests
+	.venv/bin/python -m pytest
+
+test-slow: .venv/ready ## run the slow tests
+	.venv/bin/python -m pytest -m slow
+
+##@ Reproduce
+reproduce-ptb: $(PTB_RUNS) ## Penn Treebank rows [SIZE= ROWS= SEEDS= EPOCHS= DATA_DIR= DEVICES=], then the table
+	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb --size $(SIZE)
+
+reproduce-sentiment: $(SENTIMENT_RUNS) ## sentiment curves [CURVES= SEEDS= EPOCHS= DATA_DIR= DEVICES=], then table and figures
+	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment sentiment
+	@.venv/bin/python -m reproduction.figures --results $(RESULTS) --experiment sentiment
+
+table: .venv/ready ## render the results into the README's tables
+	@.venv/bin/python -m reproduction.table --results $(RESULTS) --readme README.md
+
+figures: .venv/ready ## draw the curves of all results (PNG and SVG)
+	@.venv/bin/python -m reproduction.figures --results $(RESULTS)
+
+##@ Develop
+setup: .venv/ready ## create .venv and install
+lint: .venv/ready ## ruff and mypy
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+clean: ## remove runs (checkpoints, logs) and caches; results stay
+	rm -rf $(RUNS) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+.PHONY: help demo test test-slow reproduce-ptb reproduce-sentiment table figures setup lint clean FORCE
+
+.venv/ready: pyproject.toml $(wildcard $(CONSTRAINTS))
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed, $(PYTHON) is older or missing: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@echo "setting up .venv (about a minute, and more where torch is downloaded)"
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+# A result with fewer epochs than are now asked for is continued from its last checkpoint.
+unfinished = $(if $(wildcard $(1)),$(shell awk -F '[:,]' '/^  "epochs"/ {done = $$2} /^  "planned_epochs"/ {planned = $$2} \
+	END {wanted = "$(EPOCHS)" == "" || "$(EPOCHS)" + 0 > planned + 0 ? planned : "$(EPOCHS)"; if (done + 0 < wanted + 0) print "FORCE"}' $(1)))
+
+$(RESULTS)/%.json: $$(call unfinished,$$@) | .venv/ready
+	.venv/bin/python main.py reproduce --config configs/$(patsubst %/,%,$(dir $*)).yaml \
+		--seed_everything $(patsubst seed%,%,$(notdir $*)) --data.init_args.data_dir $(DATA_DIR) --result $@ \
+		--trainer.default_root_dir $(RUNS)/$* $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(DEVICES),--trainer.devices $(DEVICES)) $(ARGS)
+
+FORCE:

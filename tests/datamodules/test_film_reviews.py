@@ -1,0 +1,283 @@
+import hashlib
+import tarfile
+import threading
+from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules import FilmReviews, film_reviews
+
+AUTHORS = ["Dennis+Schwartz", "James+Berardinelli", "Scott+Renshaw", "Steve+Rhodes"]
+WORDS = [
+    "the",
+    "plot",
+    "of",
+    "this",
+    "film",
+    "is",
+    "not",
+    "as",
+    "good",
+    "as",
+    "the",
+    "last",
+    "one",
+    "but",
+    "good",
+    "fun",
+]
+
+
+@pytest.fixture
+def few_reviews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with five reviews of each author, of 1, 2, ... 20 words, rated 0.05, 0.1, ... 1."""
+    hashes = {}
+    for number, author in enumerate(AUTHORS):
+        folder = tmp_path / "film_reviews" / "scaledata" / author
+        folder.mkdir(parents=True)
+        lengths = range(5 * number + 1, 5 * number + 6)
+        contents = {
+            "subj": "".join(" ".join((WORDS * 2)[:length]) + " \n" for length in lengths),
+            "rating": "".join(f"{length / 20}\n" for length in lengths),
+        }
+        for kind, content in contents.items():
+            (folder / f"{kind}.{author}").write_text(content)
+            hashes[f"{author}/{kind}.{author}"] = hashlib.sha256(content.encode()).hexdigest()
+    monkeypatch.setattr(film_reviews, "SHA256", hashes)
+    return tmp_path
+
+
+@pytest.fixture
+def datamodule(few_reviews: Path) -> FilmReviews:
+    datamodule = FilmReviews(
+        few_reviews, batch_size=4, eval_batch_size=5, chunk_length=6, vocab_size=14, train_eval_chunks=7
+    )
+    datamodule.prepare_data()
+    datamodule.setup()
+    return datamodule
+
+
+@pytest.fixture(scope="module")
+def published(real_corpus: Callable[[str], Path]) -> FilmReviews:
+    datamodule = FilmReviews(real_corpus("film_reviews"))
+    datamodule.setup()
+    return datamodule
+
+
+def words_of(datamodule: FilmReviews, split: str) -> torch.Tensor:
+    return torch.tensor(datamodule.chunks[split]["words"])
+
+
+def test_tokens_are_lower_case_words_and_a_newline() -> None:
+    assert film_reviews.tokenize("A  film , that's it . ") == ["a", "film", ",", "that's", "it", ".", "\n"]
+
+
+def test_reviews_keep_the_published_order(datamodule: FilmReviews) -> None:
+    assert list(datamodule.texts["rating"]) == [length / 20 for length in range(1, 21)]
+    assert datamodule.texts[2]["text"].split() == WORDS[:3]
+
+
+def test_frequent_words_get_small_ids_and_ties_go_to_the_first_seen(datamodule: FilmReviews) -> None:
+    special, words = datamodule.vocabulary[:4], datamodule.vocabulary[4:]
+    assert special == ["<pad>", "<start>", "<unk>", "<unused>"]
+    # Counts: the 34, as 24, plot 22, of 20, newline 20, good 18, this 18.
+    assert words == ["the", "as", "plot", "\n", "of", "this", "good"]
+
+
+def test_reviews_are_cut_into_chunks_that_inherit_the_rating(datamodule: FilmReviews) -> None:
+    chunks = [*datamodule.chunks["train"], *datamodule.chunks["test"]]
+    seen: list[int] = []
+    for review in dict.fromkeys(chunk["review"] for chunk in chunks):
+        parts = [chunk for chunk in chunks if chunk["review"] == review]
+        ids = [i for part in parts for i in part["words"] if i != 0]
+        # Start, the words, and the newline.
+        assert len(ids) == review + 3
+        assert ids[0] == 1
+        assert ids[-1] == datamodule.vocabulary.index("\n")
+        assert {part["rating"] for part in parts} == {(review + 1) / 20}
+        assert all(len(part["words"]) == 6 for part in parts)
+        seen.append(review)
+    assert seen == np.random.RandomState(0).permutation(20).tolist()
+
+
+def test_pads_stand_in_front(datamodule: FilmReviews) -> None:
+    words = words_of(datamodule, "train")
+    assert (words == 0).any()
+    assert ((words[:, 1:] == 0) <= (words[:, :-1] == 0)).all()
+
+
+def test_first_four_fifths_of_the_chunks_are_for_training(datamodule: FilmReviews) -> None:
+    total = sum(-(-(length + 2) // 6) for length in range(1, 21))
+    assert (len(datamodule.chunks["train"]), len(datamodule.chunks["test"])) == (total * 4 // 5, total - total * 4 // 5)
+
+
+def test_another_split_seed_gives_another_split(few_reviews: Path, datamodule: FilmReviews) -> None:
+    other = FilmReviews(few_reviews, chunk_length=6, split_seed=1)
+    other.setup()
+    assert set(other.chunks["test"]["review"]) != set(datamodule.chunks["test"]["review"])
+
+
+def test_batches_are_time_first_with_raw_ratings(datamodule: FilmReviews) -> None:
+    words, ratings = next(iter(datamodule.test_dataloader()))
+    assert words.shape == (6, 5)
+    assert words.is_contiguous()
+    assert words.dtype == torch.long
+    assert torch.equal(words.T, words_of(datamodule, "test")[:5])
+    assert ratings.dtype == torch.float
+    assert ratings.tolist() == pytest.approx(datamodule.chunks["test"]["rating"][:5])
+
+
+def test_training_order_is_drawn_anew_each_epoch_from_the_seed(datamodule: FilmReviews) -> None:
+    loader = datamodule.train_dataloader()
+
+    def epoch() -> list[float]:
+        return torch.cat([ratings for _, ratings in loader]).tolist()
+
+    torch.manual_seed(1)
+    first, second = epoch(), epoch()
+    torch.manual_seed(1)
+    assert epoch() == first
+    assert first != second
+    assert sorted(first) == sorted(second) == pytest.approx(sorted(datamodule.chunks["train"]["rating"]))
+
+
+def test_last_smaller_training_batch_is_kept(datamodule: FilmReviews) -> None:
+    datamodule.chunks["train"] = datamodule.chunks["train"].take(10)
+    assert [len(ratings) for _, ratings in datamodule.train_dataloader()] == [4, 4, 2]
+
+
+def test_validation_serves_the_test_chunks_and_then_the_first_training_chunks(datamodule: FilmReviews) -> None:
+    test, train = (torch.cat([words for words, _ in loader], dim=1).T for loader in datamodule.val_dataloader())
+    assert torch.equal(test, words_of(datamodule, "test"))
+    assert torch.equal(train, words_of(datamodule, "train")[:7])
+
+
+def test_rating_mean_and_std_are_those_of_the_training_chunks(datamodule: FilmReviews) -> None:
+    ratings = torch.tensor(datamodule.chunks["train"]["rating"], dtype=torch.float64)
+    assert datamodule.rating_mean == pytest.approx(ratings.mean().item())
+    assert datamodule.rating_std == pytest.approx(ratings.std(correction=0).item())
+
+
+def test_processes_evaluate_every_chunk_exactly_once(datamodule: FilmReviews, as_rank: Callable) -> None:
+    for loader_index in range(2):
+        whole = torch.cat([ratings for _, ratings in datamodule.val_dataloader()[loader_index]])
+        shares = []
+        for rank in range(3):
+            as_rank(datamodule, rank, 3)
+            shares += [ratings for _, ratings in datamodule.val_dataloader()[loader_index]]
+        datamodule.trainer = None
+        assert len({len(whole[rank::3]) for rank in range(3)}) > 1  # The shares differ in size.
+        assert sorted(torch.cat(shares).tolist()) == sorted(whole.tolist())
+
+
+def test_processes_share_every_training_batch(datamodule: FilmReviews, as_rank: Callable) -> None:
+    datamodule.chunks["train"] = datamodule.chunks["train"].take(38)
+    shares = []
+    for rank in range(2):
+        as_rank(datamodule, rank, 2)
+        torch.manual_seed(rank)  # The partition must not depend on what a process has drawn.
+        shares.append([ratings for _, ratings in datamodule.train_dataloader()])
+    assert [len(ratings) for ratings in shares[0]] == [len(ratings) for ratings in shares[1]] == [2] * 9 + [1]
+    together = torch.cat([*shares[0], *shares[1]]).tolist()
+    assert sorted(together) == pytest.approx(sorted(datamodule.chunks["train"]["rating"]))
+
+
+def test_training_batch_that_cannot_be_shared_evenly_raises(datamodule: FilmReviews, as_rank: Callable) -> None:
+    as_rank(datamodule, 0, 3)
+    with pytest.raises(ValueError, match=r"batch_size=4 .* 3 processes"):
+        datamodule.train_dataloader()
+
+
+def test_altered_file_is_named(few_reviews: Path) -> None:
+    (few_reviews / "film_reviews/scaledata/Scott+Renshaw/rating.Scott+Renshaw").write_text("1\n" * 5)
+    with pytest.raises(ValueError, match=r"rating\.Scott\+Renshaw has SHA-256"):
+        FilmReviews(few_reviews).setup()
+
+
+def test_missing_file_is_named(few_reviews: Path) -> None:
+    (few_reviews / "film_reviews/scaledata/Steve+Rhodes/subj.Steve+Rhodes").unlink()
+    with pytest.raises(FileNotFoundError, match=r"subj\.Steve\+Rhodes does not exist.*scale_data\.tar\.gz"):
+        FilmReviews(few_reviews).setup()
+
+
+def test_archive_is_fetched_once_when_there_is_no_folder(few_reviews: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(few_reviews / "scale_data.tar.gz", "w:gz") as archive:
+        archive.add(few_reviews / "film_reviews" / "scaledata", "scaledata")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(few_reviews)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(film_reviews, "ARCHIVE", f"http://127.0.0.1:{server.server_port}/scale_data.tar.gz")
+    FilmReviews(few_reviews / "absent").prepare_data()
+    server.shutdown()
+    server.server_close()
+    datamodule = FilmReviews(few_reviews / "absent", chunk_length=6)
+    datamodule.setup()
+    assert len(datamodule.texts) == 20
+
+
+def test_unreachable_archive_raises_where_the_files_were_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(film_reviews, "ARCHIVE", "http://127.0.0.1:9/scale_data.tar.gz")
+    with pytest.raises(ConnectionError, match=rf"no folder {tmp_path}/film_reviews.* cannot be fetched") as caught:
+        FilmReviews(tmp_path).prepare_data()
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_published_reviews_have_the_published_size_and_vocabulary(published: FilmReviews) -> None:
+    reviews = [film_reviews.tokenize(text) for text in published.texts["text"]]
+    assert len(reviews) == 5006
+    assert sum(map(len, reviews)) == 2_153_170
+    assert len({word for review in reviews for word in review}) == 55_450
+    assert len(published.vocabulary) - 4 == 19_996
+    assert np.mean(published.texts["rating"]) == pytest.approx(0.5814, abs=5e-5)
+    assert np.std(published.texts["rating"]) == pytest.approx(0.1817, abs=5e-5)
+
+
+def test_published_reviews_give_the_published_chunks(published: FilmReviews) -> None:
+    train, test = words_of(published, "train"), words_of(published, "test")
+    assert (len(train), len(test)) == (10_620, 2_655)
+    assert len(published.train_dataloader()) == 83
+    assert list(dict.fromkeys(published.chunks["train"]["review"]))[:5] == [1261, 939, 575, 666, 2686]
+    assert len(set(published.chunks["train"]["review"]) & set(published.chunks["test"]["review"])) == 1
+    words = torch.cat([train, test])
+    assert int(words.max()) == 19_999
+    assert (words != 0).all(dim=1).double().mean() == pytest.approx(0.624, abs=5e-4)
+    assert (words == 0).double().mean() == pytest.approx(0.187, abs=5e-4)
+
+
+@pytest.mark.parametrize(("split", "expected"), [("train", 0.0236), ("test", 0.0241)])
+def test_published_chunks_have_the_published_share_of_rare_words(
+    published: FilmReviews, split: str, expected: float
+) -> None:
+    words = words_of(published, split)
+    assert ((words == 2).sum() / (words != 0).sum()).item() == pytest.approx(expected, abs=5e-5)
+
+
+def test_published_ratings_have_the_published_mean_and_spread(published: FilmReviews) -> None:
+    assert published.rating_mean == pytest.approx(0.5891723164, abs=1e-10)
+    assert published.rating_std == pytest.approx(0.1839077864, abs=1e-10)
+    test = np.array(published.chunks["test"]["rating"])
+    assert test.mean() == pytest.approx(0.5903, abs=5e-5)
+    assert test.std() == pytest.approx(0.1915, abs=5e-5)
+    assert np.std(published.chunks["train"]["rating"][:100]) == pytest.approx(0.1756, abs=5e-5)
+    assert np.sqrt(np.mean((test - published.rating_mean) ** 2)) == pytest.approx(0.19146, abs=5e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("length", "train", "test"), [(20, 88_223, 22_056), (50, 36_491, 9_123), (400, 6_373, 1_594)])
+def test_published_reviews_give_the_published_chunks_of_other_lengths(
+    real_corpus: Callable[[str], Path], length: int, train: int, test: int
+) -> None:
+    datamodule = FilmReviews(real_corpus("film_reviews"), chunk_length=length)
+    datamodule.setup()
+    assert (len(datamodule.chunks["train"]), len(datamodule.chunks["test"])) == (train, test)

@@ -1,0 +1,178 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
+
+import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from datasets import are_progress_bars_disabled
+
+from datamodules import PennTreebank, penn_treebank
+
+TEXT = {
+    "train": " the cat sat \n the dog <unk> \n a cat sat on the dog \n",
+    "validation": " the cat \n",
+    "test": " a dog sat \n",
+}
+
+
+@pytest.fixture
+def small_treebank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a treebank of three files, accepted as the published one."""
+    (tmp_path / "ptb").mkdir()
+    for split, name in penn_treebank.FILES.items():
+        (tmp_path / "ptb" / name).write_text(TEXT[split])
+    hashes = {split: hashlib.sha256(text.encode()).hexdigest() for split, text in TEXT.items()}
+    monkeypatch.setattr(penn_treebank, "SHA256", hashes)
+    monkeypatch.setattr(penn_treebank, "COUNTS", {"train": (3, 15), "validation": (1, 3), "test": (1, 4)})
+    return tmp_path
+
+
+def test_ids_follow_first_appearance_and_lines_end_with_eos(small_treebank: Path) -> None:
+    datamodule = PennTreebank(small_treebank, batch_size=1, window=2, vocab_size=8)
+    datamodule.prepare_data()
+    datamodule.setup()
+    assert datamodule.vocabulary == ["the", "cat", "sat", "<eos>", "dog", "<unk>", "a", "on"]
+    assert datamodule.ids["train"].tolist() == [0, 1, 2, 3, 0, 4, 5, 3, 6, 1, 2, 7, 0, 4, 3]
+    assert datamodule.ids["validation"].tolist() == [0, 1, 3]
+    assert datamodule.ids["test"].tolist() == [6, 4, 2, 3]
+
+
+def test_vocab_size_that_differs_from_the_text_raises(small_treebank: Path) -> None:
+    with pytest.raises(ValueError, match=r"vocab_size=9, but .* 8 word types"):
+        PennTreebank(small_treebank, vocab_size=9).setup()
+
+
+def test_missing_file_is_named(small_treebank: Path) -> None:
+    (small_treebank / "ptb" / "ptb.valid.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"ptb\.valid\.txt does not exist.*simple-examples"):
+        PennTreebank(small_treebank).setup()
+
+
+def test_altered_file_is_named_with_both_hashes(small_treebank: Path) -> None:
+    (small_treebank / "ptb" / "ptb.test.txt").write_text(" a dog \n")
+    with pytest.raises(ValueError, match=r"ptb\.test\.txt has SHA-256 \w{64}, but \w{64} is expected.*DATA_DIR"):
+        PennTreebank(small_treebank).setup()
+
+
+def test_text_of_another_size_raises_found_and_expected_counts() -> None:
+    sentences = {"train": [["a", "<eos>"], ["b", "<eos>"]]}
+    penn_treebank.check_counts(sentences, {"train": (2, 4)})
+    with pytest.raises(
+        ValueError, match="train text has 2 sentences and 4 tokens with <eos>, but 2 and 5 are expected"
+    ):
+        penn_treebank.check_counts(sentences, {"train": (2, 5)})
+
+
+def test_word_that_training_lacks_raises() -> None:
+    sentences = {"train": [["a", "<eos>"]], "test": [["b", "<eos>"]]}
+    with pytest.raises(ValueError, match="test text has 1 words that its training text has not, 'b'"):
+        penn_treebank.check_counts(sentences, {"train": (1, 2), "test": (1, 2)})
+
+
+def test_unreachable_hub_raises_where_the_files_were_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ConnectionError, match=rf"no folder {tmp_path}/ptb, .* cannot be fetched from the Hugging Face hub"
+    ) as caught:
+        PennTreebank(tmp_path).prepare_data()
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_progress_bars_are_kept_out_and_left_as_they_were(small_treebank: Path, capfd: pytest.CaptureFixture) -> None:
+    penn_treebank.load_texts(small_treebank / "ptb")
+    assert "Generating" not in capfd.readouterr().err
+    assert not are_progress_bars_disabled()
+
+
+def test_published_files_give_the_published_windows(real_corpus: Callable[[str], Path]) -> None:
+    datamodule = PennTreebank(real_corpus("ptb"))
+    datamodule.setup()
+    assert [len(ids) for ids in datamodule.ids.values()] == [929_589, 73_760, 82_430]
+    assert datamodule.vocabulary[:3] == ["aer", "banknote", "berlitz"]
+    assert [datamodule.vocabulary[i] for i in datamodule.ids["test"][:3]] == ["no", "it", "was"]
+    assert max(int(ids.max()) for ids in datamodule.ids.values()) == 9_999
+    assert (len(datamodule.train_dataloader()), len(datamodule.val_dataloader())) == (1327, 105)
+    assert datamodule.val_dataloader().dataset.num_steps == 3687  # type: ignore[attr-defined]
+    assert sum(targets.numel() for _, targets in datamodule.test_dataloader()) == 82_429
+    datamodule.window = 20
+    assert (len(datamodule.train_dataloader()), len(datamodule.val_dataloader())) == (2323, 184)
+
+
+@pytest.fixture
+def loopback_hub(tmp_path: Path) -> Iterator[str]:
+    """Address of a hub that has the small treebank as the parquet files of the refs/convert/parquet revision."""
+    files: dict[str, bytes] = {}
+    for split, text in TEXT.items():
+        sink = pa.BufferOutputStream()
+        pa.parquet.write_table(pa.table({"sentence": text.splitlines()}), sink)
+        files[f"penn_treebank/{split}/0000.parquet"] = sink.getvalue().to_pybytes()
+    repository = f"/datasets/{penn_treebank.HUB_REPOSITORY}"
+    commit = "0" * 40
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = unquote(self.path.partition("?")[0])
+            resolved = path.removeprefix(f"{repository}/resolve/")
+            name = resolved.removeprefix(f"{penn_treebank.HUB_REVISION}/").removeprefix(f"{commit}/")
+            if path.startswith(f"/api{repository}/revision/"):
+                self.reply(json.dumps({"id": penn_treebank.HUB_REPOSITORY, "sha": commit, "siblings": []}).encode())
+            elif path.startswith(f"/api{repository}/tree/"):
+                folder = path.removeprefix(f"/api{repository}/tree/").removeprefix(penn_treebank.HUB_REVISION)
+                folder = folder.removeprefix(commit).strip("/")
+                inside = [PurePosixPath(file) for file in files if PurePosixPath(folder) in PurePosixPath(file).parents]
+                folders = {parent for file in inside for parent in file.parents[:-1]} - {PurePosixPath(folder)}
+                tree = [{"type": "directory", "path": str(child), "oid": commit} for child in sorted(folders)]
+                tree += [{"type": "file", "path": str(f), "oid": commit, "size": len(files[str(f)])} for f in inside]
+                if "recursive=true" not in self.path.lower():
+                    tree = [entry for entry in tree if str(PurePosixPath(entry["path"]).parent) == (folder or ".")]
+                self.reply(json.dumps(tree).encode())
+            elif name in files:
+                self.reply(files[name])
+            else:
+                self.reply(b"", status=404)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def reply(self, body: bytes, status: int = 200) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+            self.send_header("X-Repo-Commit", commit)
+            if status == 404:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.slow
+def test_treebank_is_loaded_from_the_hub_when_there_is_no_folder(loopback_hub: str, tmp_path: Path) -> None:
+    # A process of its own, because the address of the hub is read when its client is imported.
+    script = (
+        "import json; from pathlib import Path; from datamodules.penn_treebank import load_texts\n"
+        "print(json.dumps({split: list(part['text']) for split, part in load_texts(Path('absent')).items()}))"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": loopback_hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    process = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout) == {split: text.splitlines() for split, text in TEXT.items()}

@@ -1,0 +1,118 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from reproduction.figures import draw_demo, draw_language_models, draw_sentiment, main
+from reproduction.results import load_results
+
+WriteResult = Callable[..., Path]
+
+
+def curves(axes: Axes) -> list[Line2D]:
+    return [line for line in axes.get_lines() if line.get_label() != "constant predictor"]
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_size_has_a_line_for_each_run_and_a_point_for_each_epoch(folder: Path, write_result: WriteResult) -> None:
+    write_result("ptb", "small", "zaremba")
+    write_result("ptb", "small", "variational_tied", seed=0)
+    write_result("ptb", "small", "variational_tied", seed=1, epochs=2)
+    figure = draw_language_models("small", load_results(folder))
+    for axes in figure.axes:
+        assert [len(line.get_xdata()) for line in curves(axes)] == [3, 3, 2]
+    assert list(curves(figure.axes[1])[0].get_ydata()) == pytest.approx([200.0, 150.0, 100.0 + 100.0 / 3])
+
+
+def test_seeds_share_a_colour_and_shortened_runs_are_marked_in_the_legend(
+    folder: Path, write_result: WriteResult
+) -> None:
+    for seed in range(2):
+        write_result("ptb", "small", "variational_tied", seed=seed)
+    write_result("ptb", "small", "moon", epochs=2)
+    figure = draw_language_models("small", load_results(folder))
+    assert legend(figure) == ["Moon et al. (2 of 3 epochs)", "Variational (tied)"]
+    moon, first, second = (line.get_color() for line in curves(figure.axes[1]))
+    assert first == second != moon
+
+
+def test_sentiment_shows_train_error_left_test_error_right_and_the_constant_predictor(
+    folder: Path, write_result: WriteResult
+) -> None:
+    for row in ("standard_lstm", "naive_lstm", "variational_lstm"):
+        write_result("sentiment", "figure2", row)
+    figure = draw_sentiment("figure2", load_results(folder))
+    left, right = figure.axes
+    assert [axes.get_title(loc="left") or axes.get_title() for axes in (left, right)] == [
+        "Training error",
+        "Test error",
+    ]
+    assert list(curves(left)[0].get_ydata()) == pytest.approx([0.2, 0.1, 0.2 / 3])
+    assert list(curves(right)[0].get_ydata()) == pytest.approx([0.2, 0.15, 0.1 + 0.1 / 3])
+    assert legend(figure) == ["Standard LSTM", "Naive LSTM", "Variational LSTM", "constant predictor"]
+    assert len(right.get_lines()) == 4
+
+
+def test_a_scheme_has_the_same_colour_in_every_figure(folder: Path, write_result: WriteResult) -> None:
+    write_result("sentiment", "figure2", "naive_lstm")
+    write_result("sentiment", "figure10", "naive_gru")
+    write_result("demo", "sentiment", "naive")
+    results = load_results(folder)
+    figures = [
+        draw_sentiment("figure2", [run for run in results if run.group == "figure2"]),
+        draw_sentiment("figure10", [run for run in results if run.group == "figure10"]),
+        draw_demo([run for run in results if run.experiment == "demo"]),
+    ]
+    assert len({curves(figure.axes[1])[0].get_color() for figure in figures}) == 1
+
+
+def test_the_demo_draws_held_out_data_solid_and_training_data_dashed(folder: Path, write_result: WriteResult) -> None:
+    for row in ("standard", "variational"):
+        write_result("demo", "language_model", row)
+        write_result("demo", "sentiment", row)
+    figure = draw_demo(load_results(folder))
+    for axes in figure.axes:
+        assert [line.get_linestyle() for line in curves(axes)] == ["-", "-", "--", "--"]
+        assert [len(line.get_xdata()) for line in curves(axes)] == [3, 3, 3, 3]
+    assert legend(figure) == ["No dropout", "Variational dropout", "held-out data", "training data"]
+
+
+def test_the_demo_prefers_the_training_perplexity_with_dropout_off(folder: Path, write_result: WriteResult) -> None:
+    curve = [{"epoch": 1, "train_ppl": 90.0, "train_eval_ppl": 70.0, "valid_ppl": 80.0}]
+    write_result("demo", "language_model", "standard", curve=curve)
+    _, dashed = curves(draw_demo(load_results(folder)).axes[0])
+    assert list(dashed.get_ydata()) == [70.0]
+
+
+def test_figures_are_written_as_png_and_svg_for_groups_with_results_only(
+    folder: Path, tmp_path: Path, write_result: WriteResult
+) -> None:
+    write_result("ptb", "small", "zaremba")
+    write_result("sentiment", "figure10", "standard_gru")
+    write_result("demo", "sentiment", "standard")
+    out = tmp_path / "figures"
+    main(["--results", str(folder), "--out", str(out)])
+    names = ["demo", "ptb_small", "sentiment_figure10"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        f"{name}.{kind}" for name in names for kind in ("png", "svg")
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in out.glob("*.png"))
+
+
+def test_the_same_results_give_the_same_files(folder: Path, tmp_path: Path, write_result: WriteResult) -> None:
+    write_result("demo", "sentiment", "standard")
+    for name in ("first", "second"):
+        main(["--results", str(folder), "--out", str(tmp_path / name), "--experiment", "demo"])
+    for kind in ("svg", "png"):
+        assert (tmp_path / f"first/demo.{kind}").read_bytes() == (tmp_path / f"second/demo.{kind}").read_bytes()
+
+
+def test_without_results_figures_say_what_to_do(folder: Path) -> None:
+    with pytest.raises(SystemExit, match="no results to draw; run `make demo` first"):
+        main(["--results", str(folder)])

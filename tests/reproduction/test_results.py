@@ -1,0 +1,76 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reproduction.results import ResultError, load_results
+
+WriteResult = Callable[..., Path]
+
+
+def test_results_come_in_the_order_of_the_table(folder: Path, write_result: WriteResult) -> None:
+    write_result("ptb", "small", "variational_tied", seed=1)
+    write_result("ptb", "small", "variational_tied", seed=0)
+    write_result("ptb", "small", "non_regularized")
+    write_result("ptb", "small", "zaremba")
+    assert [(run.row, run.seed) for run in load_results(folder)] == [
+        ("non_regularized", 0),
+        ("zaremba", 0),
+        ("variational_tied", 0),
+        ("variational_tied", 1),
+    ]
+
+
+def test_metrics_that_were_not_computed_are_absent(folder: Path, write_result: WriteResult) -> None:
+    write_result("sentiment", "figure2", "naive_lstm")
+    (run,) = load_results(folder)
+    assert run.metrics == {"train_rmse": 0.12, "test_rmse": 0.15}
+    assert run.points("test_rmse_mc") == ([], [])
+
+
+def test_a_truncated_file_is_named_with_what_to_do(folder: Path, write_result: WriteResult) -> None:
+    path = write_result("ptb", "small", "moon")
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(ResultError, match=r"moon/seed0\.json: not valid JSON .*; delete the file and repeat the run"):
+        load_results(folder)
+
+
+def test_a_file_that_is_not_text_is_named(folder: Path, write_result: WriteResult) -> None:
+    write_result("ptb", "small", "moon").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ResultError, match=r"moon/seed0\.json: not valid JSON"):
+        load_results(folder)
+
+
+@pytest.mark.parametrize("key", ["seed", "metrics", "curve", "provenance", "planned_epochs"])
+def test_a_missing_key_is_named(folder: Path, write_result: WriteResult, key: str) -> None:
+    path = write_result("ptb", "small", "moon")
+    data = json.loads(path.read_text())
+    del data[key]
+    path.write_text(json.dumps(data))
+    with pytest.raises(ResultError, match=rf"seed0\.json: the file has no '{key}'"):
+        load_results(folder)
+
+
+def test_a_missing_key_of_the_provenance_is_named(folder: Path, write_result: WriteResult) -> None:
+    write_result("ptb", "small", "moon", provenance={"date": "2026-01-02", "dirty": False, "hardware": {}})
+    with pytest.raises(ResultError, match=r"provenance has no 'wall_time_s'"):
+        load_results(folder)
+
+
+def test_a_key_of_the_wrong_type_is_named(folder: Path, write_result: WriteResult) -> None:
+    write_result("ptb", "small", "moon", metrics=[1.0])
+    with pytest.raises(ResultError, match=r"'metrics' has the wrong type: \[1\.0\]"):
+        load_results(folder)
+
+
+def test_a_file_in_the_wrong_place_is_an_error(folder: Path, write_result: WriteResult) -> None:
+    path = write_result("ptb", "small", "moon")
+    path.rename(path.with_name("seed1.json"))
+    with pytest.raises(ResultError, match=r"is ptb/small/moon/seed0\.json but lies at ptb/small/moon/seed1\.json"):
+        load_results(folder)
+
+
+def test_a_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match="no such folder"):
+        load_results(tmp_path / "nowhere")

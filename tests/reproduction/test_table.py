@@ -1,0 +1,242 @@
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from reproduction.results import load_results
+from reproduction.table import (
+    BEGIN,
+    END,
+    PUBLISHED,
+    language_model_table,
+    main,
+    print_tables,
+    ptb_table,
+    sentiment_table,
+    to_markdown,
+)
+
+WriteResult = Callable[..., Path]
+
+
+def perplexities(valid: float = 90.0, test: float = 85.0, **more: Any) -> dict[str, Any]:
+    return {"valid_ppl": valid, "valid_ppl_lua": valid - 1, "test_ppl": test, "words_per_s": 31_200.0, **more}
+
+
+def line(table: pd.DataFrame, row: str) -> dict[str, str]:
+    (found,) = table[table["row"] == row].to_dict("records")
+    return found
+
+
+@pytest.fixture
+def readme(tmp_path: Path) -> Path:
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "row", "metric", "number"),
+    [
+        ("medium", "non_regularized", "test", [121.7]),
+        ("medium", "moon_embedding", "valid", [88.9]),
+        ("medium", "variational_untied_mc", "test", [78.6, 0.1]),
+        ("large", "zaremba", "test", [78.4]),
+        ("large", "variational_tied", "valid", [77.3, 0.2]),
+        ("large", "variational_untied_mc", "test", [73.4, 0.0]),
+        ("small", "non_regularized", "valid", [120.7]),
+        ("small", "non_regularized", "test", [114.5]),
+    ],
+)
+def test_published_numbers_are_those_of_the_papers(size: str, row: str, metric: str, number: list[float]) -> None:
+    assert PUBLISHED["ptb"][size][row][metric] == number
+
+
+def test_every_published_number_has_a_source() -> None:
+    assert all(paper["source"] for size in PUBLISHED["ptb"].values() for paper in size.values())
+
+
+def test_rows_that_were_not_run_say_so_beside_the_published_numbers() -> None:
+    table = ptb_table("large", [])
+    assert list(table["row"]) == [
+        "Non-regularised",
+        "Moon et al.",
+        "Moon + emb dropout",
+        "Zaremba et al.",
+        "Variational (tied)",
+        "Variational (tied, MC)",
+        "Variational (untied)",
+        "Variational (untied, MC)",
+    ]
+    assert set(table["test, ours"]) == {"not run"}
+    assert line(table, "Variational (untied)")["valid, paper"] == "77.9 ± 0.3"
+    assert line(table, "Variational (untied, MC)")["test, paper"] == "73.4 ± 0.0"
+
+
+def test_a_setting_without_published_numbers_says_so() -> None:
+    table = ptb_table("v1", [])
+    assert set(table["test, paper"]) == {"n/a"}
+
+
+def test_one_seed_has_no_spread_and_three_have_the_sample_standard_deviation(
+    folder: Path, write_result: WriteResult
+) -> None:
+    write_result("ptb", "medium", "zaremba", metrics=perplexities(valid=87.0))
+    for seed, valid in enumerate([80.0, 82.0, 87.0]):  # mean 83, sample sd √13 = 3.6, population sd 2.9
+        write_result("ptb", "medium", "variational_tied", seed=seed, metrics=perplexities(valid=valid))
+    table = ptb_table("medium", load_results(folder))
+    assert line(table, "Zaremba et al.")["valid, exact"] == "87.0"
+    assert line(table, "Zaremba et al.")["words/s"] == "31.2K"
+    tied = line(table, "Variational (tied)")
+    assert (tied["valid, exact"], tied["valid, as printed"], tied["seeds"]) == ("83.0 ± 3.6", "82.0 ± 3.6", "3")
+
+
+def test_monte_carlo_rows_have_their_own_test_perplexity_and_number_of_samples(
+    folder: Path, write_result: WriteResult
+) -> None:
+    write_result("ptb", "medium", "variational_tied", metrics=perplexities(test_ppl_mc=79.04, mc_samples=1000))
+    write_result("ptb", "medium", "variational_untied", metrics=perplexities())
+    table = ptb_table("medium", load_results(folder))
+    assert (line(table, "Variational (tied, MC)")["test, ours"], line(table, "Variational (tied, MC)")["K"]) == (
+        "79.0",
+        "1000",
+    )
+    assert line(table, "Variational (untied, MC)")["test, ours"] == "not run"
+    assert line(table, "Variational (untied)")["test, ours"] == "85.0"
+
+
+def test_a_shortened_run_is_marked_and_never_averaged_with_full_runs(folder: Path, write_result: WriteResult) -> None:
+    write_result("ptb", "small", "zaremba", seed=0, epochs=3, metrics=perplexities(valid=120.0))
+    write_result("ptb", "small", "zaremba", seed=1, epochs=2, metrics=perplexities(valid=200.0))
+    table = ptb_table("small", load_results(folder))
+    lines = table[table["row"] == "Zaremba et al."]
+    assert list(lines["epochs"]) == ["3", "2 of 3 epochs"]
+    assert list(lines["valid, exact"]) == ["120.0", "200.0"]
+
+
+@pytest.mark.parametrize("diverged", [math.nan, math.inf, 181.0])
+def test_a_diverged_seed_is_discarded_and_counted(folder: Path, write_result: WriteResult, diverged: float) -> None:
+    for seed, valid in enumerate([89.0, 90.0, diverged]):
+        write_result("ptb", "small", "zaremba", seed=seed, metrics=perplexities(valid=valid))
+    results = load_results(folder)
+    zaremba = line(ptb_table("small", results), "Zaremba et al.")
+    assert (zaremba["valid, exact"], zaremba["seeds"]) == ("89.5 ± 0.7", "2 of 3")
+    assert "Discarded seeds" in to_markdown(results, ["ptb"])
+
+
+def test_a_row_of_which_every_seed_diverged_says_so(folder: Path, write_result: WriteResult) -> None:
+    write_result("ptb", "small", "moon", metrics=perplexities(valid=math.nan))
+    assert line(ptb_table("small", load_results(folder)), "Moon et al.")["test, ours"] == "diverged"
+
+
+def test_a_result_of_an_unplanned_row_or_group_is_shown(folder: Path, write_result: WriteResult) -> None:
+    write_result("ptb", "small", "zaremba_weight_tied")
+    write_result("sentiment", "figure4", "some_curve")
+    text = to_markdown(load_results(folder), ["ptb", "sentiment"])
+    assert "| zaremba_weight_tied" in text
+    assert "#### sentiment, figure4" in text
+
+
+def test_film_review_tables_start_with_the_constant_predictor(folder: Path, write_result: WriteResult) -> None:
+    write_result("sentiment", "figure10", "variational_gru", epochs=30, planned_epochs=30)
+    table = sentiment_table("sentiment", "figure10", load_results(folder))
+    assert table["row"][0] == "Constant predictor"
+    assert table["test"][0] == "0.19146"
+    variational = line(table, "Variational GRU")
+    assert (variational["train"], variational["test"], variational["test, MC"]) == ("0.1200", "0.1500", "not run")
+    assert variational["test, lowest"] == "0.1033"
+    expected = 0.1 + sum(0.1 / epoch for epoch in range(6, 31)) / 25
+    assert variational["test, end"] == f"{expected:.4f}"
+
+
+def test_the_demo_measures_its_own_constant_predictor(folder: Path, write_result: WriteResult) -> None:
+    assert "Constant predictor" not in set(sentiment_table("demo", "sentiment", [])["row"])
+    write_result("demo", "sentiment", "naive", metrics={"test_rmse": 0.2, "constant_rmse": 0.25})
+    write_result("demo", "language_model", "naive", metrics={"valid_ppl": 50.0, "test_ppl": 40.0})
+    runs = load_results(folder)
+    table = sentiment_table("demo", "sentiment", [run for run in runs if run.group == "sentiment"])
+    assert line(table, "Constant predictor")["test"] == "0.25000"
+    models = language_model_table([run for run in runs if run.group == "language_model"])
+    assert line(models, "Naive dropout")["test"] == "40.0"
+    assert line(models, "Variational dropout")["test"] == "not run"
+
+
+def test_the_origin_of_each_result_stands_below_its_table(folder: Path, write_result: WriteResult) -> None:
+    path = write_result("ptb", "small", "zaremba", seed=4)
+    path.write_text(path.read_text().replace('"dirty": false', '"dirty": true'))
+    assert (
+        "- Zaremba et al., seed 4: commit 0123456 with uncommitted changes, 2026-01-02, Some CPU (2 cores), 1 h 2 min, "
+        "tested after epoch 3 of 3"
+    ) in to_markdown(load_results(folder), ["ptb"])
+
+
+def test_size_leaves_out_the_other_sizes() -> None:
+    text = to_markdown([], ["ptb"], ["large"])
+    assert "2 × 1500 units" in text
+    assert "2 × 650 units" not in text
+
+
+def test_readme_is_replaced_between_the_markers_only(folder: Path, readme: Path, write_result: WriteResult) -> None:
+    write_result("ptb", "small", "zaremba")
+    arguments = ["--results", str(folder), "--readme", str(readme)]
+    main(arguments)
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith(f"before\n{BEGIN}\n")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "old" not in text.splitlines()
+    assert "| Zaremba et al." in text
+    main([*arguments, "--check"])
+    main(arguments)
+    assert readme.read_text(encoding="utf-8") == text
+    assert {path.name for path in readme.parent.iterdir()} == {"README.md", "results"}
+
+
+def test_check_fails_on_stale_text_and_writes_nothing(folder: Path, readme: Path, write_result: WriteResult) -> None:
+    arguments = ["--results", str(folder), "--readme", str(readme)]
+    main(arguments)
+    text = readme.read_text(encoding="utf-8")
+    write_result("ptb", "small", "zaremba")
+    with pytest.raises(SystemExit, match=r"README\.md: the results are stale; run `python -m reproduction\.table"):
+        main([*arguments, "--check"])
+    assert readme.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize("text", ["no markers", f"{END}\n{BEGIN}", f"{BEGIN}\n{END}\n{BEGIN}\n{END}"])
+def test_a_readme_without_the_two_markers_is_an_error(folder: Path, readme: Path, text: str) -> None:
+    readme.write_text(text)
+    with pytest.raises(SystemExit, match=r"README\.md: must contain the line <!-- results:begin -->"):
+        main(["--results", str(folder), "--readme", str(readme)])
+    assert readme.read_text() == text
+
+
+def test_a_corrupted_result_ends_with_one_message(folder: Path, write_result: WriteResult) -> None:
+    write_result("ptb", "small", "zaremba").write_text("{")
+    with pytest.raises(SystemExit, match=r"zaremba/seed0\.json: not valid JSON"):
+        main(["--results", str(folder)])
+
+
+def test_without_a_terminal_the_tables_are_printed_as_markdown(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--results", str(folder), "--experiment", "demo"])
+    assert "| Variational dropout" in capsys.readouterr().out
+
+
+def test_in_a_terminal_of_100_columns_no_number_is_cut_off(folder: Path, write_result: WriteResult) -> None:
+    for seed, valid in enumerate([80.0, 82.0]):
+        write_result("ptb", "medium", "variational_untied", seed=seed, metrics=perplexities(valid=valid))
+        errors = dict.fromkeys(("train_rmse", "test_rmse", "test_rmse_mc"), 0.15 + seed / 100)
+        write_result("sentiment", "figure2", "variational_lstm", seed=seed, metrics=errors | {"mc_samples": 50})
+    output = io.StringIO()
+    print_tables(Console(file=output, width=100), load_results(folder), ["ptb", "sentiment", "demo"])
+    text = output.getvalue()
+    assert "Variational (untied, MC)" in text
+    assert "81.0±1.4" in text
+    assert "0.1550±.0071" in text
+    assert "0.19146" in text
+    assert "…" not in text

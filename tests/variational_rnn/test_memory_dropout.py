@@ -1,0 +1,97 @@
+"""Dropout of memory cells (Moon et al. 2015): a cell with mask 0 is a unit that is not there."""
+
+import pytest
+import torch
+from torch import nn
+
+from variational_rnn import LayerMasks, RNNMasks, VariationalGRU, VariationalLSTM, VariationalRNN
+
+
+def lstm_of_kept_units(lstm, layer, inputs, kept, scale_of_inputs, scale):
+    """The layer with units taken out; a kept one is read, from above and by the recurrence, times its scale."""
+    rows = kept.repeat(4)
+    smaller = nn.LSTM(int(inputs.sum()), int(kept.sum()), dtype=torch.float64)
+    parameters = dict(lstm.named_parameters())
+    smaller.load_state_dict(
+        {
+            "weight_ih_l0": parameters[f"weight_ih_l{layer}"][rows][:, inputs] * scale_of_inputs,
+            "weight_hh_l0": parameters[f"weight_hh_l{layer}"][rows][:, kept] * scale,
+            "bias_ih_l0": parameters[f"bias_ih_l{layer}"][rows],
+            "bias_hh_l0": parameters[f"bias_hh_l{layer}"][rows],
+        }
+    )
+    return smaller
+
+
+def test_dropping_memory_cells_equals_a_smaller_lstm_without_these_units():
+    lstm = VariationalLSTM(3, 8, 2, memory_dropout=0.4, dtype=torch.float64)
+    masks = lstm.sample_masks(4)
+    x = torch.randn(6, 4, 3, dtype=torch.float64)
+    output, (h_n, c_n) = lstm(x, masks=masks)
+    for b in range(4):
+        read, inputs, scale_of_inputs = x[:, b], torch.ones(3, dtype=torch.bool), 1.0
+        for layer in range(2):
+            kept = masks.layers[layer].memory[b] != 0
+            smaller = lstm_of_kept_units(lstm, layer, inputs, kept, scale_of_inputs, scale=1 / 0.6)
+            read, (h, c) = smaller(read)
+            inputs, scale_of_inputs = kept, 1 / 0.6
+            torch.testing.assert_close(c_n[layer, b, kept], c[0])
+            torch.testing.assert_close(h_n[layer, b, kept], h[0] / 0.6)
+        torch.testing.assert_close(output[:, b, kept], read / 0.6)
+        assert not output[:, b, ~kept].any()
+
+
+def test_a_dropped_unit_is_exactly_zero_after_one_step_and_a_kept_one_is_not():
+    lstm = VariationalLSTM(3, 8, memory_dropout=0.5)
+    masks = lstm.sample_masks(4)
+    _, (h_n, c_n) = lstm(torch.randn(1, 4, 3), (torch.randn(1, 4, 8), torch.randn(1, 4, 8)), masks)
+    kept = masks.layers[0].memory != 0
+    assert torch.equal(h_n[0] != 0, kept)
+    assert torch.equal(c_n[0] != 0, kept)
+
+
+def test_a_kept_cell_is_not_scaled_up_over_200_steps():
+    lstm = VariationalLSTM(3, 8, memory_dropout=0.5)
+    nn.init.zeros_(lstm.weight_ih_l0)
+    nn.init.zeros_(lstm.weight_hh_l0)
+    with torch.no_grad():
+        lstm.bias_ih_l0.view(4, 8)[:] = torch.tensor([[-50.0], [50.0], [0.0], [0.0]])  # i = 0, f = 1: c stays as it is
+        lstm.bias_hh_l0.zero_()
+    c_0 = torch.rand(1, 4, 8) + 0.5
+    masks = lstm.sample_masks(4)
+    output, (_, c_n) = lstm(torch.randn(200, 4, 3), (torch.zeros(1, 4, 8), c_0), masks)
+    torch.testing.assert_close(c_n[0], c_0[0] * (masks.layers[0].memory != 0))
+    torch.testing.assert_close(output[-1], masks.layers[0].memory * 0.5 * c_0[0].tanh())
+
+
+@pytest.mark.parametrize("recurrent_dropout", [0.0, 0.5])
+def test_gradcheck_with_memory_masks(recurrent_dropout):
+    lstm = VariationalLSTM(2, 4, memory_dropout=0.5, recurrent_dropout=recurrent_dropout, dtype=torch.float64)
+    masks = lstm.sample_masks(2)
+    x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    hx = tuple(torch.randn(1, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    names, parameters = zip(*lstm.named_parameters(), strict=True)
+
+    def call(x, h, c, *weights):
+        output, state = torch.func.functional_call(lstm, dict(zip(names, weights, strict=True)), (x, (h, c), masks))
+        return output, *state
+
+    assert torch.autograd.gradcheck(call, (x, *hx, *parameters))
+
+
+def test_a_memory_mask_of_ones_changes_nothing():
+    lstm = VariationalLSTM(3, 8)
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(lstm(x, masks=RNNMasks((LayerMasks(memory=torch.ones(2, 8)),))), lstm(x))
+
+
+@pytest.mark.parametrize("without_memory", [VariationalGRU, VariationalRNN])
+def test_a_memory_mask_is_refused_where_there_is_no_memory_cell(without_memory):
+    masks = RNNMasks((LayerMasks(memory=torch.ones(2, 8)),))
+    with pytest.raises(ValueError, match=f"memory.*{without_memory.__name__}|{without_memory.__name__}.*memory"):
+        without_memory(3, 8)(torch.randn(5, 2, 3), masks=masks)
+
+
+def test_memory_dropout_is_off_in_eval():
+    lstm = VariationalLSTM(3, 8, memory_dropout=0.5).eval()
+    assert lstm(torch.randn(5, 2, 3))[0].all()
