@@ -73,8 +73,9 @@ class TokenStreams(LightningDataModule):
     """Base of the data modules for language models: serves a text as windows (inputs, targets), each [T, B].
 
     Training and validation text are split into `batch_size` streams. Validation has a second loader, of the first
-    training windows, if `train_eval_windows` asks for it: it shows overfitting, dropout off on both. The test text is one stream (B = 1) whose last
-    window may be shorter, so that all tokens but the first are predicted. Windows come in order, in every epoch.
+    training windows, if `train_eval_windows` asks for it: both errors with dropout off show overfitting. The test text
+    is one stream (B = 1) whose last window may be shorter, so that all tokens but the first are predicted. Windows come
+    in order, in every epoch.
 
     With several processes each one gets a contiguous block of the training and validation streams, so that recurrent
     states can be carried on; all processes get the same test stream.

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 
 from lightning_modules.experiment import Experiment
 from lightning_modules.optim import DecoupledSGD
@@ -204,18 +204,18 @@ class LanguageModel(Experiment):
         self.train_nll.reset()
         super().on_train_epoch_end()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[torch.optim.lr_scheduler.LRScheduler]]:
         """Plain SGD with decoupled decay; the learning rate is divided after each epoch beyond constant_epochs + 1."""
         optimizer = DecoupledSGD(self.parameters(), lr=self.learning_rate, decay=self.weight_decay)
 
         def rate(epochs_done: int) -> float:
             return self.learning_rate_decay ** -max(0, epochs_done - self.constant_epochs)
 
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, rate)}
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, rate)]
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], metric: MeanMetric) -> None:
+    def _evaluate(self, batch: tuple[Tensor, Tensor], metric: Metric) -> None:
         """Add a window's negative log-likelihood, dropout off, the state carried from the window before."""
         inputs, targets = batch
         logits, state = self(inputs, self._eval_state)
@@ -232,7 +232,7 @@ class LanguageModel(Experiment):
         """Log the exact validation perplexity, and the one that the original code would print (protocol 1.6)."""
         nll = self.valid_nll.compute()
         self.valid_nll.reset()
-        windows, *train_windows = [loader.dataset for loader in self.trainer.val_dataloaders]
+        windows, *train_windows = [loader.dataset for loader in self.trainer.val_dataloaders or ()]
         predicted = len(windows) * windows.window
         self.log("valid_ppl", nll.exp(), prog_bar=True)
         self.log("valid_ppl_lua", (nll * predicted / windows.num_steps).exp())

@@ -75,8 +75,8 @@ class SentimentRegressor(Experiment):
         self.mc_samples = mc_samples
 
         self.embedding = VariationalEmbedding(vocab_size, embedding_size, word_dropout=word_dropout)
-        layer = {"lstm": VariationalLSTM, "gru": VariationalGRU}[cell]
-        self.rnn = layer(
+        layer = VariationalLSTM if cell == "lstm" else VariationalGRU
+        self.rnn: VariationalLSTM | VariationalGRU = layer(
             embedding_size,
             hidden_size,
             input_dropout=input_dropout,
@@ -91,11 +91,8 @@ class SentimentRegressor(Experiment):
 
         self.register_buffer("target_mean", torch.tensor(0.0))
         self.register_buffer("target_std", torch.tensor(1.0))
-        self.errors = nn.ModuleDict(
-            {
-                name: MeanSquaredError(squared=False)
-                for name in ("test_rmse", "train_rmse", "test_rmse_mc", "constant_rmse")
-            }
+        self.test_rmse, self.train_rmse, self.test_rmse_mc, self.constant_rmse = (
+            MeanSquaredError(squared=False) for _ in range(4)
         )
 
     def _initialise(self) -> None:
@@ -103,14 +100,15 @@ class SentimentRegressor(Experiment):
         nn.init.uniform_(self.embedding.weight, -0.05, 0.05)
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.zeros_(self.output.bias)
-        for gate_input in self.rnn.weight_ih_l0.chunk(self.rnn._gates):
+        [[weight_ih, weight_hh, bias_ih, bias_hh]] = self.rnn.all_weights
+        for gate_input in weight_ih.split(self.rnn.hidden_size):
             nn.init.xavier_uniform_(gate_input)
-        for gate_recurrent in self.rnn.weight_hh_l0.chunk(self.rnn._gates):
+        for gate_recurrent in weight_hh.split(self.rnn.hidden_size):
             nn.init.orthogonal_(gate_recurrent)
-        nn.init.zeros_(self.rnn.bias_ih_l0)
-        nn.init.zeros_(self.rnn.bias_hh_l0)
+        nn.init.zeros_(bias_ih)
+        nn.init.zeros_(bias_hh)
         if isinstance(self.rnn, VariationalLSTM):
-            nn.init.ones_(self.rnn.bias_ih_l0.chunk(4)[1])
+            nn.init.ones_(bias_ih.split(self.rnn.hidden_size)[1])
 
     def forward(self, words: Tensor) -> Tensor:
         """Predict the rating of each text, in rating units.
@@ -160,7 +158,7 @@ class SentimentRegressor(Experiment):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int, dataloader_idx: int = 0) -> None:
         """Add the errors of a batch: loader 0 serves the test set, loader 1 the first part of the training set."""
         words, ratings = batch
-        self.errors["test_rmse" if dataloader_idx == 0 else "train_rmse"].update(self(words), ratings)
+        (self.test_rmse if dataloader_idx == 0 else self.train_rmse).update(self(words), ratings)
 
     def on_validation_epoch_end(self) -> None:
         """Log both errors of the curve."""
@@ -169,10 +167,10 @@ class SentimentRegressor(Experiment):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         """Evaluate by the dropout approximation, by MC if mc_samples > 0, and the constant predictor."""
         words, ratings = batch
-        self.errors["test_rmse"].update(self(words), ratings)
-        self.errors["constant_rmse"].update(self.target_mean.expand_as(ratings), ratings)
+        self.test_rmse.update(self(words), ratings)
+        self.constant_rmse.update(self.target_mean.expand_as(ratings), ratings)
         if self.mc_samples:
-            self.errors["test_rmse_mc"].update(self.sample(words, self.mc_samples).mean(dim=0), ratings)
+            self.test_rmse_mc.update(self.sample(words, self.mc_samples).mean(dim=0), ratings)
 
     def on_test_epoch_end(self) -> None:
         """Log the test errors."""
@@ -182,8 +180,9 @@ class SentimentRegressor(Experiment):
 
     def _log_errors(self, *names: str) -> None:
         for name in names:
-            self.log(name, self.errors[name].compute(), prog_bar=True)  # type: ignore[operator]
-            self.errors[name].reset()  # type: ignore[operator]
+            metric = getattr(self, name)
+            self.log(name, metric.compute(), prog_bar=True)
+            metric.reset()
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> dict[str, Tensor]:
         """Predicted ratings of a batch [B]: `approximation`, and the `mean` and `std` [B] of mc_samples networks."""

@@ -14,9 +14,9 @@ from variational_rnn.mc import DropoutModule
 class VariationalEmbedding(DropoutModule, nn.Embedding):
     """`torch.nn.Embedding` that drops word types.
 
-    The input of an embedding is a one-hot vector, so a row of the embedding matrix belongs to a word type. Dropping rows
-    means: a dropped type is dropped at each of its occurrences in the sequence (section 4.2 of the paper), drawn anew
-    for every sequence. A kept word's vector is divided by 1-p.
+    The input of an embedding is a one-hot vector, so a row of the embedding matrix belongs to a word type. Dropping
+    rows means: a dropped type is dropped at each of its occurrences in the sequence (section 4.2 of the paper), drawn
+    anew for every sequence. A kept word's vector is divided by 1-p.
 
     Args:
         num_embeddings: number of word types V.

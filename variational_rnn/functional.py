@@ -3,9 +3,9 @@
 Pure functions over tensors. Shapes: T time, B batch, I input size, H hidden size, G gates (LSTM 4, GRU 3, RNN 1).
 Gate order, parameters and equations are those of torch.nn.LSTM, GRU and RNN, so their weights can be used as they are.
 
-A dropped-out weight matrix never exists here. Zeroing row k of W for one sequence is the same as zeroing coordinate k of
-that sequence's input to the product: x diag(z) W = (x * z) W (section 4 of the paper). The mask therefore multiplies what
-enters a matrix product, never the carried state: a scaled state would grow by 1/(1-p) at every step of a GRU.
+A dropped-out weight matrix never exists here. Zeroing row k of W for one sequence is the same as zeroing coordinate k
+of that sequence's input to the product: x diag(z) W = (x * z) W (section 4 of the paper). The mask therefore multiplies
+what enters a matrix product, never the carried state: a scaled state would grow by 1/(1-p) at every step of a GRU.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Step = Callable[[Tensor, Tensor, State], State]
 def lstm_step(x_gates: Tensor, h_gates: Tensor, state: State, memory: Tensor | None = None) -> State:
     """One LSTM step: c' = f*c + i*g, h' = o*tanh(c').
 
-    With a memory mask (Moon et al. 2015; equation 9 of the paper) the masked cells are removed: their c is held at zero.
-    Inside the recursion the mask is binary, because an inverted one would multiply a kept cell by 1/(1-p) at every step;
-    the scale 1/(1-p) is put on h, where the cell is read.
+    With a memory mask (Moon et al. 2015; equation 9 of the paper) the masked cells are removed: their c is held at
+    zero. Inside the recursion the mask is binary, because an inverted one would multiply a kept cell by 1/(1-p) at
+    every step; the scale 1/(1-p) is put on h, where the cell is read.
 
     Args:
         x_gates: W x + b, [B, 4H], gates in torch's order i, f, g, o.

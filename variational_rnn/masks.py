@@ -3,14 +3,14 @@
 A mask is sampled outside the computation and passed in; no module stores one. The same masks can therefore be used for
 several windows, moved to another device, inspected, or replaced by hand.
 
-Every mask of a recurrent layer broadcasts against ``[T, G, B, features]`` (T time steps, G gates, B sequences); a size of
-one says what is shared. ``[1, 1, B, H]`` is the paper's tied mask: one draw per sequence, kept for all time steps and
-gates. ``[1, G, B, H]`` is untied, ``[T, 1, B, H]`` the naive dropout with fresh noise at every step.
+Every mask of a recurrent layer broadcasts against ``[T, G, B, features]`` (T time steps, G gates, B sequences); a size
+of one says what is shared. ``[1, 1, B, H]`` is the paper's tied mask: one draw per sequence, kept for all time steps
+and gates. ``[1, G, B, H]`` is untied, ``[T, 1, B, H]`` the naive dropout with fresh noise at every step.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ class LayerMasks(NamedTuple):
     recurrent: Tensor | None = None
     memory: Tensor | None = None
 
-    def to(self, *args: torch.device | torch.dtype | str) -> LayerMasks:
+    def to(self, *args: Any) -> LayerMasks:
         """Move the masks as `Tensor.to` does."""
         return LayerMasks(*(None if mask is None else mask.to(*args) for mask in self))
 
@@ -89,6 +89,6 @@ class RNNMasks(NamedTuple):
 
     layers: tuple[LayerMasks, ...]
 
-    def to(self, *args: torch.device | torch.dtype | str) -> RNNMasks:
+    def to(self, *args: Any) -> RNNMasks:
         """Move the masks as `Tensor.to` does."""
         return RNNMasks(tuple(layer.to(*args) for layer in self.layers))

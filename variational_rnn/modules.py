@@ -124,7 +124,7 @@ class _VariationalBase(DropoutModule, nn.RNNBase):
             raise ValueError("time_masks='fresh' draws masks for every time step: pass steps")
         times = steps or 1 if self.time_masks == "fresh" else 1
         gates = self._gates if self.gate_masks == "untied" else 1
-        weight = self.weight_ih_l0
+        weight: Tensor = self.all_weights[0][0]
         sample = partial(sample_mask, device=weight.device, dtype=weight.dtype, generator=generator)
         layers = []
         for layer in range(self.num_layers):
@@ -136,9 +136,7 @@ class _VariationalBase(DropoutModule, nn.RNNBase):
                 layers.append(LayerMasks(input_mask, recurrent, memory))
         return RNNMasks(tuple(layers))
 
-    def forward(  # type: ignore[override]
-        self, input: Tensor | PackedSequence, hx: Any = None, masks: RNNMasks | None = None
-    ) -> tuple[Any, Any]:
+    def forward(self, input: Tensor | PackedSequence, hx: Any = None, masks: RNNMasks | None = None) -> tuple[Any, Any]:
         """Run the network over sequences, as torch.nn.LSTM, GRU and RNN do.
 
         Args:
@@ -161,13 +159,10 @@ class _VariationalBase(DropoutModule, nn.RNNBase):
             masks = self.sample_masks(batch_size, steps)
         if masks is not None:
             self._check_masks(masks, batch_size, steps)
-        if self.backend == "auto" and (
-            masks is None or not any(m is not None for layer in masks.layers for m in layer)
-        ):
+        layers = (LayerMasks(),) * self.num_layers * self._directions if masks is None else masks.layers
+        if self.backend == "auto" and all(mask is None for layer in layers for mask in layer):
             return super().forward(input, hx)  # nothing to drop: torch's own kernel
-        return self._forward_reference(
-            input, hx, masks or RNNMasks((LayerMasks(),) * self.num_layers * self._directions)
-        )
+        return self._forward_reference(input, hx, layers)
 
     def _batch_and_steps(self, input: Tensor | PackedSequence) -> tuple[int, int]:
         if isinstance(input, PackedSequence):
@@ -178,7 +173,9 @@ class _VariationalBase(DropoutModule, nn.RNNBase):
             return 1, input.size(0)
         return (input.size(0), input.size(1)) if self.batch_first else (input.size(1), input.size(0))
 
-    def _forward_reference(self, input: Tensor | PackedSequence, hx: Any, masks: RNNMasks) -> tuple[Any, Any]:
+    def _forward_reference(
+        self, input: Tensor | PackedSequence, hx: Any, masks: tuple[LayerMasks, ...]
+    ) -> tuple[Any, Any]:
         valid = None
         unbatched = False
         if isinstance(input, PackedSequence):
@@ -195,13 +192,17 @@ class _VariationalBase(DropoutModule, nn.RNNBase):
             outputs = []
             for direction in range(self._directions):
                 index = layer * self._directions + direction
-                weights = self.all_weights[index] if self.bias else [*self.all_weights[index], None, None]
+                weight_ih, weight_hh, *biases = self.all_weights[index]
+                bias_ih, bias_hh = biases or (None, None)
                 output, final = functional.unroll(
-                    self._step(masks.layers[index]),
+                    self._step(masks[index]),
                     x,
                     tuple(s[index] for s in state),
-                    *weights,
-                    masks.layers[index],
+                    weight_ih,
+                    weight_hh,
+                    bias_ih,
+                    bias_hh,
+                    masks[index],
                     valid=valid,
                     reverse=direction == 1,
                 )

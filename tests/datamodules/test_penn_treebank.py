@@ -102,11 +102,14 @@ def test_published_files_give_the_published_windows(real_corpus: Callable[[str],
     assert datamodule.vocabulary[:3] == ["aer", "banknote", "berlitz"]
     assert [datamodule.vocabulary[i] for i in datamodule.ids["test"][:3]] == ["no", "it", "was"]
     assert max(int(ids.max()) for ids in datamodule.ids.values()) == 9_999
-    assert (len(datamodule.train_dataloader()), len(datamodule.val_dataloader())) == (1327, 105)
-    assert datamodule.val_dataloader().dataset.num_steps == 3687  # type: ignore[attr-defined]
+    [validation] = datamodule.val_dataloader()
+    assert (len(datamodule.train_dataloader()), len(validation)) == (1327, 105)
+    assert validation.dataset.num_steps == 3687  # type: ignore[attr-defined]
     assert sum(targets.numel() for _, targets in datamodule.test_dataloader()) == 82_429
     datamodule.window = 20
-    assert (len(datamodule.train_dataloader()), len(datamodule.val_dataloader())) == (2323, 184)
+    assert [len(datamodule.train_dataloader()), *map(len, datamodule.val_dataloader())] == [2323, 184]
+    datamodule.train_eval_windows = 100
+    assert [len(loader) for loader in datamodule.val_dataloader()] == [184, 100]
 
 
 @pytest.fixture

@@ -95,15 +95,17 @@ def test_test_text_is_one_stream_with_every_token_but_the_first_predicted(counti
         assert torch.cat([targets for _, targets in loader]).tolist() == [[i] for i in range(1, 12)]
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    "loader", [Counting.train_dataloader, lambda counting: counting.val_dataloader()[0]], ids=["train", "validation"]
+)
 def test_blocks_of_all_processes_side_by_side_are_the_batch_of_one_process(
-    counting: Counting, as_rank: Callable, split: str
+    counting: Counting, as_rank: Callable, loader: Callable
 ) -> None:
-    whole = [inputs for inputs, _ in getattr(counting, f"{split}_dataloader")()]
+    whole = [inputs for inputs, _ in loader(counting)]
     blocks = []
     for rank in range(2):
         as_rank(counting, rank, 2)
-        blocks.append([inputs for inputs, _ in getattr(counting, f"{split}_dataloader")()])
+        blocks.append([inputs for inputs, _ in loader(counting)])
     assert len(whole) > 1
     assert all(torch.equal(torch.cat(parts, dim=1), batch) for *parts, batch in zip(*blocks, whole, strict=True))
 
