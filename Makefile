@@ -42,7 +42,8 @@ help: ## show this text
 	@printf '\nVariables: SIZE=%s ROWS="%s" CURVES="..." SEEDS="0 1 2" EPOCHS=n DATA_DIR=%s DEVICES=n\n' '$(SIZE)' '$(ROWS)' '$(DATA_DIR)'
 	@printf '           RESULTS=%s RUNS=%s CONSTRAINTS=%s ARGS="further options of main.py"\n' '$(RESULTS)' '$(RUNS)' '$(CONSTRAINTS)'
 
-demo: $(DEMO_RUNS) ## see overfitting and its cure in minutes, on a laptop, no account needed
+demo: .venv/ready ## see overfitting and its cure in minutes, on a laptop, no account needed
+	@OMP_NUM_THREADS=1 WANDB_SILENT=true $(MAKE) --no-print-directory -j2 $(DEMO_RUNS)
 	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment demo
 	@.venv/bin/python -m reproduction.figures --results $(RESULTS) --experiment demo
 
@@ -91,7 +92,7 @@ unfinished = $(if $(wildcard $(1)),$(shell awk -F '[:,]' '/^  "epochs"/ {done = 
 	END {wanted = "$(EPOCHS)" == "" || "$(EPOCHS)" + 0 > planned + 0 ? planned : "$(EPOCHS)"; if (done + 0 < wanted + 0) print "FORCE"}' $(1)))
 
 $(RESULTS)/%.json: $$(call unfinished,$$@) | .venv/ready
-	.venv/bin/python main.py reproduce --config configs/$(patsubst %/,%,$(dir $*)).yaml \
+	@.venv/bin/python main.py reproduce --config configs/$(patsubst %/,%,$(dir $*)).yaml \
 		--seed_everything $(patsubst seed%,%,$(notdir $*)) --data.init_args.data_dir $(DATA_DIR) --result $@ \
 		--trainer.default_root_dir $(RUNS)/$* $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(DEVICES),--trainer.devices $(DEVICES)) $(ARGS)
 

@@ -5,8 +5,11 @@ A configuration below `configs` inherits every `common.yaml` of its folder and o
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,11 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_modules.progress import Progress
 from lightning_modules.trainer import Trainer
+
+# Device lists and advertisements; the run itself says what it runs on. A warning of Lightning's about its own use of torch.
+logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -51,7 +59,9 @@ class CommandLine(LightningCLI):
         """Add the progress bar, checkpoints and loggers, all below trainer.default_root_dir."""
         config = self.config[self.subcommand]
         root = Path(config.trainer.default_root_dir)
-        callbacks = [*(self.config_init[self.subcommand].trainer.callbacks or []), Progress()]
+        callbacks = [*(self.config_init[self.subcommand].trainer.callbacks or [])]
+        if config.trainer.enable_progress_bar is not False:
+            callbacks.append(Progress())
         if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
             callbacks.append(
                 ModelCheckpoint(
@@ -86,7 +96,11 @@ def default_loggers(root: Path, result: Path | None) -> list[WandbLogger | CSVLo
 
 
 def with_inherited_configs(arguments: list[str]) -> list[str]:
-    """Put `--config FOLDER/common.yaml` for every folder above before each `--config` below `configs`."""
+    """Put `--config FOLDER/common.yaml` for every folder above before each `--config` below `configs`.
+
+    Raises:
+        FileNotFoundError: there is no such configuration; names those that are there.
+    """
     expanded = []
     words = iter(arguments)
     for word in words:
@@ -94,6 +108,9 @@ def with_inherited_configs(arguments: list[str]) -> list[str]:
             expanded.append(word)
             continue
         path = Path(word.removeprefix("--config=") if "=" in word else next(words, "")).resolve()
+        if not path.is_file():
+            there = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "nothing"
+            raise FileNotFoundError(f"--config {path} does not exist; in {path.parent} there is: {there}")
         folders = [folder for folder in reversed(path.parents) if folder == CONFIGS or CONFIGS in folder.parents]
         inherited = [folder / "common.yaml" for folder in folders if (folder / "common.yaml").exists()]
         for config in dict.fromkeys([*inherited, path]):
@@ -102,14 +119,32 @@ def with_inherited_configs(arguments: list[str]) -> list[str]:
 
 
 def main(arguments: list[str]) -> None:
-    """Run one command."""
-    sys.argv[1:] = with_inherited_configs(arguments)
+    """Run one command; bad input ends it with one message and exit status 2."""
+    try:
+        sys.argv[1:] = with_inherited_configs(arguments)
+        run()
+    except (ValueError, OSError) as error:
+        if "TRACEBACK" in os.environ:
+            raise
+        # jsonargparse lists what each alternative type had against a value; the first one is ours.
+        cause = re.search(r"Errors:\n\s*- (.+)", str(error))
+        print(f"error: {cause[1] if cause else error}\n(TRACEBACK=1 shows where it was raised)", file=sys.stderr)
+        sys.exit(2)
+
+
+def run() -> None:
+    """Read the command line and do what it says."""
     CommandLine(
         trainer_class=Trainer,
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
         save_config_callback=SaveRunConfig,
+        save_config_kwargs={"save_to_log_dir": False},
+        parser_kwargs={
+            name: {"usage": f"main.py {name} --config configs/.../ROW.yaml [options]"}
+            for name in CommandLine.subcommands()
+        },
     )
 
 

@@ -14,6 +14,7 @@ class Experiment(L.LightningModule):
     """Base of the LightningModules: records every epoch, measures words/s, and checks checkpoints before loading.
 
     Attributes:
+        run_name: in front of what a run prints.
         monitor: the logged metric, lower is better, that chooses the best epoch.
         curve: one entry for each finished epoch: its number from 1, every logged metric, the learning rate, seconds
             (with validation) and words/s (of training alone). It is part of the checkpoint, so an interrupted run
@@ -27,6 +28,7 @@ class Experiment(L.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
+        self.run_name = type(self).__name__
         self.curve = []
         self.provenance: list[dict[str, Any]] = []
         self.words_per_second = 0.0
@@ -72,7 +74,8 @@ class Experiment(L.LightningModule):
             "seconds": time.perf_counter() - self._epoch_start,
         }
         self.curve.append(entry)
-        self.print("  ".join(f"{name} {value:,.5g}" for name, value in entry.items()))
+        values = "  ".join(f"{name} {_rounded(value)}" for name, value in entry.items() if name != "epoch")
+        self.print(f"{self.run_name}  epoch {self.current_epoch + 1}/{self.trainer.max_epochs}  {values}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the curve, the provenance and the state of the random numbers."""
@@ -103,6 +106,10 @@ class Experiment(L.LightningModule):
         torch.set_rng_state(checkpoint["rng"]["cpu"].cpu())
         if torch.cuda.is_available() and "cuda" in checkpoint["rng"]:
             torch.cuda.set_rng_state(checkpoint["rng"]["cuda"].cpu())
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _shape(state_dict: dict[str, Tensor], name: str) -> list[int] | str:

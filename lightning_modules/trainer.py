@@ -63,6 +63,12 @@ class Trainer(L.Trainer):
         checkpoints = self.checkpoint_callback
         assert isinstance(checkpoints, ModelCheckpoint)
         last = Path(checkpoints.dirpath or "") / "last.ckpt"
+        model.run_name = f"{experiment}/{group}/{row} seed {seed}"
+        hardware = model.provenance[0]["hardware"]
+        self.print(
+            f"{model.run_name}: {self.max_epochs} of {planned_epochs} epochs on {hardware['gpu'] or hardware['cpu']}, "
+            + (f"resumed from {last}" if last.exists() else f"checkpoints in {last.parent}")
+        )
         self.fit(model, datamodule=datamodule, ckpt_path=last if last.exists() else None)
 
         test_start = time.perf_counter()
