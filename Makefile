@@ -36,6 +36,14 @@ DEMO_RUNS := $(call results,demo/language_model,$(call names,demo/language_model
 PTB_RUNS := $(call results,ptb/$(SIZE),$(ROWS),$(SEEDS))
 SENTIMENT_RUNS := $(foreach figure,$(FIGURES),$(call results,sentiment/$(figure),$(filter $(call names,sentiment/$(figure)),$(CURVES)),$(SEEDS)))
 
+# A result with fewer epochs than are now asked for is continued from its last checkpoint.
+unfinished = $(if $(wildcard $(1)),$(shell awk -F '[:,]' '/^  "epochs"/ {done = $$2} /^  "planned_epochs"/ {planned = $$2} \
+	END {wanted = "$(EPOCHS)" == "" || "$(EPOCHS)" + 0 > planned + 0 ? planned : "$(EPOCHS)"; if (done + 0 < wanted + 0) print "FORCE"}' $(1)))
+ifneq ($(filter reproduce-%,$(MAKECMDGOALS)),)
+$(foreach file,$(wildcard $(if $(filter reproduce-ptb,$(MAKECMDGOALS)),$(PTB_RUNS)) $(if $(filter reproduce-sentiment,$(MAKECMDGOALS)),$(SENTIMENT_RUNS))),\
+	$(if $(call unfinished,$(file)),,$(info $(file) is there and not run again; other RESULTS= and RUNS= folders would run it anew)))
+endif
+
 ##@ Start here
 help: ## show this text
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-22s %s\n", $$1, $$2}' Makefile
@@ -87,10 +95,6 @@ clean: ## remove runs (checkpoints, logs) and caches; results stay
 	@touch $@
 
 # --- runs -------------------------------------------------------------------------------------------------------------
-# A result with fewer epochs than are now asked for is continued from its last checkpoint.
-unfinished = $(if $(wildcard $(1)),$(shell awk -F '[:,]' '/^  "epochs"/ {done = $$2} /^  "planned_epochs"/ {planned = $$2} \
-	END {wanted = "$(EPOCHS)" == "" || "$(EPOCHS)" + 0 > planned + 0 ? planned : "$(EPOCHS)"; if (done + 0 < wanted + 0) print "FORCE"}' $(1)))
-
 $(RESULTS)/%.json: $$(call unfinished,$$@) | .venv/ready
 	@.venv/bin/python main.py reproduce --config configs/$(patsubst %/,%,$(dir $*)).yaml \
 		--seed_everything $(patsubst seed%,%,$(notdir $*)) --data.init_args.data_dir $(DATA_DIR) --result $@ \
