@@ -69,8 +69,9 @@ reproduce-sentiment: $(SENTIMENT_RUNS) ## sentiment curves [CURVES= SEEDS= EPOCH
 	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment sentiment
 	@.venv/bin/python -m reproduction.figures --results $(RESULTS) --experiment sentiment
 
-table: .venv/ready ## render the results into the README's tables
-	@.venv/bin/python -m reproduction.table --results $(RESULTS) --readme README.md
+table: .venv/ready ## show the tables and render them into the README
+	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment
+	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment --readme README.md
 
 figures: .venv/ready ## draw the curves of all results (PNG and SVG)
 	@.venv/bin/python -m reproduction.figures --results $(RESULTS)

@@ -55,6 +55,9 @@ class CommandLine(LightningCLI):
         parser.link_arguments("data.init_args.vocab_size", "model.init_args.vocab_size")
         parser.set_defaults({"trainer.default_root_dir": "runs/unnamed"})
 
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as it is: Lightning would put the checkpoint's hyper-parameters over it, unasked."""
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the progress bar, checkpoints and loggers, all below trainer.default_root_dir."""
         config = self.config[self.subcommand]

@@ -64,7 +64,8 @@ class Trainer(L.Trainer):
         assert isinstance(checkpoints, ModelCheckpoint)
         last = Path(checkpoints.dirpath or "") / "last.ckpt"
         model.run_name = f"{experiment}/{group}/{row} seed {seed}"
-        hardware = model.provenance[0]["hardware"]
+        hardware = model.provenance[0]["hardware"] | {"devices": self.world_size}
+        model.provenance[0]["hardware"] = hardware
         self.print(
             f"{model.run_name}: {self.max_epochs} of {planned_epochs} epochs on {hardware['gpu'] or hardware['cpu']}, "
             + (f"resumed from {last}" if last.exists() else f"checkpoints in {last.parent}")

@@ -201,7 +201,7 @@ def test_check_fails_on_stale_text_and_writes_nothing(folder: Path, readme: Path
     main(arguments)
     text = readme.read_text(encoding="utf-8")
     write_result("ptb", "small", "zaremba")
-    with pytest.raises(SystemExit, match=r"README\.md: the results are stale; run `python -m reproduction\.table"):
+    with pytest.raises(SystemExit, match=r"README\.md: the results are stale; run `make table`"):
         main([*arguments, "--check"])
     assert readme.read_text(encoding="utf-8") == text
 
