@@ -34,6 +34,7 @@ class Experiment(L.LightningModule):
         self.words_per_second = 0.0
         self._words = 0
         self._epoch_start = 0.0
+        self._learning_rate = 0.0
 
     def on_fit_start(self) -> None:
         """Give every process its own dropout masks: the seed alone is the same on all."""
@@ -44,6 +45,7 @@ class Experiment(L.LightningModule):
         """Start the epoch's clock."""
         self._words = 0
         self._epoch_start = time.perf_counter()
+        self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]  # the schedule moves on before the end
 
     def count_words(self, words: Tensor) -> None:
         """Add a batch's words to the epoch's throughput; `words` [T, B] are one process's share."""
@@ -69,7 +71,7 @@ class Experiment(L.LightningModule):
         entry = {
             "epoch": self.current_epoch + 1,
             **metrics,
-            "learning_rate": self.trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": self._learning_rate,
             "words_per_s": self.words_per_second,
             "seconds": time.perf_counter() - self._epoch_start,
         }

@@ -92,7 +92,7 @@ class Trainer(L.Trainer):
             "parameters": sum(p.numel() for p in model.parameters()),
             "metrics": {k: v for k, v in tested_epoch.items() if k != "epoch"} | dict(test_metrics),
             "curve": curve,
-            "config": self.run_config,
+            "config": _without_paths(self.run_config),
             "provenance": model.provenance[0]
             | {
                 "wall_time_s": sum(entry["seconds"] for entry in curve) + test_seconds,
@@ -106,6 +106,16 @@ class Trainer(L.Trainer):
         """Print on the first process only."""
         if self.is_global_zero:
             print(*values, flush=True)
+
+
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without the folders of the machine it ran on."""
+    folders = ("default_root_dir", "data_dir", "result")
+    return {
+        name: _without_paths(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name not in folders
+    }
 
 
 def provenance() -> dict[str, Any]:

@@ -68,7 +68,7 @@ def test_both_validation_perplexities_agree_where_no_prediction_is_left_over(
     language_model: Callable[..., LanguageModel], streams: Any, trainer: Any
 ) -> None:
     [metrics] = trainer().validate(language_model(), datamodule=streams(sizes=(83, 64, 23)), verbose=False)
-    assert metrics["valid_ppl_lua"] == pytest.approx(metrics["valid_ppl"], rel=1e-9)
+    assert metrics["valid_ppl_lua"] == pytest.approx(metrics["valid_ppl"], rel=1e-6)
 
 
 def test_validation_does_not_add_up_over_epochs(
@@ -213,7 +213,7 @@ def sampled_log_probs(
             by_gate = mask[0, :, k].expand(4, -1)  # [G, H]
             weights[f"weight_{name}_l{layer}"].view(4, size, size).mul_(by_gate[:, None, :])
     lstm.load_state_dict(weights)
-    table = model.embedding.weight
+    table = model.embedding.weight.detach()
     if words_too:
         assert masks.words is not None
         table = table * masks.words[k][:, None]
@@ -251,9 +251,7 @@ def test_mc_averages_the_probabilities_of_networks_that_are_kept_for_the_whole_s
 def test_mc_window_masks_are_drawn_anew_for_each_window_while_the_state_is_carried_on_if_asked(
     carry_state: bool, language_model: Callable[..., LanguageModel], streams: Any, trainer: Any
 ) -> None:
-    model = language_model(
-        mc_samples=3, mc_masks="window", mc_word_dropout=True, carry_state=carry_state, **DROPOUT
-    )
+    model = language_model(mc_samples=3, mc_masks="window", mc_word_dropout=True, carry_state=carry_state, **DROPOUT)
     data, drawn = streams(), record_masks(model)
     [metrics] = trainer().test(model, datamodule=data, verbose=False)
     words = data.ids["test"]
@@ -276,10 +274,10 @@ def test_words_are_not_dropped_in_mc_unless_asked(
 ) -> None:
     model = language_model(word_dropout=0.9, mc_samples=4)
     [metrics] = trainer().test(model, datamodule=streams(), verbose=False)
-    assert metrics["test_ppl_mc"] == pytest.approx(metrics["test_ppl"], rel=1e-9)
+    assert metrics["test_ppl_mc"] == pytest.approx(metrics["test_ppl"], rel=1e-6)
     model.mc_word_dropout = True
     [metrics] = trainer().test(model, datamodule=streams(), verbose=False)
-    assert metrics["test_ppl_mc"] != pytest.approx(metrics["test_ppl"], rel=1e-3)
+    assert metrics["test_ppl_mc"] != pytest.approx(metrics["test_ppl"], rel=1e-4)
 
 
 @pytest.mark.parametrize("samples", [1, 5])
@@ -289,7 +287,7 @@ def test_mc_without_dropout_equals_the_dropout_approximation(
 ) -> None:
     model = language_model(cell=cell, mc_samples=samples)
     [metrics] = trainer().test(model, datamodule=streams(), verbose=False)
-    assert metrics["test_ppl_mc"] == pytest.approx(metrics["test_ppl"], rel=1e-9)
+    assert metrics["test_ppl_mc"] == pytest.approx(metrics["test_ppl"], rel=1e-6)
 
 
 @pytest.mark.parametrize("mc_masks", ["stream", "window"])
@@ -311,22 +309,18 @@ def test_naive_mc_masks_are_fresh_at_every_step_of_the_stream(
     assert metrics["test_ppl_mc"] != metrics["test_ppl"]
 
 
-def test_moon_masks_are_sampled_in_mc(
-    language_model: Callable[..., LanguageModel], streams: Any, trainer: Any
-) -> None:
+def test_moon_masks_are_sampled_in_mc(language_model: Callable[..., LanguageModel], streams: Any, trainer: Any) -> None:
     model = language_model(memory_dropout=0.5, mc_samples=4)
     drawn = record_masks(model)
     [metrics] = trainer().test(model, datamodule=streams(), verbose=False)
     assert drawn[0].rnn.layers[0].memory.shape == (4, 6)  # type: ignore[union-attr]
-    assert metrics["test_ppl_mc"] != pytest.approx(metrics["test_ppl"], rel=1e-6)
+    assert metrics["test_ppl_mc"] != pytest.approx(metrics["test_ppl"], rel=1e-4)
 
 
 def test_token_word_masks_of_mc_are_drawn_for_every_window_of_any_length(
     language_model: Callable[..., LanguageModel], streams: Any, trainer: Any
 ) -> None:
-    model = language_model(
-        word_dropout=0.5, word_masks="token", mc_masks="window", mc_word_dropout=True, mc_samples=2
-    )
+    model = language_model(word_dropout=0.5, word_masks="token", mc_masks="window", mc_word_dropout=True, mc_samples=2)
     drawn = record_masks(model)
     trainer().test(model, datamodule=streams(), verbose=False)
     assert [tuple(masks.words.shape) for masks in drawn] == [(5, 2)] * 4 + [(2, 2)]  # type: ignore[union-attr]
@@ -341,7 +335,7 @@ def test_mc_in_pieces_of_logits_equals_mc_at_once(
         torch.manual_seed(3)
         model = language_model(mc_samples=7, **DROPOUT)
         values.append(trainer().test(model, datamodule=streams(), verbose=False))
-    assert values[0][0] == pytest.approx(values[1][0], rel=1e-9)
+    assert values[0][0] == pytest.approx(values[1][0], rel=1e-6)
 
 
 def test_every_test_run_draws_new_networks_and_starts_from_zeros(

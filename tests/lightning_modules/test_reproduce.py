@@ -1,0 +1,399 @@
+"""A run from start to result file: `Trainer.reproduce`, checkpoints and resumption."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_modules import LanguageModel, SentimentRegressor
+from lightning_modules import trainer as module
+from lightning_modules.trainer import write_atomically
+
+TIMINGS = {"seconds", "words_per_s"}
+DROPOUT = {"word_dropout": 0.3, "input_dropout": 0.4, "recurrent_dropout": 0.35, "output_dropout": 0.45}
+
+
+class Interrupt(L.Callback):
+    """Kills the run in the middle of an epoch, as a power cut would."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.current_epoch == self.epoch - 1 and trainer.global_step % 3 == 2:
+            raise RuntimeError("power cut")
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    return tmp_path / "results" / "ptb" / "tiny" / "some_row" / "seed3.json"
+
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, result: Path, streams: Any, trainer: Any) -> Run:
+    """Reproduce a small language model as main.py does, in a process of its own: seed, model, trainer."""
+
+    def reproduce(
+        epochs: int | None = None,
+        *callbacks: L.Callback,
+        max_epochs: int = 3,
+        folder: str = "run",
+        seed: int = 3,
+        model: Any = None,
+        data: Any = None,
+        tested_weights: str = "last",
+        to: Path = result,
+        **changes: Any,
+    ) -> dict[str, Any]:
+        L.seed_everything(seed, verbose=False)
+        if model is None:
+            options = {"learning_rate_decay": 1.5, "constant_epochs": 1, "mc_samples": 3} | DROPOUT | changes
+            model = LanguageModel(11, options.pop("hidden_size", 6), **options)
+        checkpoints = ModelCheckpoint(
+            tmp_path / folder / "checkpoints",
+            filename="best",
+            monitor=model.monitor,
+            save_last=True,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        a_trainer = trainer(
+            checkpoints,
+            *callbacks,
+            max_epochs=max_epochs,
+            tested_weights=tested_weights,
+            default_root_dir=tmp_path / folder,
+            gradient_clip_val=1.0,
+        )
+        a_trainer.run_config = {"model": {"init_args": {"hidden_size": 6}}}
+        a_trainer.reproduce(model, data or streams(), to, epochs)
+        return json.loads(to.read_text())
+
+    return reproduce
+
+
+def without_timings(report: dict[str, Any]) -> dict[str, Any]:
+    def clean(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name not in TIMINGS}
+
+    curve = [clean(entry) for entry in report["curve"]]
+    return report | {"curve": curve, "metrics": clean(report["metrics"]), "provenance": None}
+
+
+# --- the result file --------------------------------------------------------------------------------------------------
+
+
+def test_result_says_what_was_run_and_what_came_out(run: Run) -> None:
+    report = run()
+    assert list(report) == [
+        "experiment",
+        "group",
+        "row",
+        "seed",
+        "epochs",
+        "planned_epochs",
+        "tested_epoch",
+        "parameters",
+        "metrics",
+        "curve",
+        "config",
+        "provenance",
+    ]
+    assert [report[key] for key in ("experiment", "group", "row", "seed")] == ["ptb", "tiny", "some_row", 3]
+    assert [report[key] for key in ("epochs", "planned_epochs", "tested_epoch")] == [3, 3, 3]
+    assert report["parameters"] == 2 * 11 * 6 + 11 + 2 * (8 * 36 + 8 * 6)
+    assert report["config"] == {"model": {"init_args": {"hidden_size": 6}}}
+
+
+def test_curve_has_an_entry_for_every_epoch_and_the_metrics_are_those_of_the_last_one(run: Run) -> None:
+    report = run()
+    assert [entry["epoch"] for entry in report["curve"]] == [1, 2, 3]
+    for entry in report["curve"]:
+        assert {
+            "train_ppl", "valid_ppl", "valid_ppl_lua", "gradient_norm", "learning_rate", "words_per_s", "seconds"
+        } <= entry.keys()  # fmt: skip
+        assert entry["words_per_s"] > 0
+        assert entry["seconds"] > 0
+    metrics = report["metrics"]
+    assert metrics.items() >= {k: v for k, v in report["curve"][-1].items() if k != "epoch"}.items()
+    assert metrics.keys() - report["curve"][-1].keys() == {"test_ppl", "test_ppl_mc", "mc_samples"}
+    assert "epoch" not in metrics
+
+
+def test_provenance_names_commit_hardware_versions_and_time(run: Run) -> None:
+    report = run()
+    provenance = report["provenance"]
+    assert provenance.keys() == {"commit", "dirty", "date", "hardware", "versions", "wall_time_s", "resumed"}
+    assert len(provenance["commit"]) == 40
+    assert isinstance(provenance["dirty"], bool)
+    assert provenance["hardware"]["cpu"]
+    assert provenance["hardware"]["cores"] >= 1
+    assert provenance["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert provenance["versions"]["lightning"] == L.__version__
+    assert provenance["wall_time_s"] > sum(entry["seconds"] for entry in report["curve"])
+    assert provenance["resumed"] == []
+
+
+def test_result_of_a_sentiment_run(run: Run, reviews: Any) -> None:
+    model = SentimentRegressor(30, hidden_size=5, embedding_size=7, mc_samples=2, **DROPOUT)
+    report = run(2, model=model, data=reviews())
+    assert report["metrics"].keys() >= {"test_rmse", "train_rmse", "train_loss", "test_rmse_mc", "constant_rmse"}
+    assert report["metrics"]["test_rmse"] == pytest.approx(report["curve"][-1]["test_rmse"], rel=1e-6)
+    assert report["epochs"] == 2
+
+
+def test_no_part_of_a_file_is_left_beside_the_result(run: Run, result: Path) -> None:
+    run(1)
+    assert list(result.parent.iterdir()) == [result]
+
+
+def test_a_failed_write_leaves_the_former_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "folder" / "result.json"
+    write_atomically(file, "former")
+    assert file.read_text() == "former"
+
+    def full(path: Path, text: str) -> int:
+        with path.open("w") as stream:
+            stream.write(text[:2])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(file, "new")
+    assert file.read_text() == "former"
+
+
+def test_a_run_that_fails_leaves_no_result(run: Run, result: Path) -> None:
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(3, Interrupt(epoch=2))
+    assert not result.exists()
+
+
+def test_a_run_outside_a_git_repository_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=128, stdout=""))
+    provenance = module.provenance()
+    assert provenance["commit"] is None
+    assert provenance["dirty"] is None
+
+
+# --- shortened and resumed runs ---------------------------------------------------------------------------------------
+
+
+def test_a_shortened_run_says_so(run: Run) -> None:
+    report = run(1)
+    assert (report["epochs"], report["planned_epochs"], report["tested_epoch"]) == (1, 3, 1)
+
+
+def test_more_epochs_than_planned_are_not_run(run: Run) -> None:
+    report = run(9)
+    assert (report["epochs"], report["planned_epochs"]) == (3, 3)
+
+
+@pytest.mark.parametrize("epochs", [0, -2])
+def test_a_run_of_no_epochs_is_refused(epochs: int, run: Run) -> None:
+    with pytest.raises(ValueError, match=f"epochs must be at least 1, got {epochs}"):
+        run(epochs)
+
+
+def test_the_schedule_of_a_shortened_run_is_that_of_the_whole(run: Run) -> None:
+    assert without_timings(run(2, folder="short"))["curve"] == without_timings(run(3, folder="long"))["curve"][:2]
+
+
+def test_same_seed_gives_the_same_run_and_another_seed_another(run: Run) -> None:
+    first, second = run(2, folder="first"), run(2, folder="second")
+    assert without_timings(first) == without_timings(second)
+    assert run(2, folder="third", seed=4)["curve"][0]["valid_ppl"] != first["curve"][0]["valid_ppl"]
+
+
+def test_a_prolonged_run_equals_one_in_one_go(run: Run) -> None:
+    at_once = run(3, folder="at_once")
+    run(1, folder="in_parts")
+    in_parts = run(3, folder="in_parts")
+    assert without_timings(in_parts) == without_timings(at_once)
+
+
+def test_a_run_killed_within_an_epoch_and_resumed_equals_one_in_one_go(run: Run) -> None:
+    at_once = run(folder="at_once")
+    for epoch in (2, 3):
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(None, Interrupt(epoch), folder="in_parts")
+    in_parts = run(folder="in_parts")
+    assert without_timings(in_parts) == without_timings(at_once)
+    assert len(in_parts["provenance"]["resumed"]) == 2
+
+
+def test_a_killed_sentiment_run_sees_the_same_shuffled_batches_when_resumed(run: Run, reviews: Any) -> None:
+    def sentiment(folder: str, *callbacks: L.Callback) -> dict[str, Any]:
+        L.seed_everything(5, verbose=False)
+        model = SentimentRegressor(30, hidden_size=5, embedding_size=7, mc_samples=2, learning_rate=0.01, **DROPOUT)
+        return run(None, *callbacks, folder=folder, model=model, data=reviews())
+
+    at_once = sentiment("at_once")
+    with pytest.raises(RuntimeError, match="power cut"):
+        sentiment("in_parts", Interrupt(epoch=2))
+    assert without_timings(sentiment("in_parts")) == without_timings(at_once)
+
+
+def test_resumption_is_in_the_provenance_and_the_time_is_that_of_all_parts(run: Run) -> None:
+    first = run(1)
+    second = run(3)
+    assert first["provenance"]["resumed"] == []
+    [resumed] = second["provenance"]["resumed"]
+    assert resumed.keys() == {"commit", "dirty", "date", "hardware", "versions"}
+    assert second["provenance"]["date"] == first["provenance"]["date"]
+    assert second["provenance"]["date"] <= resumed["date"]
+    assert second["curve"][0] == first["curve"][0]
+    assert second["provenance"]["wall_time_s"] > sum(entry["seconds"] for entry in second["curve"])
+
+
+def test_a_finished_run_is_tested_again_without_training(run: Run, result: Path) -> None:
+    first = run()
+    result.unlink()
+    second = run()
+    assert second["curve"] == first["curve"]
+    assert second["metrics"]["test_ppl"] == first["metrics"]["test_ppl"]
+
+
+# --- which weights are tested -----------------------------------------------------------------------------------------
+
+
+class Spoil(L.Callback):
+    """Ruins the weights after an epoch's training, so that validation is best before it."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if trainer.current_epoch == self.epoch - 1 and trainer.global_step % 3 == 0:
+            with torch.no_grad():
+                pl_module.softmax.bias[0] += 50.0
+
+
+def test_by_default_the_last_epochs_weights_are_tested(run: Run) -> None:
+    report = run(None, Spoil(epoch=2))
+    assert report["tested_epoch"] == 3
+    assert report["metrics"]["valid_ppl"] == report["curve"][2]["valid_ppl"]
+
+
+def test_best_tests_the_epoch_with_the_best_validation_and_keeps_the_whole_curve(run: Run) -> None:
+    two = run(1, folder="until_best")
+    report = run(None, Spoil(epoch=2), folder="all", tested_weights="best")
+    values = [entry["valid_ppl"] for entry in report["curve"]]
+    assert len(values) == 3
+    assert min(values) == values[0]
+    assert report["tested_epoch"] == 1
+    assert report["metrics"]["test_ppl"] == two["metrics"]["test_ppl"]
+    assert report["metrics"]["valid_ppl"] == values[0]
+    assert (report["epochs"], report["planned_epochs"]) == (3, 3)
+    assert report["provenance"]["resumed"] == []
+
+
+def test_best_is_the_best_of_all_parts_of_a_resumed_run(run: Run) -> None:
+    at_once = run(None, Spoil(epoch=2), folder="at_once", tested_weights="best")
+    run(2, Spoil(epoch=2), folder="in_parts", tested_weights="best")
+    in_parts = run(None, folder="in_parts", tested_weights="best")
+    assert in_parts["tested_epoch"] == at_once["tested_epoch"] == 1
+    assert without_timings(in_parts) == without_timings(at_once)
+    assert len(in_parts["provenance"]["resumed"]) == 1
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_checkpoint_of_another_size_is_refused_by_the_names_and_shapes_that_differ(run: Run) -> None:
+    run(1)
+    with pytest.raises(ValueError, match="another model than this LanguageModel") as error:
+        run(3, hidden_size=7)
+    assert "embedding.weight: [11, 6] in the checkpoint, [11, 7] here" in str(error.value)
+    assert "; ..." in str(error.value)
+
+
+def test_checkpoint_of_another_depth_is_refused_by_the_parameter_that_is_missing(run: Run) -> None:
+    run(1)
+    with pytest.raises(ValueError, match=r"rnn\.bias_hh_l1: \[24\] in the checkpoint, absent here"):
+        run(3, num_layers=1)
+
+
+def test_checkpoint_of_another_experiment_is_refused(run: Run, reviews: Any) -> None:
+    run(1)
+    with pytest.raises(ValueError, match="another model than this SentimentRegressor"):
+        run(3, model=SentimentRegressor(30, hidden_size=5, embedding_size=7), data=reviews())
+
+
+def test_checkpoint_loads_into_the_same_model_with_its_curve(
+    run: Run, tmp_path: Path, streams: Any, trainer: Any
+) -> None:
+    report = run()
+    loaded = LanguageModel.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert loaded.curve == report["curve"]
+    assert loaded.rnn.recurrent_dropout == DROPOUT["recurrent_dropout"]
+    [metrics] = trainer().test(loaded, datamodule=streams(), verbose=False)
+    assert metrics == {"test_ppl": pytest.approx(report["metrics"]["test_ppl"])}
+
+
+def test_last_checkpoint_is_there_although_validation_got_worse(run: Run, tmp_path: Path) -> None:
+    run(None, Spoil(epoch=2))
+    folder = tmp_path / "run" / "checkpoints"
+    assert {file.name for file in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert torch.load(folder / "best.ckpt")["epoch"] == 0
+    assert torch.load(folder / "last.ckpt")["epoch"] == 2
+
+
+# --- what an epoch leaves ---------------------------------------------------------------------------------------------
+
+
+def test_every_epoch_prints_one_line_with_its_number_and_perplexities(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(2)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "  epoch " in line]
+    assert [line.split("  ")[:2] for line in lines] == [
+        ["ptb/tiny/some_row seed 3", "epoch 1/2"],
+        ["ptb/tiny/some_row seed 3", "epoch 2/2"],
+    ]
+    assert all("valid_ppl " in line and "words_per_s " in line for line in lines)
+
+
+def test_gradient_norm_is_that_before_clipping(streams: Any, trainer: Any, recorder: Any, language_model: Any) -> None:
+    model = language_model()
+    trainer(recorder, max_epochs=1, gradient_clip_val=1e-3).fit(model, datamodule=streams())
+    norm = math.sqrt(sum(g.square().sum().item() for g in recorder.gradients[-1].values()))
+    assert norm > 0.1
+    assert model.curve[0]["gradient_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+def test_every_process_draws_from_its_own_seed(language_model: Any) -> None:
+    drawn = []
+    for rank in range(3):
+        torch.manual_seed(7)
+        model = language_model(input_dropout=0.5, hidden_size=40)
+        model._trainer = SimpleNamespace(global_rank=rank)
+        model.on_fit_start()
+        drawn.append(model.rnn.sample_masks(4).layers[0].input.flatten())
+    assert len(torch.stack(drawn).unique(dim=0)) == 3
+
+
+def test_a_resumed_process_does_not_repeat_the_masks_it_began_with(language_model: Any) -> None:
+    """Lightning restores the checkpoint, of the first process, before on_fit_start."""
+    model = language_model(input_dropout=0.5, hidden_size=40)
+    torch.manual_seed(7)
+    first_process = torch.get_rng_state()
+    model._trainer = SimpleNamespace(global_rank=1)
+    model.on_fit_start()
+    began = model.rnn.sample_masks(4).layers[0].input
+    torch.set_rng_state(first_process)
+    torch.rand(1000)  # what the first process has drawn since
+    checkpoint = {"state_dict": model.state_dict(), "curve": [], "provenance": [], "rng": {"cpu": torch.get_rng_state()}}
+    model.on_load_checkpoint(checkpoint)
+    model.on_fit_start()
+    assert not torch.equal(model.rnn.sample_masks(4).layers[0].input, began)
