@@ -59,16 +59,11 @@ def run(tmp_path: Path, result: Path, streams: Any, trainer: Any) -> Run:
         if model is None:
             options = {"learning_rate_decay": 1.5, "constant_epochs": 1, "mc_samples": 3} | DROPOUT | changes
             model = LanguageModel(11, options.pop("hidden_size", 6), **options)
-        checkpoints = ModelCheckpoint(
-            tmp_path / folder / "checkpoints",
-            filename="best",
-            monitor=model.monitor,
-            save_last=True,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
+        every_epoch = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+        checkpoints = tmp_path / folder / "checkpoints"
         a_trainer = trainer(
-            checkpoints,
+            ModelCheckpoint(checkpoints, filename="best", monitor=model.monitor, **every_epoch),  # type: ignore[arg-type]
+            ModelCheckpoint(checkpoints, filename="last", **every_epoch),  # type: ignore[arg-type]
             *callbacks,
             max_epochs=max_epochs,
             tested_weights=tested_weights,
@@ -393,7 +388,7 @@ def test_a_resumed_process_does_not_repeat_the_masks_it_began_with(language_mode
     began = model.rnn.sample_masks(4).layers[0].input
     torch.set_rng_state(first_process)
     torch.rand(1000)  # what the first process has drawn since
-    checkpoint = {"state_dict": model.state_dict(), "curve": [], "provenance": [], "rng": {"cpu": torch.get_rng_state()}}
+    checkpoint = {"state_dict": model.state_dict(), "curve": [{"epoch": 1}], "provenance": [], "rng": {"cpu": torch.get_rng_state()}}
     model.on_load_checkpoint(checkpoint)
     model.on_fit_start()
     assert not torch.equal(model.rnn.sample_masks(4).layers[0].input, began)

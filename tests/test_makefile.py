@@ -1,0 +1,193 @@
+"""What Make runs, and what it has no need to run."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = ["non_regularized", "moon", "moon_embedding", "zaremba", "variational_tied", "variational_untied"]
+CURVES = ["naive_gru", "standard_gru", "variational_gru", "naive_lstm", "standard_lstm", "variational_lstm"]
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+
+Make = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Run make in the repository; results are looked for in tmp_path, and variables of the outer make are forgotten."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["make", f"RESULTS={tmp_path}", *arguments],
+            cwd=ROOT,
+            env={"PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
+
+
+@pytest.fixture
+def runs_of(make: Make) -> Callable[..., list[str]]:
+    """The runs that `make -n` would start, as `main.py ...` command lines."""
+
+    def find(*arguments: str) -> list[str]:
+        done = make("-n", *arguments)
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.replace("\\\n", " ").splitlines()
+        return [" ".join(line.split()) for line in lines if "main.py reproduce" in line]
+
+    return find
+
+
+@pytest.fixture
+def write_result(tmp_path: Path) -> Callable[..., None]:
+    """A result as `Trainer.reproduce` writes it, of `epochs` out of `planned_epochs`."""
+
+    def write(name: str, epochs: int, planned_epochs: int) -> None:
+        path = tmp_path / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        report = {
+            "experiment": "ptb",
+            "epochs": epochs,
+            "planned_epochs": planned_epochs,
+            "tested_epoch": epochs,
+            "curve": [{"epoch": 1, "epochs": 77}],
+            "config": {"trainer": {"max_epochs": 13}, "epochs": 99},
+        }
+        path.write_text(json.dumps(report, indent=2) + "\n")
+
+    return write
+
+
+SMALL = ("reproduce-ptb", "SIZE=small", "ROWS=variational_tied")
+
+
+def test_help_is_the_default_and_lists_every_target(make: Make) -> None:
+    by_default, asked = make(), make("help")
+    assert by_default.returncode == 0
+    assert by_default.stdout == asked.stdout
+    [phony] = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    targets = set(phony.split()) - {"FORCE"}
+    assert targets >= {"setup", "demo", "test", "lint", "table", "figures", "reproduce-ptb", "reproduce-sentiment"}
+    listed = dict(re.findall(r"^  ([a-z-]+) +(\S.*)$", asked.stdout, flags=re.MULTILINE))
+    assert targets <= listed.keys()
+
+
+def test_every_documented_target_exists(make: Make) -> None:
+    for target in re.findall(r"^  ([a-z-]+) +\S", make("help").stdout, flags=re.MULTILINE):
+        done = make("-n", target)
+        assert done.returncode == 0, f"{target}: {done.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value", "choices"),
+    [
+        (["reproduce-ptb", "SIZE=foo"], 'SIZE="foo"', ["large", "medium", "small", "v1"]),
+        (["reproduce-ptb", "SIZE=small", "ROWS=foo"], 'ROWS="foo"', ROWS),
+        (["reproduce-ptb", "SIZE=small", "ROWS=moon foo zaremba"], 'ROWS="foo"', ROWS),
+        (["reproduce-sentiment", "CURVES=foo"], 'CURVES="foo"', CURVES),
+        (["reproduce-ptb", "SIZE=small", "ROWS=common"], 'ROWS="common"', ROWS),
+    ],
+)
+def test_unknown_choices_stop_make_with_the_known_ones(
+    arguments: list[str], value: str, choices: list[str], make: Make
+) -> None:
+    done = make("-n", *arguments)
+    assert done.returncode == 2
+    assert f"{value} is unknown; choose from:" in done.stderr
+    offered = done.stderr.split("choose from:")[1].rstrip(". Stop\n").split()
+    assert sorted(offered) == sorted(choices)
+    assert "main.py" not in done.stdout
+
+
+def test_a_missing_result_is_run(runs_of: Callable[..., list[str]], tmp_path: Path) -> None:
+    [command] = runs_of(*SMALL, "SEEDS=4", "DATA_DIR=/some/data", "RUNS=/some/runs")
+    assert command == (
+        ".venv/bin/python main.py reproduce --config configs/ptb/small/variational_tied.yaml --seed_everything 4 "
+        f"--data.init_args.data_dir /some/data --result {tmp_path}/ptb/small/variational_tied/seed4.json "
+        "--trainer.default_root_dir /some/runs/ptb/small/variational_tied/seed4"
+    )
+
+
+def test_epochs_devices_and_further_options_reach_the_command(runs_of: Callable[..., list[str]]) -> None:
+    [command] = runs_of(*SMALL, "EPOCHS=2", "DEVICES=4", "ARGS=--model.init_args.mc_samples 10")
+    assert command.endswith(" --epochs 2 --trainer.devices 4 --model.init_args.mc_samples 10")
+
+
+def test_a_size_runs_every_row_once_for_every_seed(runs_of: Callable[..., list[str]]) -> None:
+    commands = runs_of("reproduce-ptb", "SIZE=medium", "SEEDS=0 1 2")
+    found = [re.findall(r"--config configs/ptb/medium/(\w+)\.yaml --seed_everything (\d) ", line)[0] for line in commands]
+    assert sorted(found) == sorted((row, seed) for row in ROWS for seed in "012")
+
+
+def test_sentiment_runs_the_chosen_curves_of_their_figures(runs_of: Callable[..., list[str]]) -> None:
+    commands = runs_of("reproduce-sentiment", "CURVES=standard_gru naive_lstm")
+    configs = sorted(re.findall(r"--config (\S+)", line)[0] for line in commands)
+    assert configs == ["configs/sentiment/figure10/standard_gru.yaml", "configs/sentiment/figure2/naive_lstm.yaml"]
+    assert len(runs_of("reproduce-sentiment")) == 6
+
+
+def test_demo_runs_three_models_of_both_experiments(runs_of: Callable[..., list[str]]) -> None:
+    configs = sorted(re.findall(r"--config configs/demo/(\S+)\.yaml", line)[0] for line in runs_of("demo"))
+    variants = ("naive", "standard", "variational")
+    assert configs == [f"{kind}/{name}" for kind in ("language_model", "sentiment") for name in variants]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "asked", "runs"),
+    [
+        (13, "", 0),
+        (13, "EPOCHS=13", 0),
+        (13, "EPOCHS=2", 0),
+        (13, "EPOCHS=40", 0),  # more than the schedule has
+        (3, "", 1),
+        (3, "EPOCHS=5", 1),
+        (3, "EPOCHS=12", 1),  # as a text, "12" would come before "3"
+        (3, "EPOCHS=40", 1),
+        (3, "EPOCHS=3", 0),
+        (3, "EPOCHS=2", 0),
+    ],
+)
+def test_a_result_is_continued_only_if_more_epochs_are_asked_for(
+    epochs: int, asked: str, runs: int, runs_of: Callable[..., list[str]], write_result: Callable[..., None]
+) -> None:
+    write_result("ptb/small/variational_tied/seed0", epochs, 13)
+    assert len(runs_of(*SMALL, *filter(None, [asked]))) == runs
+
+
+def test_only_what_is_missing_is_run(runs_of: Callable[..., list[str]], write_result: Callable[..., None]) -> None:
+    write_result("ptb/small/moon/seed0", 13, 13)
+    write_result("ptb/small/zaremba/seed1", 13, 13)
+    commands = runs_of("reproduce-ptb", "SIZE=small", "ROWS=moon zaremba", "SEEDS=0 1")
+    found = [re.findall(r"small/(\w+)\.yaml --seed_everything (\d) ", line)[0] for line in commands]
+    assert sorted(found) == [("moon", "1"), ("zaremba", "0")]
+
+
+def test_make_says_which_results_are_there_already(
+    make: Make, write_result: Callable[..., None], tmp_path: Path
+) -> None:
+    write_result("ptb/small/variational_tied/seed0", 13, 13)
+    assert f"{tmp_path}/ptb/small/variational_tied/seed0.json is there and not run again" in make("-n", *SMALL).stdout
+    assert "not run again" not in make("-n", *SMALL, "SEEDS=1").stdout
+    write_result("ptb/small/variational_tied/seed0", 3, 13)
+    assert "not run again" not in make("-n", *SMALL).stdout
+
+
+def test_a_shortened_demo_is_continued_too(
+    runs_of: Callable[..., list[str]], write_result: Callable[..., None]
+) -> None:
+    for kind in ("language_model", "sentiment"):
+        for row in ("naive", "standard", "variational"):
+            write_result(f"demo/{kind}/{row}/seed0", 8, 8)
+    assert runs_of("demo") == []
+    write_result("demo/sentiment/naive/seed0", 2, 8)
+    assert len(runs_of("demo")) == 1
