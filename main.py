@@ -18,6 +18,7 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_modules.progress import Progress
 from lightning_modules.trainer import Trainer
@@ -90,7 +91,7 @@ def default_loggers(root: Path, result: Path | None) -> list[WandbLogger | CSVLo
     mode = None
     if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
         mode = "offline"
-        print("W&B: no account is logged in, so this run is recorded offline; `wandb login` changes that.")
+        rank_zero_only(print)("W&B: no account is logged in: recorded offline (`wandb login` changes that).")
     name, group = (f"{result.parts[-2]}-{result.stem}", "/".join(result.parts[-4:-2])) if result else (None, None)
     return [
         WandbLogger(project="variational-rnn", name=name, group=group, save_dir=root, mode=mode),

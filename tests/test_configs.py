@@ -1,0 +1,312 @@
+"""Every configuration below configs/: it parses, builds what it says, and says how it is run."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import main
+from datamodules import FilmReviews, PennTreebank, SnippetLanguage, SnippetRatings
+from lightning_modules import LanguageModel, SentimentRegressor
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+RUNS = sorted(str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml") if file.name != "common.yaml")
+PTB = [name for name in RUNS if name.startswith("ptb/")]
+ROWS = {"non_regularized", "moon", "moon_embedding", "zaremba", "variational_tied", "variational_untied"}
+
+# Protocol 1.3, 1.10: hidden size, window, init, epochs, constant epochs, decay, clipping
+SCHEDULES = {
+    "small": (200, 20, 0.1, 13, 4, 2.0, 5.0),
+    "medium": (650, 35, 0.05, 39, 6, 1.2, 5.0),
+    "large": (1500, 35, 0.04, 55, 14, 1.15, 10.0),
+    "v1": (200, 20, 0.1, 180, 0, 1.0, 5.0),
+}
+# Protocol 1.5, 1.7, 1.8, 1.10: p of words, layer inputs, recurrent, softmax input, memory cells; weight decay
+NOTHING = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+DROPOUT = {
+    "medium/non_regularized": NOTHING,
+    "medium/zaremba": (0.0, 0.5, 0.0, 0.5, 0.0, 0.0),
+    "medium/moon": (0.0, 0.3, 0.0, 0.3, 0.3, 1e-7),
+    "medium/moon_embedding": (0.2, 0.3, 0.0, 0.3, 0.3, 1e-7),
+    "medium/variational_tied": (0.2, 0.35, 0.2, 0.35, 0.0, 1e-7),
+    "medium/variational_untied": (0.2, 0.35, 0.2, 0.35, 0.0, 1e-7),
+    "large/non_regularized": NOTHING,
+    "large/zaremba": (0.0, 0.65, 0.0, 0.65, 0.0, 0.0),
+    "large/moon": (0.0, 0.5, 0.0, 0.5, 0.5, 1e-7),
+    "large/moon_embedding": (0.3, 0.5, 0.0, 0.5, 0.5, 1e-7),
+    "large/variational_tied": (0.3, 0.5, 0.3, 0.5, 0.0, 1e-7),
+    "large/variational_untied": (0.3, 0.5, 0.3, 0.5, 0.0, 1e-7),
+    "v1/non_regularized": NOTHING,
+    "v1/zaremba": (0.0, 0.25, 0.0, 0.25, 0.0, 0.0),
+    "v1/variational_tied": (0.25, 0.25, 0.25, 0.25, 0.0, 1e-5),
+    "v1/variational_untied": (0.25, 0.25, 0.25, 0.25, 0.0, 1e-5),
+}
+
+
+class _ParserOnly(Exception):  # noqa: N818
+    pass
+
+
+@pytest.fixture(scope="session")
+def parser() -> Any:
+    """The parser of main.py, built once."""
+
+    class Stop(main.CommandLine):
+        def parse_arguments(self, parser: Any, args: Any) -> None:
+            raise _ParserOnly(parser)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main, "CommandLine", Stop)
+        patch.setattr(sys, "argv", ["main.py"])
+        with pytest.raises(_ParserOnly) as stop:
+            main.run()
+    return stop.value.args[0]
+
+
+@pytest.fixture(scope="session")
+def parse(parser: Any) -> Callable[..., Any]:
+    parsed: dict[tuple[str, ...], Any] = {}
+
+    def read(name: str, subcommand: str = "fit", *options: str) -> Any:
+        key = (name, subcommand, *options)
+        if key not in parsed:
+            arguments = main.with_inherited_configs(["--config", str(CONFIGS / name)])
+            if subcommand == "reproduce":
+                arguments += ["--result", "results/a/b/c/seed0.json"]
+            parsed[key] = parser.parse_args([subcommand, *arguments, *options])
+        return parsed[key]
+
+    return read
+
+
+@pytest.fixture
+def build(parser: Any, parse: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """Model, without memory for its parameters, and data of a configuration."""
+
+    def instantiate(name: str, subcommand: str = "fit", *options: str) -> tuple[Any, Any]:
+        with torch.device("meta"):
+            built = parser.instantiate_classes(parse(name, subcommand, *options))[subcommand]
+        return built.model, built.data
+
+    return instantiate
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((CONFIGS / name).read_text()) or {}
+
+
+# --- all configurations -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subcommand", ["reproduce", "fit", "test"])
+@pytest.mark.parametrize("name", RUNS)
+def test_configuration_parses_and_builds_model_and_data(
+    name: str, subcommand: str, build: Callable[..., tuple[Any, Any]]
+) -> None:
+    expected = {
+        "ptb": (LanguageModel, PennTreebank),
+        "sentiment": (SentimentRegressor, FilmReviews),
+        "demo/language_model": (LanguageModel, SnippetLanguage),
+        "demo/sentiment": (SentimentRegressor, SnippetRatings),
+    }
+    model, data = build(name, subcommand)
+    [(model_class, data_class)] = [classes for folder, classes in expected.items() if name.startswith(f"{folder}/")]
+    assert type(model) is model_class
+    assert type(data) is data_class
+    assert model.embedding.num_embeddings == data.vocab_size
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("name", RUNS)
+def test_first_line_is_the_command_that_runs_this_file_and_only_this(name: str, tmp_path: Path) -> None:
+    first = (CONFIGS / name).read_text().splitlines()[0]
+    assert first.startswith("# make ")
+    done = subprocess.run(
+        ["make", "-n", f"RESULTS={tmp_path}", *first.split()[2:]],
+        cwd=CONFIGS.parent,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    run = re.findall(r"--config configs/(\S+)", done.stdout)
+    if name.startswith("demo/"):  # one command runs all six
+        assert name in run
+        assert len(run) == 6
+    else:
+        assert run == [name]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_configuration_only_overrides(name: str) -> None:
+    """A row repeats nothing that it would inherit with the same value."""
+    folders = [CONFIGS / name]
+    inherited: dict[str, Any] = {}
+    for parent in reversed(folders[0].relative_to(CONFIGS).parents):
+        common = CONFIGS / parent / "common.yaml"
+        if common.exists():
+            inherited |= dict(flatten(yaml.safe_load(common.read_text())))
+    repeated = {key for key, value in flatten(read(name)) if key in inherited and inherited[key] == value}
+    assert not repeated
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    items: list[tuple[str, Any]] = []
+    for key, value in config.items():
+        items += flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return items
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_lightning_does_not_shuffle_the_streams_or_repeat_test_items(
+    name: str, parse: Callable[..., Any]
+) -> None:
+    assert parse(name).fit.trainer.use_distributed_sampler is False
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_configuration_can_be_run_in_less_than_all_epochs_on_any_data_folder(
+    name: str, parse: Callable[..., Any]
+) -> None:
+    options = ("--epochs", "1", "--data.init_args.data_dir", "/some/folder", "--seed_everything", "4")
+    config = parse(name, "reproduce", *options).reproduce
+    assert (config.epochs, str(config.data.init_args.data_dir), config.seed_everything) == (1, "/some/folder", 4)
+
+
+# --- Penn Treebank ----------------------------------------------------------------------------------------------------
+
+
+def test_every_size_of_penn_treebank_has_the_six_rows_of_the_table() -> None:
+    by_size: dict[str, set[str]] = {}
+    for name in PTB:
+        _, size, row = name.removesuffix(".yaml").split("/")
+        by_size.setdefault(size, set()).add(row)
+    assert by_size == {size: ROWS for size in SCHEDULES}
+
+
+@pytest.mark.parametrize("name", PTB)
+def test_penn_treebank_rows_follow_the_published_schedules(name: str, parse: Callable[..., Any]) -> None:
+    size, row = name.removesuffix(".yaml").split("/")[1:]
+    config = parse(name).fit
+    model, data, trainer = config.model.init_args, config.data.init_args, config.trainer
+    found = (
+        model.hidden_size,
+        data.window,
+        model.init_scale,
+        trainer.max_epochs,
+        model.constant_epochs,
+        model.learning_rate_decay,
+        trainer.gradient_clip_val,
+    )
+    expected = SCHEDULES[size]
+    if size == "large" and row.startswith("variational"):  # max_epoch 10 of the released scripts, protocol 4 (1)
+        expected = (*expected[:4], 10, *expected[5:])
+    assert found == expected
+    assert (data.batch_size, data.vocab_size, model.num_layers, model.learning_rate, model.cell) == (
+        20, 10_000, 2, 1.0, "lstm"
+    )  # fmt: skip
+    assert trainer.gradient_clip_algorithm in (None, "norm")
+    assert model.carry_state is (size != "v1")
+
+
+@pytest.mark.parametrize("name", DROPOUT)
+def test_penn_treebank_rows_have_the_published_dropout(name: str, parse: Callable[..., Any]) -> None:
+    model = parse(f"ptb/{name}.yaml").fit.model.init_args
+    found = (
+        model.word_dropout,
+        model.input_dropout,
+        model.recurrent_dropout,
+        model.output_dropout,
+        model.memory_dropout,
+        model.weight_decay,
+    )
+    assert found == DROPOUT[name]
+
+
+@pytest.mark.parametrize("name", PTB)
+def test_rows_differ_in_masks_as_their_names_say(name: str, parse: Callable[..., Any]) -> None:
+    row = Path(name).stem
+    model = parse(name).fit.model.init_args
+    assert model.time_masks == ("fresh" if row == "zaremba" else "constant")
+    assert model.gate_masks == ("untied" if row == "variational_untied" else "tied")
+    assert (model.memory_dropout > 0) == row.startswith("moon")
+    assert (model.recurrent_dropout > 0) == row.startswith("variational")
+    assert (model.word_dropout > 0) == (row == "moon_embedding" or row.startswith("variational"))
+    assert (model.input_dropout > 0) == (row != "non_regularized")
+    assert model.input_dropout == model.output_dropout
+    assert model.word_masks == "type"
+
+
+@pytest.mark.parametrize("size", SCHEDULES)
+def test_tied_and_untied_rows_differ_in_nothing_else(size: str) -> None:
+    tied, untied = read(f"ptb/{size}/variational_tied.yaml"), read(f"ptb/{size}/variational_untied.yaml")
+    assert tied["model"]["init_args"].pop("gate_masks") == "tied"
+    assert untied["model"]["init_args"].pop("gate_masks") == "untied"
+    assert tied == untied
+
+
+@pytest.mark.parametrize("name", PTB)
+def test_final_weights_are_tested_but_where_the_protocol_says_best(name: str, parse: Callable[..., Any]) -> None:
+    size, row = name.removesuffix(".yaml").split("/")[1:]
+    early_stopping = {("medium", "non_regularized"), ("large", "non_regularized"), ("large", "moon")}
+    tested = parse(name).fit.trainer.tested_weights
+    assert tested == ("best" if (size, row) in early_stopping else "last")
+
+
+@pytest.mark.parametrize("row", ["variational_tied", "variational_untied"])
+def test_monte_carlo_is_that_of_the_paper_and_of_its_first_version(row: str, parse: Callable[..., Any]) -> None:
+    samples = {size: parse(f"ptb/{size}/{row}.yaml").fit.model.init_args for size in SCHEDULES}
+    assert samples["medium"].mc_samples == samples["large"].mc_samples == 1000
+    assert (samples["medium"].mc_masks, samples["medium"].mc_word_dropout) == ("stream", False)
+    assert samples["v1"].mc_samples == 10
+    assert (samples["v1"].mc_masks, samples["v1"].mc_word_dropout) == ("window", True)
+
+
+@pytest.mark.parametrize(("size", "published"), [("small", 4.65), ("medium", 19.78), ("large", 66.03)])
+def test_models_of_the_configurations_have_the_published_size(
+    size: str, published: float, build: Callable[..., tuple[Any, Any]]
+) -> None:
+    model, _ = build(f"ptb/{size}/variational_untied.yaml")
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == published
+
+
+# --- sentiment --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("figure", "cell"), [("figure2", "lstm"), ("figure10", "gru")])
+@pytest.mark.parametrize(
+    ("curve", "dropout", "l2"),
+    [
+        ("standard", (0.0, 0.0, 0.0, 0.0), 0.0),
+        ("naive", (0.0, 0.5, 0.0, 0.5), 0.0),
+        ("variational", (0.25, 0.25, 0.25, 0.25), 1e-3),
+    ],
+)
+def test_sentiment_curves_have_the_published_settings(
+    curve: str, dropout: tuple[float, ...], l2: float, figure: str, cell: str, parse: Callable[..., Any]
+) -> None:
+    config = parse(f"sentiment/{figure}/{curve}_{cell}.yaml").fit
+    model, data = config.model.init_args, config.data.init_args
+    assert model.cell == cell
+    found = (model.word_dropout, model.input_dropout, model.recurrent_dropout, model.output_dropout)
+    assert (found, model.l2) == (dropout, l2)
+    assert model.time_masks == ("fresh" if curve == "naive" else "constant")
+    assert (model.embedding_size, model.hidden_size, model.learning_rate) == (128, 128, 1e-3)
+    assert (data.batch_size, data.chunk_length, data.vocab_size) == (128, 200, 20_003)
+    assert config.trainer.gradient_clip_val is None
+    if curve == "variational":
+        assert model.gate_masks == "untied"
+
+
+def test_gru_curves_are_as_long_as_the_published_ones(parse: Callable[..., Any]) -> None:
+    """Protocol 4 (24): 250 epochs for the LSTM; 1000 and more for the GRU, if cheap."""
+    assert parse("sentiment/figure2/variational_lstm.yaml").fit.trainer.max_epochs == 250
+    assert parse("sentiment/figure10/variational_gru.yaml").fit.trainer.max_epochs >= 250
