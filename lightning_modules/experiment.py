@@ -76,7 +76,8 @@ class Experiment(L.LightningModule):
             "seconds": time.perf_counter() - self._epoch_start,
         }
         self.curve.append(entry)
-        values = "  ".join(f"{name} {_rounded(value)}" for name, value in entry.items() if name != "epoch")
+        shown = (name for name in entry if name not in ("epoch", "gradient_norm", "learning_rate"))
+        values = "  ".join(f"{name} {_rounded(entry[name])}" for name in shown)
         self.print(f"{self.run_name}  epoch {self.current_epoch + 1}/{self.trainer.max_epochs}  {values}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

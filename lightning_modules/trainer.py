@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+import re
 import subprocess
 import time
 from datetime import UTC, datetime
@@ -52,11 +54,16 @@ class Trainer(L.Trainer):
             datamodule: the data.
             result: the file to write, RESULTS/EXPERIMENT/GROUP/ROW/seedK.json.
             epochs: stop after this many epochs of the schedule that trainer.max_epochs defines.
+
+        Raises:
+            ValueError: epochs is less than 1, or result has another form.
         """
         if epochs is not None and epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
-        experiment, group, row = result.parts[-4:-1]
-        seed = int(result.stem.removeprefix("seed"))
+        name = re.search(r"([^/]+)/([^/]+)/([^/]+)/seed(\d+)\.json$", result.as_posix())
+        if not name:
+            raise ValueError(f"result must be .../EXPERIMENT/GROUP/ROW/seedK.json, got {result}")
+        experiment, group, row, seed = *name.groups()[:3], int(name[4])
         model.provenance = [provenance()]
         planned_epochs = self.max_epochs or 0
         self.fit_loop.max_epochs = min(epochs or planned_epochs, planned_epochs)
@@ -68,16 +75,16 @@ class Trainer(L.Trainer):
         model.provenance[0]["hardware"] = hardware
         self.print(
             f"{model.run_name}: {self.max_epochs} of {planned_epochs} epochs on {hardware['gpu'] or hardware['cpu']}, "
-            + (f"resumed from {last}" if last.exists() else f"checkpoints in {last.parent}")
+            + (f"resumed from {last}" if last.exists() else f"checkpoints and logs in {self.default_root_dir}")
         )
         self.fit(model, datamodule=datamodule, ckpt_path=last if last.exists() else None)
 
+        curve, attempts = model.curve, model.provenance  # loading the best checkpoint brings back its own
         test_start = time.perf_counter()
         best = checkpoints.best_model_path if self.tested_weights == "best" else None
         [test_metrics] = self.test(model, datamodule=datamodule, ckpt_path=best)
         test_seconds = time.perf_counter() - test_start
 
-        curve = model.curve
         tested_epoch = min(curve, key=lambda entry: entry[checkpoints.monitor or ""]) if best else curve[-1]
         if not self.is_global_zero:
             return
@@ -90,14 +97,11 @@ class Trainer(L.Trainer):
             "planned_epochs": planned_epochs,
             "tested_epoch": tested_epoch["epoch"],
             "parameters": sum(p.numel() for p in model.parameters()),
-            "metrics": {k: v for k, v in tested_epoch.items() if k != "epoch"} | dict(test_metrics),
-            "curve": curve,
+            "metrics": _finite({k: v for k, v in tested_epoch.items() if k != "epoch"} | dict(test_metrics)),
+            "curve": [_finite(entry) for entry in curve],
             "config": _without_paths(self.run_config),
-            "provenance": model.provenance[0]
-            | {
-                "wall_time_s": sum(entry["seconds"] for entry in curve) + test_seconds,
-                "resumed": model.provenance[1:],
-            },
+            "provenance": attempts[0]
+            | {"wall_time_s": sum(entry["seconds"] for entry in curve) + test_seconds, "resumed": attempts[1:]},
         }
         write_atomically(result, json.dumps(report, indent=2) + "\n")
         self.print(f"wrote {result}")
@@ -106,6 +110,11 @@ class Trainer(L.Trainer):
         """Print on the first process only."""
         if self.is_global_zero:
             print(*values, flush=True)
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no nan and no infinity: a diverged value is null."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:

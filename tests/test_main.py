@@ -1,0 +1,364 @@
+"""The command line: inherited configurations, bad input, and a whole run."""
+
+import csv
+import hashlib
+import json
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import pytest
+import torch
+import wandb
+import yaml
+
+import main
+from datamodules import penn_treebank
+
+CONFIGS = Path(main.__file__).resolve().parent / "configs"
+SMALL = ["--config", str(CONFIGS / "ptb/small/variational_tied.yaml")]
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Outcome]:
+    """Run main.py in this process, from an empty folder."""
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # main sets it: this takes it back at the end
+    monkeypatch.delenv("TRACEBACK", raising=False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Outcome:
+        capsys.readouterr()
+        status = 0
+        try:
+            main.main(list(arguments))
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return Outcome(status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def tiny_treebank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a treebank of 12 word types, which passes for the real one."""
+    words, source = [f"w{i}" for i in range(11)], random.Random(0)
+    folder = tmp_path / "data" / "ptb"
+    folder.mkdir(parents=True)
+    hashes, counts = {}, {}
+    for split, lines in (("train", 20), ("validation", 12), ("test", 8)):
+        sentences = [words if i == 0 else source.choices(words, k=5) for i in range(lines)]
+        text = "".join(f" {' '.join(sentence)} \n" for sentence in sentences)
+        (folder / penn_treebank.FILES[split]).write_text(text)
+        hashes[split] = hashlib.sha256(text.encode()).hexdigest()
+        counts[split] = (lines, sum(len(sentence) + 1 for sentence in sentences))
+    monkeypatch.setattr(penn_treebank, "SHA256", hashes)
+    monkeypatch.setattr(penn_treebank, "COUNTS", counts)
+    return folder
+
+
+def tiny_run(tmp_path: Path, *more: str, logger: str = "false") -> list[str]:
+    return [
+        *SMALL,
+        *("--data.init_args.data_dir", str(tmp_path / "data")),
+        *("--data.init_args.vocab_size", "12"),
+        *("--data.init_args.batch_size", "2"),
+        *("--data.init_args.window", "5"),
+        *("--model.init_args.hidden_size", "6"),
+        *("--model.init_args.mc_samples", "3"),
+        *("--trainer.default_root_dir", str(tmp_path / "run")),
+        *("--trainer.logger", logger),
+        *("--trainer.accelerator", "cpu"),
+        *("--trainer.enable_progress_bar", "false"),
+        *("--trainer.enable_model_summary", "false"),
+        *more,
+    ]
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    return tmp_path / "results" / "ptb" / "small" / "variational_tied" / "seed0.json"
+
+
+# --- inherited configurations -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """configs/{common,a/common,a/b/c/common,a/b/c/row,a/b/other}.yaml, and a common.yaml beside configs."""
+    root = tmp_path / "repository" / "configs"
+    (root / "a/b/c").mkdir(parents=True)
+    files = ("../common", "common", "a/common", "a/b/c/common", "a/b/c/row", "a/b/other")
+    for name in files:
+        (root / f"{name}.yaml").touch()
+    monkeypatch.setattr(main, "CONFIGS", root)
+    monkeypatch.chdir(tmp_path)
+    return root
+
+
+def configs(root: Path, *names: str) -> list[str]:
+    return [word for name in names for word in ("--config", str(root / f"{name}.yaml"))]
+
+
+def test_a_configuration_inherits_from_the_folders_above_the_most_general_first(tree: Path) -> None:
+    expanded = main.with_inherited_configs(["fit", "--config", str(tree / "a/b/c/row.yaml"), "--x", "1"])
+    assert expanded == ["fit", *configs(tree, "common", "a/common", "a/b/c/common", "a/b/c/row"), "--x", "1"]
+
+
+@pytest.mark.parametrize("form", [["--config", "{}"], ["--config={}"], ["-c", "{}"]])
+def test_every_way_to_name_a_configuration_inherits(form: list[str], tree: Path) -> None:
+    words = [word.format("repository/configs/a/b/other.yaml") for word in form]
+    assert main.with_inherited_configs(words) == configs(tree, "common", "a/common", "a/b/other")
+
+
+def test_a_common_configuration_is_not_given_twice(tree: Path) -> None:
+    expanded = main.with_inherited_configs(["--config", str(tree / "a/common.yaml")])
+    assert expanded == configs(tree, "common", "a/common")
+
+
+def test_each_of_several_configurations_inherits_in_its_turn(tree: Path) -> None:
+    expanded = main.with_inherited_configs([*configs(tree, "a/b/other"), "--seed_everything", "2", *configs(tree, "a/b/c/row")])
+    assert expanded == [
+        *configs(tree, "common", "a/common", "a/b/other"),
+        *("--seed_everything", "2"),
+        *configs(tree, "common", "a/common", "a/b/c/common", "a/b/c/row"),
+    ]  # fmt: skip
+
+
+def test_a_configuration_of_ones_own_elsewhere_inherits_nothing(tree: Path, tmp_path: Path) -> None:
+    for name in ("common", "mine"):
+        (tmp_path / f"{name}.yaml").touch()
+    assert main.with_inherited_configs(["--config", "mine.yaml"]) == configs(tmp_path, "mine")
+
+
+def test_other_arguments_stay_as_they_are(tree: Path) -> None:
+    arguments = ["reproduce", "--result", "configs/a.json", "--model.config", "x", "a b", ""]
+    assert main.with_inherited_configs(arguments) == arguments
+
+
+def test_configurations_of_the_repository_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    expanded = main.with_inherited_configs(SMALL)
+    assert expanded == configs(CONFIGS, "ptb/common", "ptb/small/common", "ptb/small/variational_tied")
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def result_options(tmp_path: Path) -> list[str]:
+    return ["--result", str(tmp_path / "results/ptb/small/variational_tied/seed0.json")]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--model.init_args.word_dropout", "1.5"], ["word_dropout", "[0, 1)", "1.5"]),
+        (["--model.init_args.output_dropout", "-0.5"], ["[0, 1)", "-0.5"]),
+        (["--model.init_args.recurrent_dropout", "lots"], ["recurrent_dropout", "float", "lots"]),
+        (["--model.init_args.weight_decay", "2"], ["weight_decay", "[0, 1)", "2"]),
+        (["--model.init_args.cell", "rnn"], ["cell", "'lstm', 'gru'", "rnn"]),
+        (["--model.init_args.mc_masks", "forever"], ["mc_masks", "'stream', 'window'", "forever"]),
+        (["--trainer.tested_weights", "first"], ["tested_weights", "'last', 'best'", "first"]),
+        (["--epochs", "0"], ["epochs must be at least 1", "0"]),
+        (["--data.init_args.vocab_size", "99"], ["vocab_size=99", "12 word types"]),
+        (["--data.init_args.window", "5000"], ["window of 5000", "too short"]),
+        (["--trainer.devices", "2", "--data.init_args.batch_size", "3"], ["batch_size=3", "2 processes"]),
+        (["--model.init_args.vocab_size", "5"], ["vocab_size", "5"]),
+        (["--modle", "1.5"], ["--modle"]),
+        (["--model.init_args.hidden", "1"], ["'hidden' is not accepted"]),
+    ],
+)
+def test_bad_input_ends_with_one_message_and_no_result(
+    options: list[str], named: list[str], call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path
+) -> None:
+    if "--trainer.devices" in options:
+        pytest.skip("would start a second process; test_streams.py covers the message")
+    outcome = call("reproduce", *tiny_run(tmp_path, *options), *result_options(tmp_path))
+    assert outcome.status == 2
+    for part in named:
+        assert part in outcome.err
+    assert outcome.err.count("error:") == 1
+    assert "Traceback" not in outcome.out + outcome.err
+    assert not (tmp_path / "results").exists()
+
+
+def test_missing_configuration_is_answered_with_those_that_are_there(call: Callable[..., Outcome]) -> None:
+    outcome = call("reproduce", "--config", str(CONFIGS / "ptb/small/zarembra.yaml"), "--result", "r/a/b/c/seed0.json")
+    assert outcome.status == 2
+    assert "ptb/small/zarembra.yaml does not exist" in outcome.err
+    assert "moon.yaml, moon_embedding.yaml" in outcome.err
+    assert "zaremba.yaml" in outcome.err
+
+
+def test_configuration_looked_for_in_a_folder_without_any_is_answered_with_its_folders(
+    call: Callable[..., Outcome],
+) -> None:
+    outcome = call("reproduce", "--config", str(CONFIGS / "zaremba.yaml"), "--result", "r/a/b/c/seed0.json")
+    assert outcome.status == 2
+    assert "ptb" in outcome.err.split("there is:")[1]
+
+
+def test_config_without_a_value_is_not_taken_for_the_current_folder(
+    call: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    outcome = call("fit", "--config")
+    assert outcome.status == 2
+    assert str(tmp_path) not in outcome.err
+
+
+def test_missing_file_of_the_corpus_is_named_with_where_to_get_it(
+    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path
+) -> None:
+    missing = tiny_treebank / "ptb.valid.txt"
+    missing.unlink()
+    outcome = call("reproduce", *tiny_run(tmp_path), *result_options(tmp_path))
+    assert outcome.status == 2
+    assert f"{missing} does not exist" in outcome.err
+    assert "simple-examples.tgz" in outcome.err
+    assert "DATA_DIR" in outcome.err
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("path", ["results/ptb/small/zaremba/result.json", "results/ptb/small/zaremba/seed.json", "seed0.json"])
+def test_result_with_an_unusable_name_is_refused_with_the_pattern(
+    path: str, call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path
+) -> None:
+    outcome = call("reproduce", *tiny_run(tmp_path, "--epochs", "1"), "--result", path)
+    assert outcome.status == 2
+    assert path in outcome.err
+    assert "EXPERIMENT/GROUP/ROW/seed" in outcome.err
+
+
+def test_unknown_subcommand_is_answered_with_the_known_ones(call: Callable[..., Outcome]) -> None:
+    outcome = call("dance")
+    assert outcome.status == 2
+    for name in ("dance", "fit", "validate", "test", "predict", "reproduce"):
+        assert name in outcome.err
+
+
+def test_traceback_is_shown_on_request(
+    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACEBACK", "1")
+    with pytest.raises(ValueError, match="word_dropout"):
+        call("reproduce", *tiny_run(tmp_path, "--model.init_args.word_dropout", "1.5"), *result_options(tmp_path))
+
+
+# --- a whole run ------------------------------------------------------------------------------------------------------
+
+
+def test_reproduce_leaves_a_result_with_its_configuration(
+    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path, result: Path
+) -> None:
+    outcome = call("reproduce", *tiny_run(tmp_path, "--epochs", "2"), "--result", str(result))
+    assert (outcome.status, outcome.err) == (0, "")
+    report = json.loads(result.read_text())
+    assert (report["epochs"], report["planned_epochs"], report["seed"]) == (2, 13, 0)
+    model = report["config"]["model"]
+    assert model["class_path"] == "lightning_modules.LanguageModel"
+    assert model["init_args"]["hidden_size"] == 6  # command line
+    assert model["init_args"]["word_dropout"] == 0.25  # row
+    assert model["init_args"]["learning_rate_decay"] == 2.0  # common.yaml of the size
+    assert model["init_args"]["learning_rate"] == 1.0  # common.yaml of the corpus
+    assert model["init_args"]["vocab_size"] == 12  # from the data
+    assert report["config"]["seed_everything"] == 0
+    assert str(tmp_path) not in json.dumps(report["config"]), "folders of the machine do not belong in a result"
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["model"] == model
+
+
+def test_an_interrupted_run_is_resumed_from_its_last_epoch_and_not_from_its_best(
+    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path, result: Path
+) -> None:
+    still = ("--model.init_args.learning_rate", "0.0")  # no epoch is better than the first
+    call("reproduce", *tiny_run(tmp_path, *still, "--epochs", "3"), "--result", str(result))
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt")["epoch"] == 2
+    first = json.loads(result.read_text())
+    outcome = call("reproduce", *tiny_run(tmp_path, *still, "--epochs", "4"), "--result", str(result))
+    assert outcome.status == 0, outcome.err
+    assert json.loads(result.read_text())["curve"][:3] == first["curve"]
+
+
+def test_epochs_continues_a_run_and_another_model_is_refused(
+    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path, result: Path
+) -> None:
+    call("reproduce", *tiny_run(tmp_path, "--epochs", "1"), "--result", str(result))
+    outcome = call("reproduce", *tiny_run(tmp_path, "--epochs", "2"), "--result", str(result))
+    assert outcome.status == 0, outcome.err
+    report = json.loads(result.read_text())
+    assert report["epochs"] == 2
+    assert len(report["provenance"]["resumed"]) == 1
+    other = tiny_run(tmp_path, "--epochs", "3", "--model.init_args.hidden_size", "7")
+    outcome = call("reproduce", *other, "--result", str(result))
+    assert outcome.status == 2
+    assert "embedding.weight: [12, 6] in the checkpoint, [12, 7] here" in outcome.err
+    assert json.loads(result.read_text()) == report
+
+
+def test_what_is_chosen_at_test_time_holds_against_the_checkpoint(
+    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path, result: Path
+) -> None:
+    call("reproduce", *tiny_run(tmp_path, "--epochs", "1"), "--result", str(result))
+    checkpoint = ("--ckpt_path", str(tmp_path / "run/checkpoints/last.ckpt"))
+    outcome = call("test", *tiny_run(tmp_path, *checkpoint, "--model.init_args.mc_samples", "5"))
+    assert outcome.status == 0, outcome.err
+    values = dict(line.split("│")[1:3] for line in outcome.out.splitlines() if line.count("│") == 3)
+    metrics = {name.strip(): float(value) for name, value in values.items()}
+    assert metrics["mc_samples"] == 5
+    assert metrics["test_ppl"] == pytest.approx(json.loads(result.read_text())["metrics"]["test_ppl"], rel=1e-6)
+
+
+def test_without_an_account_a_run_is_recorded_offline_with_its_configuration_and_as_csv(
+    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path, result: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    try:
+        outcome = call("reproduce", *tiny_run(tmp_path, "--epochs", "2", logger="true"), "--result", str(result))
+    finally:
+        wandb.teardown()
+    assert outcome.status == 0, outcome.err
+    assert "recorded offline" in outcome.out
+    [run] = (tmp_path / "run/wandb").glob("offline-run-*")
+    [record] = run.glob("*.wandb")
+    content = record.read_bytes()
+    for part in (b"learning_rate_decay", b"max_epochs", b"gradient_clip_val", b"datamodules.PennTreebank", b"valid_ppl"):
+        assert part in content
+    assert b"variational_tied-seed0" in content
+    assert b"ptb/small" in content
+    [table] = (tmp_path / "run/csv").rglob("metrics.csv")
+    rows = list(csv.DictReader(table.open()))
+    curve = json.loads(result.read_text())["curve"]
+    logged = [float(row["valid_ppl"]) for row in rows if row.get("valid_ppl")]
+    assert logged == pytest.approx([entry["valid_ppl"] for entry in curve], rel=1e-6)
+
+
+def test_loggers_of_ones_own_are_kept(
+    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> list[Any]:
+        raise AssertionError("default loggers made although there is one of the user's own")
+
+    monkeypatch.setattr(main, "default_loggers", none)
+    own = ("--trainer.logger.class_path", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", "own")
+    outcome = call("fit", *[w for w in tiny_run(tmp_path) if w not in ("--trainer.logger", "false")][:-2], *own, "--trainer.max_epochs", "1", "--trainer.enable_model_summary", "false", "--trainer.enable_progress_bar", "false")
+    assert outcome.status == 0, outcome.err
+    assert list((tmp_path / "own").rglob("metrics.csv"))
