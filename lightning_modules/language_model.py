@@ -142,9 +142,10 @@ class LanguageModel(Experiment):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -init_scale, init_scale)
 
-        # torchmetrics keeps float32 by default; half a million losses are summed here.
+        # torchmetrics keeps float32 by default, where many losses are summed here, and leaves nan out, which would hide
+        # that a run has diverged.
         self.train_nll, self.train_eval_nll, self.valid_nll, self.test_nll, self.test_nll_mc = (
-            MeanMetric().set_dtype(torch.float64) for _ in range(5)
+            MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(5)
         )
         self._train_state: State = None
         self._eval_state: State = None
