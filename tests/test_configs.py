@@ -166,9 +166,7 @@ def flatten(config: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_lightning_does_not_shuffle_the_streams_or_repeat_test_items(
-    name: str, parse: Callable[..., Any]
-) -> None:
+def test_lightning_does_not_shuffle_the_streams_or_repeat_test_items(name: str, parse: Callable[..., Any]) -> None:
     assert parse(name).fit.trainer.use_distributed_sampler is False
 
 
@@ -189,7 +187,7 @@ def test_every_size_of_penn_treebank_has_the_six_rows_of_the_table() -> None:
     for name in PTB:
         _, size, row = name.removesuffix(".yaml").split("/")
         by_size.setdefault(size, set()).add(row)
-    assert by_size == {size: ROWS for size in SCHEDULES}
+    assert by_size == dict.fromkeys(SCHEDULES, ROWS)
 
 
 @pytest.mark.parametrize("name", PTB)

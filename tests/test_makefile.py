@@ -125,7 +125,9 @@ def test_epochs_devices_and_further_options_reach_the_command(runs_of: Callable[
 
 def test_a_size_runs_every_row_once_for_every_seed(runs_of: Callable[..., list[str]]) -> None:
     commands = runs_of("reproduce-ptb", "SIZE=medium", "SEEDS=0 1 2")
-    found = [re.findall(r"--config configs/ptb/medium/(\w+)\.yaml --seed_everything (\d) ", line)[0] for line in commands]
+    found = [
+        re.findall(r"--config configs/ptb/medium/(\w+)\.yaml --seed_everything (\d) ", line)[0] for line in commands
+    ]
     assert sorted(found) == sorted((row, seed) for row in ROWS for seed in "012")
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -249,7 +250,7 @@ def test_each_window_starts_from_the_detached_state_of_the_one_before(
         assert torch.equal(words, expected)
     for epoch in (train[:3], train[3:]):
         assert epoch[0][1] is None, "an epoch must start from zeros"
-        for (_, _, final), (_, initial, _) in zip(epoch, epoch[1:], strict=False):
+        for (_, _, final), (_, initial, _) in pairwise(epoch):
             assert all(torch.equal(a, b) for a, b in zip(initial, final, strict=True))
             assert not any(s.requires_grad for s in initial)
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.text import Perplexity
 
-from lightning_modules import LanguageModel, LanguageModelMasks, language_model as module
+from lightning_modules import LanguageModel, LanguageModelMasks
+from lightning_modules import language_model as module
 
 DROPOUT = {"word_dropout": 0.3, "input_dropout": 0.4, "recurrent_dropout": 0.35, "output_dropout": 0.45}
 # reference_numbers.json, lua_valid_log_factor
@@ -201,7 +202,7 @@ def sampled_log_probs(
 ) -> tuple[Tensor, Any]:
     """ln p of every next word of one stream [T + 1] under the k-th sampled LSTM: rows of its weights are zeroed.
 
-    Each of the 8 matrices of a layer is multiplied by its mask along its inputs, and a plain torch.nn.LSTM does the rest.
+    Each of the 8 matrices of a layer is multiplied by its mask along its inputs; a plain torch.nn.LSTM does the rest.
     """
     size, layers = model.rnn.hidden_size, model.rnn.num_layers
     lstm = nn.LSTM(size, size, layers).double()
