@@ -67,21 +67,22 @@ class CommandLine(LightningCLI):
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(Progress())
         if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
-            callbacks.append(
+            # The best first, so that the last one holds its state. save_last would write only where the best improves.
+            callbacks += [
                 ModelCheckpoint(
                     dirpath=root / "checkpoints",
-                    filename="best",
-                    monitor=self.model.monitor,
-                    save_last=True,
+                    filename=filename,
+                    monitor=monitor,
                     save_on_train_epoch_end=True,
                     enable_version_counter=False,
                 )
-            )
+                for filename, monitor in (("best", self.model.monitor), ("last", None))
+            ]
         kwargs["callbacks"] = callbacks
         if config.trainer.logger in (None, True):
             kwargs["logger"] = default_loggers(root, config.get("result"))
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.run_config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
+        trainer.run_config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.subcommand]
         return trainer
 
 
@@ -104,17 +105,22 @@ def with_inherited_configs(arguments: list[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such configuration; names those that are there.
+        ValueError: the model is given a vocabulary of its own.
     """
+    if any(word.startswith(("--model.vocab_size", "--model.init_args.vocab_size")) for word in arguments):
+        raise ValueError("the model's vocab_size follows the data's: set --data.init_args.vocab_size")
     expanded = []
     words = iter(arguments)
     for word in words:
-        if not word.startswith("--config"):
+        option, equals, value = word.partition("=")
+        value = value if equals else next(words, "") if option in ("--config", "-c") else ""
+        if option not in ("--config", "-c") or not value:
             expanded.append(word)
             continue
-        path = Path(word.removeprefix("--config=") if "=" in word else next(words, "")).resolve()
+        path = Path(value).resolve()
         if not path.is_file():
-            there = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "nothing"
-            raise FileNotFoundError(f"--config {path} does not exist; in {path.parent} there is: {there}")
+            there = ", ".join(sorted(f.name for f in path.parent.glob("*") if f.is_dir() or f.suffix == ".yaml"))
+            raise FileNotFoundError(f"--config {path} does not exist; in {path.parent} there is: {there or 'nothing'}")
         folders = [folder for folder in reversed(path.parents) if folder == CONFIGS or CONFIGS in folder.parents]
         inherited = [folder / "common.yaml" for folder in folders if (folder / "common.yaml").exists()]
         for config in dict.fromkeys([*inherited, path]):

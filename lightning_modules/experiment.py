@@ -37,9 +37,17 @@ class Experiment(L.LightningModule):
         self._learning_rate = 0.0
 
     def on_fit_start(self) -> None:
-        """Give every process its own dropout masks: the seed alone is the same on all."""
+        """Give every process its own dropout masks."""
+        self._seed_this_process()
+
+    def on_test_start(self) -> None:
+        """Give every process its own dropout masks."""
+        self._seed_this_process()
+
+    def _seed_this_process(self) -> None:
+        """All processes start with the same seed; a resumed run must not draw the same masks once more."""
         if self.global_rank > 0:
-            torch.manual_seed(torch.initial_seed() + self.global_rank)
+            torch.manual_seed(torch.initial_seed() + self.global_rank + self.trainer.world_size * len(self.curve))
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's clock."""
@@ -62,7 +70,9 @@ class Experiment(L.LightningModule):
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         self.log("gradient_norm", norm)
-        if gradient_clip_val is not None:
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
 
     def on_train_epoch_end(self) -> None:

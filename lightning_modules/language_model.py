@@ -109,6 +109,12 @@ class LanguageModel(Experiment):
         backend: Literal["auto", "reference"] = "auto",
     ) -> None:
         super().__init__()
+        if cell not in ("lstm", "gru"):
+            raise ValueError(f"cell must be 'lstm' or 'gru', got {cell!r}")
+        if mc_masks not in ("stream", "window"):
+            raise ValueError(f"mc_masks must be 'stream' or 'window', got {mc_masks!r}")
+        if mc_samples < 0:
+            raise ValueError(f"mc_samples must be at least 0, got {mc_samples}")
         if mc_word_dropout and word_masks == "token" and mc_masks == "stream":
             raise ValueError("word_masks='token' draws for every position: use mc_masks='window' with mc_word_dropout")
         # What is chosen at test time must not come back from a checkpoint over the command line's value.
@@ -142,8 +148,8 @@ class LanguageModel(Experiment):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -init_scale, init_scale)
 
-        # torchmetrics keeps float32 by default, where many losses are summed here, and leaves nan out, which would hide
-        # that a run has diverged.
+        # Means over words. torchmetrics keeps float32 by default, where many losses are summed here, and leaves nan
+        # out, which would hide that a run has diverged; with "disable" it ignores weights: losses come word by word.
         self.train_nll, self.train_eval_nll, self.valid_nll, self.test_nll, self.test_nll_mc = (
             MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(5)
         )
@@ -194,10 +200,10 @@ class LanguageModel(Experiment):
         inputs, targets = batch
         logits, state = self(inputs, self._train_state)
         self._train_state = _detached(state) if self.carry_state else None
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        self.train_nll.update(loss.detach(), targets.numel())
+        nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        self.train_nll.update(nll.detach())
         self.count_words(targets)
-        return loss * targets.size(0)
+        return nll.sum() / targets.size(1)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training perplexity, with dropout on."""
@@ -221,7 +227,7 @@ class LanguageModel(Experiment):
         inputs, targets = batch
         logits, state = self(inputs, self._eval_state)
         self._eval_state = state if self.carry_state else None
-        metric.update(F.cross_entropy(logits.flatten(0, 1), targets.flatten()), targets.numel())
+        metric.update(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none"))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int, dataloader_idx: int = 0) -> None:
         """Evaluate one window, dropout off: loader 0 serves validation windows, loader 1 training windows."""
@@ -285,7 +291,8 @@ class LanguageModel(Experiment):
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Surprisal -ln p(target) in nats of every word of a window, [T, B], dropout off, the state carried on."""
         inputs, targets = batch
-        logits, self._eval_state = self(inputs, self._eval_state)
+        logits, state = self(inputs, self._eval_state)
+        self._eval_state = state if self.carry_state else None
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
 

@@ -68,6 +68,10 @@ class SentimentRegressor(Experiment):
         backend: Literal["auto", "reference"] = "auto",
     ) -> None:
         super().__init__()
+        if cell not in ("lstm", "gru"):
+            raise ValueError(f"cell must be 'lstm' or 'gru', got {cell!r}")
+        if mc_samples < 0:
+            raise ValueError(f"mc_samples must be at least 0, got {mc_samples}")
         # What is chosen at test time must not come back from a checkpoint over the command line's value.
         self.save_hyperparameters(ignore=["mc_samples", "backend"])
         self.learning_rate = learning_rate
@@ -190,5 +194,5 @@ class SentimentRegressor(Experiment):
         prediction: dict[str, Any] = {"approximation": self(words)}
         if self.mc_samples:
             samples = self.sample(words, self.mc_samples)
-            prediction |= {"mean": samples.mean(dim=0), "std": samples.std(dim=0)}
+            prediction |= {"mean": samples.mean(dim=0), "std": samples.std(dim=0, correction=0)}
         return prediction

@@ -397,7 +397,7 @@ def test_every_process_draws_from_its_own_seed(language_model: Any) -> None:
     for rank in range(3):
         torch.manual_seed(7)
         model = language_model(input_dropout=0.5, hidden_size=40)
-        model._trainer = SimpleNamespace(global_rank=rank)
+        model._trainer = SimpleNamespace(global_rank=rank, world_size=3)
         model.on_fit_start()
         drawn.append(model.rnn.sample_masks(4).layers[0].input.flatten())
     assert len(torch.stack(drawn).unique(dim=0)) == 3
@@ -408,7 +408,7 @@ def test_a_resumed_process_does_not_repeat_the_masks_it_began_with(language_mode
     model = language_model(input_dropout=0.5, hidden_size=40)
     torch.manual_seed(7)
     first_process = torch.get_rng_state()
-    model._trainer = SimpleNamespace(global_rank=1)
+    model._trainer = SimpleNamespace(global_rank=1, world_size=2)
     model.on_fit_start()
     began = model.rnn.sample_masks(4).layers[0].input
     torch.set_rng_state(first_process)
