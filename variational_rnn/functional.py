@@ -120,7 +120,8 @@ def unroll(
     Returns:
         The hidden states [T, B, H] in the order of x, and the final state.
     """
-    x_gates = masked_linear(x, weight_ih, bias_ih, masks.input)
+    # unbind, not indexing: the gradient of each x_gates[t] would be a zero tensor of the size of all x_gates.
+    x_gates = masked_linear(x, weight_ih, bias_ih, masks.input).unbind(0)
     recurrent = masks.recurrent
     outputs: list[Tensor] = [x] * x.size(0)
     for t in reversed(range(x.size(0))) if reverse else range(x.size(0)):
