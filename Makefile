@@ -3,7 +3,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .SECONDEXPANSION:
-.DELETE_ON_ERROR:
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
@@ -11,6 +10,7 @@ DATA_DIR ?= data
 RESULTS ?= results
 RUNS ?= runs
 SEEDS ?= 0
+DEVICES ?= 1
 SIZE ?= $(if $(wildcard /dev/nvidia0),medium,small)
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
@@ -20,6 +20,7 @@ FIGURES := $(patsubst configs/sentiment/%/common.yaml,%,$(wildcard configs/senti
 ROWS ?= non_regularized moon moon_embedding zaremba variational_tied variational_untied
 CURVES ?= $(foreach figure,$(FIGURES),$(call names,sentiment/$(figure)))
 
+$(if $(shell printf %s '$(EPOCHS)' | tr -d 0-9),$(error EPOCHS="$(EPOCHS)" is not a number of epochs))
 # $(call check,VARIABLE,value,what is known)
 check = $(if $(filter-out $(3),$(2)),$(error $(1)="$(strip $(filter-out $(3),$(2)))" is unknown; choose from: $(strip $(3))))
 ifneq ($(filter reproduce-ptb,$(MAKECMDGOALS)),)
@@ -98,7 +99,7 @@ clean: ## remove runs (checkpoints, logs) and caches; results stay
 # --- runs -------------------------------------------------------------------------------------------------------------
 $(RESULTS)/%.json: $$(call unfinished,$$@) | .venv/ready
 	@.venv/bin/python main.py reproduce --config configs/$(patsubst %/,%,$(dir $*)).yaml \
-		--seed_everything $(patsubst seed%,%,$(notdir $*)) --data.init_args.data_dir $(DATA_DIR) --result $@ \
-		--trainer.default_root_dir $(RUNS)/$* $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(DEVICES),--trainer.devices $(DEVICES)) $(ARGS)
+		--seed_everything $(patsubst seed%,%,$(notdir $*)) --data.init_args.data_dir "$(DATA_DIR)" --result $@ \
+		--trainer.default_root_dir $(RUNS)/$* --trainer.devices $(DEVICES) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
 FORCE:

@@ -8,17 +8,21 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 import wandb
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from lightning_modules.progress import Progress
 from lightning_modules.trainer import Trainer
@@ -27,15 +31,23 @@ from lightning_modules.trainer import Trainer
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run
+
+# The experiments are in fp32. cuDNN's recurrent kernels would take TF32 instead.
+torch.backends.cudnn.allow_tf32 = False
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Write the resolved configuration into the run's folder, and log it to every logger."""
+    """Write the resolved configuration into the run's folder, and log it to every logger, once training can start."""
 
-    def save_config(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Called once, on the first process."""
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Too early: the data and the checkpoint are not checked yet."""
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Data and checkpoint are in order."""
         for logger in trainer.loggers:
             logger.log_hyperparams({"config": trainer.run_config})
         folder = Path(trainer.default_root_dir)
@@ -81,7 +93,7 @@ class CommandLine(LightningCLI):
         kwargs["callbacks"] = callbacks
         if config.trainer.logger in (None, True):
             kwargs["logger"] = default_loggers(root, config.get("result"))
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer: Any = super().instantiate_trainer(**kwargs)
         trainer.run_config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.subcommand]
         return trainer
 
@@ -133,7 +145,9 @@ def main(arguments: list[str]) -> None:
     try:
         sys.argv[1:] = with_inherited_configs(arguments)
         run()
-    except (ValueError, OSError) as error:
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)  # Lightning would end with status 0, as if the run had finished
+    except (ValueError, OSError, MisconfigurationException, UnpicklingError) as error:
         if "TRACEBACK" in os.environ:
             raise
         # jsonargparse lists what each alternative type had against a value; the first one is ours.
@@ -150,7 +164,6 @@ def run() -> None:
         subclass_mode_data=True,
         seed_everything_default=0,
         save_config_callback=SaveRunConfig,
-        save_config_kwargs={"save_to_log_dir": False},
         parser_kwargs={
             name: {"usage": f"main.py {name} --config configs/.../ROW.yaml [options]"}
             for name in CommandLine.subcommands()

@@ -161,8 +161,10 @@ def fetch_snippets(folder: Path) -> Path:
             raise ConnectionError(
                 f"{file.absolute()} does not exist, and pip cannot fetch it: {pip.stderr.strip()}\n{WHERE_TO_GET_IT}"
             )
-        shutil.unpack_archive(f"{temporary}/{PACKAGE}-{VERSION}.tar.gz", temporary)
-        shutil.unpack_archive(f"{temporary}/{PACKAGE}-{VERSION}/additional_resources/{ARCHIVE}.tar.gz", temporary)
+        shutil.unpack_archive(f"{temporary}/{PACKAGE}-{VERSION}.tar.gz", temporary, filter="data")
+        shutil.unpack_archive(
+            f"{temporary}/{PACKAGE}-{VERSION}/additional_resources/{ARCHIVE}.tar.gz", temporary, filter="data"
+        )
         fetched = Path(temporary) / ARCHIVE / FILE
         check_sha256(fetched, SHA256, WHERE_TO_GET_IT)
         os.replace(fetched, file)

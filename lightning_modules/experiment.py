@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,9 +17,9 @@ class Experiment(L.LightningModule):
     Attributes:
         run_name: in front of what a run prints.
         monitor: the logged metric, lower is better, that chooses the best epoch.
-        curve: one entry for each finished epoch: its number from 1, every logged metric, the learning rate, seconds
-            (with validation) and words/s (of training alone). It is part of the checkpoint, so an interrupted run
-            keeps it.
+        curve: one entry for each finished epoch: its number from 1, every logged metric (gradient_norm: of the epoch's
+            last step), the learning rate, words/s of training alone, and seconds with validation. It is part of the
+            checkpoint, so an interrupted run keeps it.
         provenance: where this run was started, and where it was resumed; also part of the checkpoint.
         words_per_second: of the current epoch, for the progress bar.
     """
@@ -47,7 +48,8 @@ class Experiment(L.LightningModule):
     def _seed_this_process(self) -> None:
         """All processes start with the same seed; a resumed run must not draw the same masks once more."""
         if self.global_rank > 0:
-            torch.manual_seed(torch.initial_seed() + self.global_rank + self.trainer.world_size * len(self.curve))
+            state = np.random.SeedSequence([torch.initial_seed(), self.global_rank, len(self.curve)]).generate_state(1)
+            torch.manual_seed(int(state[0]))
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's clock."""
@@ -77,14 +79,10 @@ class Experiment(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Add the epoch to the curve and print it."""
+        self.log("learning_rate", self._learning_rate)
+        self.log("words_per_s", self.words_per_second)
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        entry = {
-            "epoch": self.current_epoch + 1,
-            **metrics,
-            "learning_rate": self._learning_rate,
-            "words_per_s": self.words_per_second,
-            "seconds": time.perf_counter() - self._epoch_start,
-        }
+        entry = {"epoch": self.current_epoch + 1, **metrics, "seconds": time.perf_counter() - self._epoch_start}
         self.curve.append(entry)
         shown = (name for name in entry if name not in ("epoch", "gradient_norm", "learning_rate"))
         values = "  ".join(f"{name} {_rounded(entry[name])}" for name in shown)
@@ -102,8 +100,11 @@ class Experiment(L.LightningModule):
         """Check that the checkpoint is of this model, then take over its curve and random numbers.
 
         Raises:
-            ValueError: the checkpoint belongs to another model; names what differs.
+            ValueError: the checkpoint belongs to another model, or training would go on with other hyper-parameters;
+                names what differs.
         """
+        if "curve" not in checkpoint:
+            raise ValueError("the checkpoint was not written by this repository: it has no curve of its run")
         theirs, ours = checkpoint["state_dict"], self.state_dict()
         differences = [f"{name}: {_shape(theirs, name)} in the checkpoint, {_shape(ours, name)} here"
                        for name in sorted(theirs.keys() | ours.keys())
@@ -114,6 +115,19 @@ class Experiment(L.LightningModule):
                 f"({'; '.join(differences[:3])}{'; ...' if len(differences) > 3 else ''}). "
                 "Use the configuration that the checkpoint was trained with."
             )
+        if self._trainer and self._trainer.state.fn == "fit":
+            before = checkpoint["hyper_parameters"]
+            changed = [
+                f"{name}: {before[name]} in the checkpoint, {value} here"
+                for name, value in self.hparams.items()
+                if not name.startswith("_") and name in before and before[name] != value
+            ]
+            if changed:
+                raise ValueError(
+                    f"the checkpoint is of a run with other hyper-parameters ({'; '.join(changed)}): training cannot "
+                    "go on from it. Use the configuration it was trained with, or another folder for checkpoints "
+                    "(trainer.default_root_dir; RUNS=... for make)."
+                )
         self.curve = checkpoint["curve"]
         self.provenance = checkpoint["provenance"] + self.provenance
         torch.set_rng_state(checkpoint["rng"]["cpu"].cpu())

@@ -67,7 +67,7 @@ class LanguageModel(Experiment):
         word_masks: "type" as in the paper, "token" as in the code behind its Table 1.
         init_scale: every parameter starts uniform in [-init_scale, init_scale].
         learning_rate: of plain SGD.
-        learning_rate_decay: from then on the learning rate is divided by this after each epoch.
+        learning_rate_decay: what the learning rate is divided by in each epoch after the constant ones.
         constant_epochs: Zaremba's max_epoch: epochs 1 to constant_epochs + 1 use the full learning rate.
         weight_decay: fraction that all parameters shrink by in each step, after the update.
         carry_state: whether the state goes on from window to window; if not, each window starts from zeros.

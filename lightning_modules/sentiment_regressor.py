@@ -22,6 +22,10 @@ class SentimentRegressor(Experiment):
     The original experiment has no validation set: its curves are the error per epoch on the test set and on the first
     training chunks, which the data module therefore serves as two validation loaders.
 
+    This is the paper's experiment with modern parts. The original code differs: hard-sigmoid gates, recurrent weights
+    1.1 times orthogonal, a GRU whose candidate is a logistic sigmoid and whose reset gate acts before the product, one
+    bias per gate, and dropout scaled at test time (protocol sections 2.2 and 4, choices 17 and 18).
+
     Logged: `train_loss` (standardised, dropout on, with the penalty), and by the dropout approximation per epoch
     `test_rmse` and `train_rmse`; at the end `test_rmse_mc`, the RMSE of the mean of `mc_samples` sampled networks, and
     `constant_rmse`, that of the training mean as prediction.

@@ -20,6 +20,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_modules.experiment import Experiment
 
+CODE = ("main.py", "pyproject.toml", "configs", "datamodules", "lightning_modules", "variational_rnn")
+"""What a run depends on: uncommitted changes there make its provenance "dirty"."""
+
 PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "numpy")
 
 
@@ -64,28 +67,37 @@ class Trainer(L.Trainer):
         if not name:
             raise ValueError(f"result must be .../EXPERIMENT/GROUP/ROW/seedK.json, got {result}")
         experiment, group, row, seed = *name.groups()[:3], int(name[4])
-        model.provenance = [provenance()]
+        if self.run_config.get("seed_everything", seed) != seed:
+            raise ValueError(
+                f"{result} is for seed {seed}, but seed_everything is {self.run_config['seed_everything']}"
+            )
+        model.provenance = [provenance(self.strategy.root_device, self.world_size)]
         planned_epochs = self.max_epochs or 0
         self.fit_loop.max_epochs = min(epochs or planned_epochs, planned_epochs)
         checkpoints = self.checkpoint_callback
         assert isinstance(checkpoints, ModelCheckpoint)
         last = Path(checkpoints.dirpath or "") / "last.ckpt"
         model.run_name = f"{experiment}/{group}/{row} seed {seed}"
-        hardware = model.provenance[0]["hardware"] | {"devices": self.world_size}
-        model.provenance[0]["hardware"] = hardware
+        hardware = model.provenance[0]["hardware"]
         self.print(
             f"{model.run_name}: {self.max_epochs} of {planned_epochs} epochs on {hardware['gpu'] or hardware['cpu']}, "
             + (f"resumed from {last}" if last.exists() else f"checkpoints and logs in {self.default_root_dir}")
         )
         self.fit(model, datamodule=datamodule, ckpt_path=last if last.exists() else None)
 
-        curve, attempts = model.curve, model.provenance  # loading the best checkpoint brings back its own
+        curve, attempts = model.curve, model.provenance
+        best = None
+        if self.tested_weights == "best":
+            best = checkpoints.best_model_path
+            if not Path(best).is_file():
+                raise FileNotFoundError(
+                    f"the checkpoint of the best epoch, {best!r}, is not there: it cannot be tested"
+                )
         test_start = time.perf_counter()
-        best = checkpoints.best_model_path if self.tested_weights == "best" else None
         [test_metrics] = self.test(model, datamodule=datamodule, ckpt_path=best)
         test_seconds = time.perf_counter() - test_start
+        tested_epoch = model.curve[-1]  # the best checkpoint brings back its own curve, which ends with its epoch
 
-        tested_epoch = min(curve, key=lambda entry: entry[checkpoints.monitor or ""]) if best else curve[-1]
         if not self.is_global_zero:
             return
         report = {
@@ -105,6 +117,16 @@ class Trainer(L.Trainer):
         }
         write_atomically(result, json.dumps(report, indent=2) + "\n")
         self.print(f"wrote {result}")
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Lightning's predict, which also keeps the predictions: predictions.pt below default_root_dir."""
+        predictions = super().predict(*args, **kwargs)
+        if predictions is not None and self.is_global_zero:
+            file = Path(self.default_root_dir) / "predictions.pt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(predictions, file)
+            self.print(f"wrote {file}, a list with the predictions of each batch")
+        return predictions
 
     def print(self, *values: object) -> None:
         """Print on the first process only."""
@@ -127,26 +149,32 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def provenance() -> dict[str, Any]:
-    """What a result must say about where it came from: commit, time, hardware, versions."""
+def provenance(device: torch.device, devices: int) -> dict[str, Any]:
+    """What a result must say about where it came from: commit, time, hardware, versions.
 
-    def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    status = git("status", "--porcelain", "--untracked-files=no")
+    Args:
+        device: what the run computes on.
+        devices: how many of them.
+    """
+    status = _git("status", "--porcelain", "--", *CODE)
     return {
-        "commit": git("rev-parse", "HEAD"),
+        "commit": _git("rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": {
             "cpu": _cpu_name(),
-            "cores": os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count(),
+            "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "gpu": {"cuda": torch.cuda.get_device_name, "mps": lambda: "Apple GPU"}.get(device.type, lambda: None)(),
+            "devices": devices,
         },
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
+
+
+def _git(*arguments: str) -> str | None:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _cpu_name() -> str:
@@ -162,5 +190,8 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a file so that it is either there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".part{os.getpid()}")
-    part.write_text(text)
-    part.replace(path)
+    try:
+        part.write_text(text)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

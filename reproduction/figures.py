@@ -69,7 +69,7 @@ def draw_sentiment(group: str, results: list[Result]) -> Figure:
     draw_curves(left, results, "train_rmse")
     draw_curves(right, results, "test_rmse")
     left.set(title="Training error", xlabel="epoch", ylabel="RMSE (rating units, 0 to 1)")
-    right.set(title="Test error", xlabel="epoch")
+    right.set(title="Test error (dropout approximation)", xlabel="epoch")
     _constant_line(right, constant_rmse("sentiment", results))
     _legend(figure)
     return figure
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m reproduction.figures", description="Learning curves as PNG and SVG."
     )
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of result files (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("results/figures"), help="folder to write to (%(default)s)")
+    parser.add_argument("--out", type=Path, help="folder to write to (figures, in the folder of results)")
     parser.add_argument("--experiment", choices=list(GROUPS), help="one experiment only (default: all)")
     options = parser.parse_args(arguments)
     try:
@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not figures:
             sys.exit(f"{options.results}: no results to draw; run `make demo` first")
         for name, figure in figures.items():
-            print(*save(figure, options.out / name), sep="\n")
+            print(*save(figure, (options.out or options.results / "figures") / name), sep="\n")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ NOTES = {
     "ptb": "Perplexity per word, lower is better; mean ± sample standard deviation where a row has several seeds. "
     "*As printed*: the original code divides the validation loss by a number of windows that it forgot to round down, "
     "so the perplexity it prints is too low. Compare this column with the paper; *exact* is the true value. "
-    "The non-regularised row is tested at its best validation epoch (early stopping). "
+    "A row is tested after its last epoch or, with early stopping, at its best validation epoch, as listed below it. "
     "*MC* rows average the probabilities of K samples of the dropout masks. Words/s counts training words.",
     "sentiment": "RMSE in rating units (0 to 1), lower is better; mean ± sample standard deviation where a row has "
     "several seeds. The paper gives these results as curves only. *Test* is the dropout approximation after the last "

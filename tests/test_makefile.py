@@ -1,6 +1,7 @@
 """What Make runs, and what it has no need to run."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ def make(tmp_path: Path) -> Make:
         return subprocess.run(
             ["make", f"RESULTS={tmp_path}", *arguments],
             cwd=ROOT,
-            env={"PATH": "/usr/bin:/bin"},
+            env={"PATH": os.environ["PATH"]},
             capture_output=True,
             text=True,
             timeout=60,
@@ -113,14 +114,14 @@ def test_a_missing_result_is_run(runs_of: Callable[..., list[str]], tmp_path: Pa
     [command] = runs_of(*SMALL, "SEEDS=4", "DATA_DIR=/some/data", "RUNS=/some/runs")
     assert command == (
         ".venv/bin/python main.py reproduce --config configs/ptb/small/variational_tied.yaml --seed_everything 4 "
-        f"--data.init_args.data_dir /some/data --result {tmp_path}/ptb/small/variational_tied/seed4.json "
-        "--trainer.default_root_dir /some/runs/ptb/small/variational_tied/seed4"
+        f'--data.init_args.data_dir "/some/data" --result {tmp_path}/ptb/small/variational_tied/seed4.json '
+        "--trainer.default_root_dir /some/runs/ptb/small/variational_tied/seed4 --trainer.devices 1"
     )
 
 
 def test_epochs_devices_and_further_options_reach_the_command(runs_of: Callable[..., list[str]]) -> None:
     [command] = runs_of(*SMALL, "EPOCHS=2", "DEVICES=4", "ARGS=--model.init_args.mc_samples 10")
-    assert command.endswith(" --epochs 2 --trainer.devices 4 --model.init_args.mc_samples 10")
+    assert command.endswith(" --trainer.devices 4 --epochs 2 --model.init_args.mc_samples 10")
 
 
 def test_a_size_runs_every_row_once_for_every_seed(runs_of: Callable[..., list[str]]) -> None:
@@ -193,3 +194,9 @@ def test_a_shortened_demo_is_continued_too(
     assert runs_of("demo") == []
     write_result("demo/sentiment/naive/seed0", 2, 8)
     assert len(runs_of("demo")) == 1
+
+
+def test_epochs_that_are_no_number_are_refused(make: Make) -> None:
+    done = make("-n", *SMALL, "EPOCHS=two")
+    assert done.returncode != 0
+    assert 'EPOCHS="two"' in done.stderr

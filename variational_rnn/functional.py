@@ -123,7 +123,7 @@ def unroll(
     # unbind, not indexing: the gradient of each x_gates[t] would be a zero tensor of the size of all x_gates.
     x_gates = masked_linear(x, weight_ih, bias_ih, masks.input).unbind(0)
     recurrent = masks.recurrent
-    outputs: list[Tensor] = [x] * x.size(0)
+    outputs: list[Tensor] = []
     for t in reversed(range(x.size(0))) if reverse else range(x.size(0)):
         mask = None if recurrent is None else recurrent[t if recurrent.size(0) > 1 else 0]
         h_gates = masked_linear(state[0], weight_hh, bias_hh, mask)
@@ -131,5 +131,5 @@ def unroll(
         if valid is not None:
             new_state = tuple(torch.where(valid[t], new, old) for new, old in zip(new_state, state, strict=True))
         state = new_state
-        outputs[t] = state[0]
-    return torch.stack(outputs), state
+        outputs.append(state[0])
+    return torch.stack(outputs[::-1] if reverse else outputs), state

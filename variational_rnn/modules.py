@@ -65,12 +65,16 @@ class VariationalDropout(DropoutModule):
         Args:
             x: values.
             mask: of `sample_masks`, [T|1, B|1, F].
+
+        Raises:
+            ValueError: the mask has another shape.
         """
         if mask is None and self.dropout_is_live:
             steps = x.size(0) if x.dim() == 3 else 1
             mask = self.sample_masks(x.size(-2), x.size(-1), steps, device=x.device, dtype=x.dtype)
         if mask is None:
             return x
+        check_mask("mask", mask, {1, x.size(0)} if x.dim() == 3 else {1}, {1, x.size(-2)}, {x.size(-1)})
         return x * (mask.squeeze(0) if x.dim() == 2 else mask)
 
     def extra_repr(self) -> str:  # noqa: D102
@@ -86,6 +90,8 @@ class _VariationalBase(DropoutModule, nn.RNNBase):
     def _init_dropout(
         self, input_dropout: float, recurrent_dropout: float, gate_masks: str, time_masks: str, backend: str
     ) -> None:
+        if not isinstance(self.bidirectional, bool):  # torch.nn has dropout in this place
+            raise TypeError(f"bidirectional must be True or False, got {self.bidirectional!r}")
         _check_choice("gate_masks", gate_masks, ("tied", "untied"))
         _check_choice("time_masks", time_masks, ("constant", "fresh"))
         _check_choice("backend", backend, ("auto", "reference"))
@@ -192,12 +198,14 @@ class _VariationalBase(DropoutModule, nn.RNNBase):
             outputs = []
             for direction in range(self._directions):
                 index = layer * self._directions + direction
+                memory = masks[index].memory
+                initial = tuple(s[index] if memory is None else s[index] * (memory != 0) for s in state)
                 weight_ih, weight_hh, *biases = self.all_weights[index]
                 bias_ih, bias_hh = biases or (None, None)
                 output, final = functional.unroll(
                     self._step(masks[index]),
                     x,
-                    tuple(s[index] for s in state),
+                    initial,
                     weight_ih,
                     weight_hh,
                     bias_ih,

@@ -201,7 +201,7 @@ def test_a_run_that_fails_leaves_no_result(run: Run, result: Path) -> None:
 
 def test_a_run_outside_a_git_repository_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=128, stdout=""))
-    provenance = module.provenance()
+    provenance = module.provenance(torch.device("cpu"), 1)
     assert provenance["commit"] is None
     assert provenance["dirty"] is None
 
@@ -397,7 +397,7 @@ def test_every_process_draws_from_its_own_seed(language_model: Any) -> None:
     for rank in range(3):
         torch.manual_seed(7)
         model = language_model(input_dropout=0.5, hidden_size=40)
-        model._trainer = SimpleNamespace(global_rank=rank, world_size=3)
+        model._trainer = SimpleNamespace(global_rank=rank)
         model.on_fit_start()
         drawn.append(model.rnn.sample_masks(4).layers[0].input.flatten())
     assert len(torch.stack(drawn).unique(dim=0)) == 3
@@ -408,7 +408,7 @@ def test_a_resumed_process_does_not_repeat_the_masks_it_began_with(language_mode
     model = language_model(input_dropout=0.5, hidden_size=40)
     torch.manual_seed(7)
     first_process = torch.get_rng_state()
-    model._trainer = SimpleNamespace(global_rank=1, world_size=2)
+    model._trainer = SimpleNamespace(global_rank=1, state=SimpleNamespace(fn="test"))
     model.on_fit_start()
     began = model.rnn.sample_masks(4).layers[0].input
     torch.set_rng_state(first_process)
@@ -422,3 +422,22 @@ def test_a_resumed_process_does_not_repeat_the_masks_it_began_with(language_mode
     model.on_load_checkpoint(checkpoint)
     model.on_fit_start()
     assert not torch.equal(model.rnn.sample_masks(4).layers[0].input, began)
+
+
+def test_training_does_not_go_on_from_a_run_with_other_hyper_parameters(language_model: Any) -> None:
+    before, model = language_model(input_dropout=0.5), language_model(input_dropout=0.25)
+    checkpoint = {
+        "state_dict": before.state_dict(),
+        "hyper_parameters": dict(before.hparams),
+        "curve": [],
+        "provenance": [],
+        "rng": {"cpu": torch.get_rng_state()},
+    }
+    model._trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))
+    with pytest.raises(ValueError, match=r"input_dropout: 0\.5 in the checkpoint, 0\.25 here"):
+        model.on_load_checkpoint(checkpoint)
+
+
+def test_a_checkpoint_from_elsewhere_is_refused(language_model: Any) -> None:
+    with pytest.raises(ValueError, match="not written by this repository"):
+        language_model().on_load_checkpoint({"state_dict": {}})

@@ -51,7 +51,7 @@ def test_sentiment_shows_train_error_left_test_error_right_and_the_constant_pred
     left, right = figure.axes
     assert [axes.get_title(loc="left") or axes.get_title() for axes in (left, right)] == [
         "Training error",
-        "Test error",
+        "Test error (dropout approximation)",
     ]
     assert list(curves(left)[0].get_ydata()) == pytest.approx([0.2, 0.1, 0.2 / 3])
     assert list(curves(right)[0].get_ydata()) == pytest.approx([0.2, 0.15, 0.1 + 0.1 / 3])

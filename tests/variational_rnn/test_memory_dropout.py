@@ -95,3 +95,15 @@ def test_a_memory_mask_is_refused_where_there_is_no_memory_cell(without_memory):
 def test_memory_dropout_is_off_in_eval():
     lstm = VariationalLSTM(3, 8, memory_dropout=0.5).eval()
     assert lstm(torch.randn(5, 2, 3))[0].all()
+
+
+def test_a_cell_removed_in_this_window_holds_nothing_from_the_one_before() -> None:
+    lstm = VariationalLSTM(3, 4, memory_dropout=0.5, bias=False).double()
+    x = torch.randn(1, 1, 3, dtype=torch.float64)
+    memory = torch.tensor([[0.0, 2.0, 0.0, 2.0]], dtype=torch.float64)
+    masks = RNNMasks((LayerMasks(memory=memory),))
+    h, c = torch.randn(2, 1, 1, 4, dtype=torch.float64)
+    kept = memory != 0
+    whole = lstm(x, (h, c), masks)[0]
+    assert torch.equal(whole, lstm(x, (h * kept, c * kept), masks)[0])
+    assert not torch.equal(whole, lstm(x, (torch.zeros_like(h), c), masks)[0])
