@@ -159,7 +159,10 @@ def _legend(figure: Figure, more: Sequence[Artist] = ()) -> None:
         label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     handles = [*entries.values(), *more]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) if len(handles) < 5 else 3)
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    fitting = 105 // (longest + 8)  # what the figure is wide enough for, in characters
+    wanted = len(handles) if len(handles) < 5 else 3
+    figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(wanted, fitting)))
 
 
 def main(arguments: list[str] | None = None) -> None:
