@@ -375,3 +375,13 @@ def test_loggers_of_ones_own_are_kept(
     outcome = call("fit", *tiny_run(tmp_path, "--trainer.max_epochs", "1", logger=own))
     assert outcome.status == 0, outcome.err
     assert list((tmp_path / "own").rglob("metrics.csv"))
+
+
+def test_a_run_that_is_told_to_stop_does_not_end_as_if_it_had_finished(
+    call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped() -> None:
+        raise main.SIGTERMException
+
+    monkeypatch.setattr(main, "run", stopped)
+    assert call("reproduce").status == 143
