@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric
 
 from lightning_modules.experiment import Experiment
 from lightning_modules.optim import DecoupledSGD
@@ -222,18 +222,18 @@ class LanguageModel(Experiment):
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], metric: Metric) -> None:
-        """Add a window's negative log-likelihood, dropout off, the state carried from the window before."""
+    def _surprisal(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Surprisal -ln p(target) in nats of every word of a window, [T, B], the state carried from the one before."""
         inputs, targets = batch
         logits, state = self(inputs, self._eval_state)
         self._eval_state = state if self.carry_state else None
-        metric.update(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none"))
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int, dataloader_idx: int = 0) -> None:
         """Evaluate one window, dropout off: loader 0 serves validation windows, loader 1 training windows."""
         if batch_index == 0:
             self._eval_state = None  # the streams start from zeros
-        self._evaluate(batch, self.valid_nll if dataloader_idx == 0 else self.train_eval_nll)
+        (self.valid_nll if dataloader_idx == 0 else self.train_eval_nll).update(self._surprisal(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log the exact validation perplexity, and the one that the original code would print (protocol 1.6)."""
@@ -254,7 +254,7 @@ class LanguageModel(Experiment):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         """Evaluate one window of the test stream by the dropout approximation, and by MC if mc_samples > 0."""
-        self._evaluate(batch, self.test_nll)
+        self.test_nll.update(self._surprisal(batch))
         if self.mc_samples:
             log_probs = self._mc_log_probs(*batch)
             self.test_nll_mc.update(-log_mean_exp(log_probs.double(), dim=1))
@@ -289,11 +289,8 @@ class LanguageModel(Experiment):
         self._eval_state = None
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """Surprisal -ln p(target) in nats of every word of a window, [T, B], dropout off, the state carried on."""
-        inputs, targets = batch
-        logits, state = self(inputs, self._eval_state)
-        self._eval_state = state if self.carry_state else None
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        """Surprisal -ln p(target) in nats of every word of a window, [T, B], dropout off."""
+        return self._surprisal(batch)
 
 
 def _detached(state: State) -> State:
