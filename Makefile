@@ -8,7 +8,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 DATA_DIR ?= data
 RESULTS ?= results
-RUNS ?= runs
+RUNS ?= $(if $(filter results,$(RESULTS)),runs,$(RESULTS)/runs)
 SEEDS ?= 0
 DEVICES ?= 1
 SIZE ?= $(if $(wildcard /dev/nvidia0),medium,small)
@@ -20,7 +20,12 @@ FIGURES := $(patsubst configs/sentiment/%/common.yaml,%,$(wildcard configs/senti
 ROWS ?= non_regularized moon moon_embedding zaremba variational_tied variational_untied
 CURVES ?= $(foreach figure,$(FIGURES),$(call names,sentiment/$(figure)))
 
-$(if $(shell printf %s '$(EPOCHS)' | tr -d 0-9),$(error EPOCHS="$(EPOCHS)" is not a number of epochs))
+VARIABLES := PYTHON CONSTRAINTS DATA_DIR RESULTS RUNS SEEDS SIZE ROWS CURVES EPOCHS DEVICES ARGS
+$(foreach variable,$(filter-out $(VARIABLES),$(.VARIABLES)),\
+	$(if $(findstring command,$(origin $(variable))),$(error $(variable) is no variable of this Makefile; there are: $(VARIABLES))))
+number = $(if $(shell printf %s '$(2)' | tr -d '0-9 '),$(error $(1)="$(2)" is not a number))
+$(call number,EPOCHS,$(EPOCHS))$(call number,SEEDS,$(SEEDS))
+$(if $(filter 0,$(EPOCHS)),$(error EPOCHS="0": at least one epoch is needed))
 # $(call check,VARIABLE,value,what is known)
 check = $(if $(filter-out $(3),$(2)),$(error $(1)="$(strip $(filter-out $(3),$(2)))" is unknown; choose from: $(strip $(3))))
 ifneq ($(filter reproduce-ptb,$(MAKECMDGOALS)),)
@@ -40,8 +45,8 @@ SENTIMENT_RUNS := $(foreach figure,$(FIGURES),$(call results,sentiment/$(figure)
 # A result with fewer epochs than are now asked for is continued from its last checkpoint.
 unfinished = $(if $(wildcard $(1)),$(shell awk -F '[:,]' '/^  "epochs"/ {done = $$2} /^  "planned_epochs"/ {planned = $$2} \
 	END {wanted = "$(EPOCHS)" == "" || "$(EPOCHS)" + 0 > planned + 0 ? planned : "$(EPOCHS)"; if (done + 0 < wanted + 0) print "FORCE"}' $(1)))
-ifneq ($(filter reproduce-%,$(MAKECMDGOALS)),)
-$(foreach file,$(wildcard $(if $(filter reproduce-ptb,$(MAKECMDGOALS)),$(PTB_RUNS)) $(if $(filter reproduce-sentiment,$(MAKECMDGOALS)),$(SENTIMENT_RUNS))),\
+ifneq ($(filter demo reproduce-%,$(MAKECMDGOALS)),)
+$(foreach file,$(wildcard $(if $(filter demo,$(MAKECMDGOALS)),$(DEMO_RUNS)) $(if $(filter reproduce-ptb,$(MAKECMDGOALS)),$(PTB_RUNS)) $(if $(filter reproduce-sentiment,$(MAKECMDGOALS)),$(SENTIMENT_RUNS))),\
 	$(if $(call unfinished,$(file)),,$(info $(file) is there and not run again; other RESULTS= and RUNS= folders would run it anew)))
 endif
 
@@ -52,9 +57,10 @@ help: ## show this text
 	@printf '           RESULTS=%s RUNS=%s CONSTRAINTS=%s ARGS="further options of main.py"\n' '$(RESULTS)' '$(RUNS)' '$(CONSTRAINTS)'
 
 demo: .venv/ready ## see overfitting and its cure in minutes, on a laptop, no account needed
-	@OMP_NUM_THREADS=1 WANDB_SILENT=true $(MAKE) --no-print-directory -j2 $(DEMO_RUNS)
+	@OMP_NUM_THREADS=1 WANDB_SILENT=true $(MAKE) -s --no-print-directory -j2 $(DEMO_RUNS)
 	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment demo
 	@.venv/bin/python -m reproduction.figures --results $(RESULTS) --experiment demo
+	@echo "Open $(RESULTS)/figures/demo.png: training error dashed, held-out error solid."
 
 test: .venv/ready ## run the fast tests
 	.venv/bin/python -m pytest

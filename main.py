@@ -31,6 +31,7 @@ from lightning_modules.trainer import Trainer
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+warnings.filterwarnings("ignore", message=".*sync_dist=True")  # what is logged was reduced by torchmetrics
 warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run
 
 # The experiments are in fp32. cuDNN's recurrent kernels would take TF32 instead.
@@ -71,6 +72,13 @@ class CommandLine(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it is: Lightning would put the checkpoint's hyper-parameters over it, unasked."""
 
+    def before_test(self) -> None:
+        """Refuse to evaluate weights that were never trained."""
+        if not self.config[self.subcommand].ckpt_path:
+            raise ValueError(f"{self.subcommand} needs --ckpt_path: without a checkpoint the weights are untrained")
+
+    before_validate = before_predict = before_test
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the progress bar, checkpoints and loggers, all below trainer.default_root_dir."""
         config = self.config[self.subcommand]
@@ -104,10 +112,17 @@ def default_loggers(root: Path, result: Path | None) -> list[WandbLogger | CSVLo
     mode = None
     if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
         mode = "offline"
-        rank_zero_only(print)("W&B: no account is logged in: recorded offline (`wandb login` changes that).")
+        rank_zero_only(print)(f"W&B: no account is logged in; recorded offline in {root / 'wandb'} (see `wandb sync`).")
     name, group = (f"{result.parts[-2]}-{result.stem}", "/".join(result.parts[-4:-2])) if result else (None, None)
     return [
-        WandbLogger(project="variational-rnn", name=name, group=group, save_dir=root, mode=mode),
+        WandbLogger(
+            project="variational-rnn",
+            name=name,
+            group=group,
+            save_dir=root,
+            mode=mode,
+            settings=wandb.Settings(silent=mode is not None),
+        ),
         CSVLogger(root, name="csv"),
     ]
 

@@ -96,6 +96,7 @@ def load_texts(folder: Path) -> DatasetDict:
                 check_sha256(folder / name, SHA256[split], WHERE_TO_GET_IT)
             # Not load_dataset: even for local files it asks a server to count the download, which can take seconds.
             return DatasetDict.from_text({split: str(folder / name) for split, name in FILES.items()})
+        print(f"There is no folder {folder.absolute()}: asking the Hugging Face hub for {HUB_REPOSITORY}.", flush=True)
         try:
             return load_dataset(HUB_REPOSITORY, revision=HUB_REVISION).rename_column("sentence", "text")
         except OSError as error:

@@ -20,6 +20,7 @@ class Experiment(L.LightningModule):
         curve: one entry for each finished epoch: its number from 1, every logged metric (gradient_norm: of the epoch's
             last step), the learning rate, words/s of training alone, and seconds with validation. It is part of the
             checkpoint, so an interrupted run keeps it.
+        options: of data and trainer that a resumed run must have kept.
         provenance: where this run was started, and where it was resumed; also part of the checkpoint.
         words_per_second: of the current epoch, for the progress bar.
     """
@@ -32,6 +33,7 @@ class Experiment(L.LightningModule):
         self.run_name = type(self).__name__
         self.curve = []
         self.provenance: list[dict[str, Any]] = []
+        self.options: dict[str, Any] = {}
         self.words_per_second = 0.0
         self._words = 0
         self._epoch_start = 0.0
@@ -92,6 +94,7 @@ class Experiment(L.LightningModule):
         """Add the curve, the provenance and the state of the random numbers."""
         checkpoint["curve"] = self.curve
         checkpoint["provenance"] = self.provenance
+        checkpoint["options"] = self.options
         checkpoint["rng"] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state()
@@ -100,7 +103,7 @@ class Experiment(L.LightningModule):
         """Check that the checkpoint is of this model, then take over its curve and random numbers.
 
         Raises:
-            ValueError: the checkpoint belongs to another model, or training would go on with other hyper-parameters;
+            ValueError: the checkpoint belongs to another model, or training would go on with other options;
                 names what differs.
         """
         if "curve" not in checkpoint:
@@ -116,15 +119,15 @@ class Experiment(L.LightningModule):
                 "Use the configuration that the checkpoint was trained with."
             )
         if self._trainer and self._trainer.state.fn == "fit":
-            before = checkpoint["hyper_parameters"]
+            before = checkpoint["hyper_parameters"] | checkpoint.get("options", {})
             changed = [
                 f"{name}: {before[name]} in the checkpoint, {value} here"
-                for name, value in self.hparams.items()
+                for name, value in (dict(self.hparams) | self.options).items()
                 if not name.startswith("_") and name in before and before[name] != value
             ]
             if changed:
                 raise ValueError(
-                    f"the checkpoint is of a run with other hyper-parameters ({'; '.join(changed)}): training cannot "
+                    f"the checkpoint is of a run with other options ({'; '.join(changed)}): training cannot "
                     "go on from it. Use the configuration it was trained with, or another folder for checkpoints "
                     "(trainer.default_root_dir; RUNS=... for make)."
                 )

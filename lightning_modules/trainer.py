@@ -23,6 +23,12 @@ from lightning_modules.experiment import Experiment
 CODE = ("main.py", "pyproject.toml", "configs", "datamodules", "lightning_modules", "variational_rnn")
 """What a run depends on: uncommitted changes there make its provenance "dirty"."""
 
+KEPT_OPTIONS = (
+    *("batch_size", "window", "vocab_size", "chunk_length", "length", "split_seed"),
+    *("limit_train_batches", "overfit_batches", "gradient_clip_val", "accumulate_grad_batches", "precision"),
+)
+"""Options of data and trainer that change what is learnt: a resumed run must have kept them."""
+
 PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "numpy")
 
 
@@ -72,6 +78,8 @@ class Trainer(L.Trainer):
                 f"{result} is for seed {seed}, but seed_everything is {self.run_config['seed_everything']}"
             )
         model.provenance = [provenance(self.strategy.root_device, self.world_size)]
+        options = self.run_config.get("data", {}).get("init_args", {}) | self.run_config.get("trainer", {})
+        model.options = {name: options[name] for name in KEPT_OPTIONS if name in options}
         planned_epochs = self.max_epochs or 0
         self.fit_loop.max_epochs = min(epochs or planned_epochs, planned_epochs)
         checkpoints = self.checkpoint_callback
@@ -79,8 +87,12 @@ class Trainer(L.Trainer):
         last = Path(checkpoints.dirpath or "") / "last.ckpt"
         model.run_name = f"{experiment}/{group}/{row} seed {seed}"
         hardware = model.provenance[0]["hardware"]
+        parameters = sum(p.numel() for p in model.parameters())
+        if result.exists() and not last.exists():
+            self.print(f"{result} will be replaced: there is no checkpoint {last} to go on from")
         self.print(
-            f"{model.run_name}: {self.max_epochs} of {planned_epochs} epochs on {hardware['gpu'] or hardware['cpu']}, "
+            f"{model.run_name}: {self.max_epochs} of {planned_epochs} epochs, {parameters / 1e6:.2f}M parameters, "
+            f"on {hardware['gpu'] or hardware['cpu']}, "
             + (f"resumed from {last}" if last.exists() else f"checkpoints and logs in {self.default_root_dir}")
         )
         self.fit(model, datamodule=datamodule, ckpt_path=last if last.exists() else None)
@@ -94,10 +106,12 @@ class Trainer(L.Trainer):
                     f"the checkpoint of the best epoch, {best!r}, is not there: it cannot be tested"
                 )
         test_start = time.perf_counter()
-        [test_metrics] = self.test(model, datamodule=datamodule, ckpt_path=best)
+        [test_metrics] = self.test(model, datamodule=datamodule, ckpt_path=best, verbose=False)
         test_seconds = time.perf_counter() - test_start
         tested_epoch = model.curve[-1]  # the best checkpoint brings back its own curve, which ends with its epoch
 
+        values = "  ".join(f"{metric} {value:.5g}" for metric, value in test_metrics.items())
+        self.print(f"{model.run_name}  tested after epoch {tested_epoch['epoch']:.0f}  {values}")
         if not self.is_global_zero:
             return
         report = {
@@ -108,7 +122,7 @@ class Trainer(L.Trainer):
             "epochs": len(curve),
             "planned_epochs": planned_epochs,
             "tested_epoch": tested_epoch["epoch"],
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": parameters,
             "metrics": _finite({k: v for k, v in tested_epoch.items() if k != "epoch"} | dict(test_metrics)),
             "curve": [_finite(entry) for entry in curve],
             "config": _without_paths(self.run_config),

@@ -28,6 +28,10 @@ PTB_ROWS = ["non_regularized", "moon", "moon_embedding", "zaremba", "variational
 DEMO_ROWS = ["standard", "naive", "variational"]
 
 
+LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
+"""Options of the trainer that make a run less than it seems."""
+
+
 @dataclass(frozen=True)
 class Group:
     """A set of runs shown together: one table, one figure. `rows` are the runs that the reproduction plans."""
@@ -96,8 +100,11 @@ class Result:
 
     @property
     def length(self) -> str:
-        """The number of epochs, e.g. "13", or "2 of 13 epochs" for a shortened run."""
-        return f"{self.epochs} of {self.planned_epochs} epochs" if self.shortened else str(self.epochs)
+        """The number of epochs, e.g. "13", or "2 of 13 epochs" for a shortened run, and limits to parts of an epoch."""
+        epochs = f"{self.epochs} of {self.planned_epochs} epochs" if self.shortened else str(self.epochs)
+        trainer = self.config.get("trainer", {})
+        limits = [f"{name}={trainer[name]}" for name in LIMITS if trainer.get(name) is not None]
+        return ", ".join([epochs, *limits])
 
     def points(self, metric: str) -> tuple[list[float], list[float]]:
         """The epochs at which `metric` is in the curve, and its values there."""

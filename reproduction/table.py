@@ -90,7 +90,7 @@ def language_model_table(results: list[Result]) -> pd.DataFrame:
             "train": _mean(runs, "train_eval_ppl", 1),
             "valid": _mean(runs, "valid_ppl", 1),
             "test": _mean(runs, "test_ppl", 1),
-            "test, MC": _mean(runs, "test_ppl_mc", 1),
+            "test, MC": _mean(runs, "test_ppl_mc", 1, absent=_no_mc(row)),
             "K": _samples(runs),
             "epochs": _epochs(runs),
             "seeds": _seeds(runs, "test_ppl"),
@@ -109,7 +109,7 @@ def sentiment_table(experiment: str, group: str, results: list[Result]) -> pd.Da
                 "row": LABELS.get(row, row),
                 "train": _mean(runs, "train_rmse", 4),
                 "test": _mean(runs, "test_rmse", 4),
-                "test, MC": _mean(runs, "test_rmse_mc", 4),
+                "test, MC": _mean(runs, "test_rmse_mc", 4, absent=_no_mc(row)),
                 "K": _samples(runs),
                 "test, lowest": lowest,
                 "test, end": end,
@@ -227,8 +227,13 @@ def _kept(runs: list[Result]) -> list[Result]:
     return [run for run, score in zip(runs, scores, strict=True) if score <= limit]  # nan and inf fail this, too
 
 
-def _mean(runs: list[Result], metric: str, digits: int) -> str:
-    return _mean_sd(runs, [run.metrics[metric] for run in _kept(runs) if metric in run.metrics], digits)
+def _mean(runs: list[Result], metric: str, digits: int, absent: str = "not run") -> str:
+    return _mean_sd(runs, [run.metrics[metric] for run in _kept(runs) if metric in run.metrics], digits, absent)
+
+
+def _no_mc(row: str) -> str:
+    """What stands in a column of MC where there is none: without dropout there is nothing to sample."""
+    return "–" if row.startswith("standard") else "not run"
 
 
 def _mean_sd(runs: list[Result], values: list[float], digits: int, absent: str = "not run") -> str:

@@ -385,3 +385,12 @@ def test_a_run_that_is_told_to_stop_does_not_end_as_if_it_had_finished(
 
     monkeypatch.setattr(main, "run", stopped)
     assert call("reproduce").status == 143
+
+
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_weights_that_were_never_trained_are_not_evaluated(
+    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path, command: str
+) -> None:
+    outcome = call(command, *tiny_run(tmp_path))
+    assert outcome.status == 2
+    assert f"{command} needs --ckpt_path" in outcome.err

@@ -200,3 +200,10 @@ def test_epochs_that_are_no_number_are_refused(make: Make) -> None:
     done = make("-n", *SMALL, "EPOCHS=two")
     assert done.returncode != 0
     assert 'EPOCHS="two"' in done.stderr
+
+
+def test_a_misspelt_variable_is_refused(make: Make) -> None:
+    done = make("-n", "reproduce-ptb", "ROW=zaremba")
+    assert done.returncode != 0
+    assert "ROW is no variable" in done.stderr
+    assert "ROWS" in done.stderr

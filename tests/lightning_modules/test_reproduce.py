@@ -441,3 +441,16 @@ def test_training_does_not_go_on_from_a_run_with_other_hyper_parameters(language
 def test_a_checkpoint_from_elsewhere_is_refused(language_model: Any) -> None:
     with pytest.raises(ValueError, match="not written by this repository"):
         language_model().on_load_checkpoint({"state_dict": {}})
+
+
+def test_training_does_not_go_on_from_a_run_on_other_data_or_parts_of_it(language_model: Any) -> None:
+    before, model = language_model(), language_model()
+    before.options = {"batch_size": 20, "limit_train_batches": 100}
+    checkpoint = {"state_dict": before.state_dict(), "hyper_parameters": dict(before.hparams)}
+    before.on_save_checkpoint(checkpoint)
+    model._trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))
+    model.options = {"batch_size": 20, "limit_train_batches": None}
+    with pytest.raises(ValueError, match="limit_train_batches: 100 in the checkpoint, None here"):
+        model.on_load_checkpoint(checkpoint)
+    model.options = before.options
+    model.on_load_checkpoint(checkpoint)

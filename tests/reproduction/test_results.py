@@ -74,3 +74,9 @@ def test_a_file_in_the_wrong_place_is_an_error(folder: Path, write_result: Write
 def test_a_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ResultError, match="no such folder"):
         load_results(tmp_path / "nowhere")
+
+
+def test_a_run_on_parts_of_an_epoch_says_so_in_its_length(folder: Path, write_result: WriteResult) -> None:
+    write_result("ptb", "small", "zaremba", config={"trainer": {"limit_train_batches": 100, "limit_val_batches": None}})
+    [result] = load_results(folder)
+    assert result.length.endswith(", limit_train_batches=100")
