@@ -182,20 +182,29 @@ def to_markdown(results: list[Result], experiments: list[str], sizes: list[str] 
 def print_tables(
     console: Console, results: list[Result], experiments: list[str], sizes: list[str] | None = None
 ) -> None:
-    """Print the tables of these experiments for reading in a terminal; 100 columns are enough."""
+    """Print the tables of these experiments for reading in a terminal; 80 columns are enough."""
     for experiment in experiments:
         console.print(Markdown(NOTES[experiment]), style="dim")
         for section in sections(experiment, results, sizes):
             table = Table(title=section.title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-            for column in section.table.columns:
-                table.add_column(column, justify="left" if column == "row" else "right", no_wrap=column == "row")
-            for _, line in section.table.iterrows():
-                table.add_row(*(cell.replace(" ± 0.", "±.").replace(" ± ", "±") for cell in line))
+            narrow = section.table.drop(columns="words/s", errors="ignore")
+            for column in narrow.columns:
+                header = column.replace(", ", "\n").replace("as printed", "printed")
+                table.add_column(header, justify="left" if column == "row" else "right", no_wrap=True)
+            for _, line in narrow.iterrows():
+                if line["seeds"] == "0":  # said once, so that the table stays narrow
+                    line = line.replace("not run", "–")
+                    line["epochs"] = "not run"
+                table.add_row(*(_narrow(cell) for cell in line))
             console.print(table)
             console.print()
             for line in [*section.remarks, *section.origins]:
                 console.print(Markdown(line), style="dim")
             console.print()
+
+
+def _narrow(cell: str) -> str:
+    return cell.replace(" ± 0.", "±.").replace(" ± ", "±").replace(" epochs", "").replace(" of ", "/")
 
 
 def replace_between_markers(text: str, tables: str) -> str:
