@@ -1,5 +1,6 @@
 """The Penn Treebank language-modelling corpus in Mikolov's preparation."""
 
+import sys
 from itertools import chain
 from pathlib import Path
 
@@ -61,6 +62,9 @@ class PennTreebank(TokenStreams):
 
     def prepare_data(self) -> None:
         """Fetch the corpus into the cache of `datasets`, so that the other processes find it there."""
+        if not self.folder.is_dir():
+            asked = f"There is no folder {self.folder.absolute()}: asking the Hugging Face hub for {HUB_REPOSITORY}."
+            print(asked, file=sys.stderr, flush=True)
         load_texts(self.folder)
 
     def build(self) -> None:
@@ -96,7 +100,6 @@ def load_texts(folder: Path) -> DatasetDict:
                 check_sha256(folder / name, SHA256[split], WHERE_TO_GET_IT)
             # Not load_dataset: even for local files it asks a server to count the download, which can take seconds.
             return DatasetDict.from_text({split: str(folder / name) for split, name in FILES.items()})
-        print(f"There is no folder {folder.absolute()}: asking the Hugging Face hub for {HUB_REPOSITORY}.", flush=True)
         try:
             return load_dataset(HUB_REPOSITORY, revision=HUB_REVISION).rename_column("sentence", "text")
         except OSError as error:
