@@ -38,9 +38,9 @@ NOTES = {
     "several seeds. The paper gives these results as curves only. *Test* is the dropout approximation after the last "
     "epoch, *MC* the mean prediction of K samples of the dropout masks, *lowest* the smallest of any epoch, "
     f"*end* the mean over the last {LAST_EPOCHS} epochs.",
-    "demo": "Small models on a small corpus, to show the effect, with settings chosen on these held-out data: no result "
-    "of the paper. All errors but MC are of "
-    "the dropout approximation; training and held-out data are evaluated alike.",
+    "demo": "Small models on a small corpus, to show the effect, with settings chosen on these held-out data: "
+    "no result of the paper. All errors but MC are of the dropout approximation; training and held-out data are "
+    "evaluated alike.",
 }
 DISCARD_REMARK = (
     "Discarded seeds (validation perplexity or test RMSE not finite, or more than twice the median of the row's seeds) "
