@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
-from variational_rnn.masks import check_mask, check_probability, sample_mask
+from variational_rnn.masks import (
+    MaskSharing,
+    Seed,
+    check_choice,
+    check_mask,
+    check_probability,
+    generator_of,
+    sample_mask,
+)
 from variational_rnn.mc import DropoutModule
 
 
@@ -18,17 +25,31 @@ class VariationalEmbedding(DropoutModule, nn.Embedding):
     rows means: a dropped type is dropped at each of its occurrences in the sequence (section 4.2 of the paper), drawn
     anew for every sequence. A kept word's vector is divided by 1-p.
 
+    Masks act on what is looked up; the matrix itself stays whole. It can therefore be shared with a softmax layer
+    (``softmax.weight = embedding.weight``), whose rows are not dropped then.
+
     Args:
         num_embeddings: number of word types V.
         embedding_dim: size of the vectors.
         word_dropout: probability to drop a word.
         word_masks: "type" draws once per sequence and word type, as the paper defines it; "token" draws for every
             position, as the code behind the paper's Table 1 did.
+        mask_sharing: "sequence" draws for each sequence; "batch" once for all of a call, as the code behind the paper's
+            sentiment experiment did.
         batch_first: words are [B, T] instead of [T, B].
         kwargs: those of torch.nn.Embedding.
 
     Raises:
-        ValueError: word_dropout is not in [0, 1), or word_masks is unknown.
+        ValueError: word_dropout is not in [0, 1), or a choice is unknown.
+
+    Example:
+        >>> import torch
+        >>> embedding = VariationalEmbedding(3, 4, word_dropout=0.5)
+        >>> the, cat, sat = 0, 1, 2
+        >>> words = torch.tensor([[the], [cat], [sat], [the], [cat]])  # one sequence of five words, [T, B]
+        >>> mask = torch.tensor([[2.0, 0.0, 2.0]])  # it is without "cat"
+        >>> (embedding(words, mask) / embedding.weight[words])[:, 0, 0].round().tolist()
+        [2.0, 0.0, 2.0, 2.0, 0.0]
     """
 
     def __init__(
@@ -38,57 +59,102 @@ class VariationalEmbedding(DropoutModule, nn.Embedding):
         *,
         word_dropout: float = 0.0,
         word_masks: Literal["type", "token"] = "type",
+        mask_sharing: MaskSharing = "sequence",
         batch_first: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, **kwargs)
-        if word_masks not in ("type", "token"):
-            raise ValueError(f"word_masks must be 'type' or 'token', got {word_masks!r}")
+        check_choice("word_masks", word_masks, ("type", "token"))
+        check_choice("mask_sharing", mask_sharing, ("sequence", "batch"))
         self.word_dropout = check_probability("word_dropout", word_dropout)
         self.word_masks = word_masks
+        self.mask_sharing = mask_sharing
         self.batch_first = batch_first
 
-    def sample_masks(
-        self, batch_size: int, steps: int | None = None, *, generator: torch.Generator | None = None
-    ) -> Tensor | None:
+    @classmethod
+    def from_embedding(cls, embedding: nn.Embedding, **dropout: Any) -> VariationalEmbedding:
+        """Drop words of an existing embedding, for example a pretrained one.
+
+        Args:
+            embedding: its matrix is shared, not copied: training one trains the other, and a softmax layer tied to it
+                stays tied.
+            dropout: word_dropout, word_masks, mask_sharing and batch_first, as in the constructor.
+
+        Example:
+            >>> import torch
+            >>> glove = torch.nn.Embedding.from_pretrained(torch.randn(1000, 50))
+            >>> VariationalEmbedding.from_embedding(glove, word_dropout=0.2).weight is glove.weight
+            True
+        """
+        shared = cls(
+            embedding.num_embeddings,
+            embedding.embedding_dim,
+            padding_idx=embedding.padding_idx,
+            max_norm=embedding.max_norm,
+            norm_type=embedding.norm_type,
+            scale_grad_by_freq=embedding.scale_grad_by_freq,
+            sparse=embedding.sparse,
+            device="meta",  # nothing to fill: the matrix is the given one
+            **dropout,
+        )
+        shared.weight = embedding.weight
+        return shared.train(embedding.training)
+
+    def sample_masks(self, batch_size: int, steps: int | None = None, *, generator: Seed = None) -> Tensor | None:
         """Draw a mask for `batch_size` sequences: [B, V] for "type", [T, B] for "token", None for p = 0.
+
+        Args:
+            batch_size: number of sequences B; one is drawn for all of them with mask_sharing="batch".
+            steps: number of time steps T; needed only for word_masks="token".
+            generator: source of randomness, a generator on the matrix's device or a seed; by default torch's
+                global one.
 
         Raises:
             ValueError: "token" masks are asked for without the number of time steps.
         """
         if self.word_masks == "token" and steps is None:
             raise ValueError("word_masks='token' draws a mask for every position: pass steps")
-        shape = (batch_size, self.num_embeddings) if self.word_masks == "type" else (steps or 0, batch_size)
+        rows = batch_size if self.mask_sharing == "sequence" else 1
+        shape = (rows, self.num_embeddings) if self.word_masks == "type" else (steps or 0, rows)
         weight = self.weight
-        return sample_mask(*shape, p=self.word_dropout, device=weight.device, dtype=weight.dtype, generator=generator)
+        source = generator_of(generator, weight.device)
+        return sample_mask(*shape, p=self.word_dropout, device=weight.device, dtype=weight.dtype, generator=source)
 
     def forward(self, words: Tensor, mask: Tensor | None = None) -> Tensor:
         """Look words up.
 
         Args:
-            words: ids, [T, B] ([B, T] with batch_first).
+            words: ids, [T, B] ([B, T] with batch_first), or [T] for a single sequence.
             mask: of `sample_masks`. Without one it is sampled where dropout is live, else nothing is dropped.
 
         Returns:
-            Vectors, [T, B, embedding_dim] ([B, T, embedding_dim] with batch_first).
+            Vectors, the form of words with embedding_dim added.
 
         Raises:
-            ValueError: the mask has another shape than `sample_masks` gives for these words.
+            ValueError: words have another form, or the mask another shape than `sample_masks` gives for them.
+            IndexError: a word is not in [0, V).
         """
-        words_TB = words.t() if self.batch_first else words
-        if mask is None and self.dropout_is_live:
-            mask = self.sample_masks(words_TB.size(1), words_TB.size(0))
         vectors = super().forward(words)
-        if mask is None:
+        if mask is None and not (self.dropout_is_live and self.word_dropout):
             return vectors
+        if words.dim() not in (1, 2):
+            raise ValueError(f"{type(self).__name__}: expected words [T, B] or [T], got {list(words.shape)}")
+        words_TB = words.unsqueeze(1) if words.dim() == 1 else words.t() if self.batch_first else words
         steps, batch_size = words_TB.shape
+        if mask is None:
+            mask = self.sample_masks(batch_size, steps)
+        assert mask is not None
         if self.word_masks == "type":
-            check_mask("word mask", mask, {1, batch_size}, {self.num_embeddings})
+            check_mask("word mask", mask, self.weight, batch=(1, batch_size), words=self.num_embeddings)
             scale_TB = mask.expand(batch_size, -1).gather(1, words_TB.t()).t()
         else:
-            check_mask("word mask", mask, {1, steps}, {1, batch_size})
+            check_mask("word mask", mask, self.weight, time=(1, steps), batch=(1, batch_size))
             scale_TB = mask.expand(steps, batch_size)
-        return vectors * (scale_TB.t() if self.batch_first else scale_TB).unsqueeze(-1)
+        scale = scale_TB.squeeze(1) if words.dim() == 1 else scale_TB.t() if self.batch_first else scale_TB
+        return vectors * scale.unsqueeze(-1)
 
     def extra_repr(self) -> str:  # noqa: D102
-        return f"{super().extra_repr()}, word_dropout={self.word_dropout}, word_masks={self.word_masks!r}"
+        return (
+            f"{super().extra_repr()}, word_dropout={self.word_dropout}, word_masks={self.word_masks!r}, "
+            f"mask_sharing={self.mask_sharing!r}"
+        )

@@ -1,6 +1,7 @@
 """What happens in one time step, and how steps unroll: the readable reference.
 
-Pure functions over tensors. Shapes: T time, B batch, I input size, H hidden size, G gates (LSTM 4, GRU 3, RNN 1).
+Pure functions over tensors. Shapes: T time, B batch, I input size, H hidden size, P size of h (H, or proj_size where an
+LSTM projects), G gates (LSTM 4, GRU 3, RNN 1).
 Gate order, parameters and equations are those of torch.nn.LSTM, GRU and RNN, so their weights can be used as they are.
 
 A dropped-out weight matrix never exists here. Zeroing row k of W for one sequence is the same as zeroing coordinate k
@@ -11,6 +12,8 @@ what enters a matrix product, never the carried state: a scaled state would grow
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +22,37 @@ from torch import Tensor
 from variational_rnn.masks import LayerMasks
 
 State = tuple[Tensor, ...]
-"""(h, c) of an LSTM, (h,) of a GRU or RNN, each [B, H]."""
+"""(h, c) of an LSTM, (h,) of a GRU or RNN; h is [B, P], c [B, H]."""
 
 Step = Callable[[Tensor, Tensor, State], State]
 """(x_gates [B, G*H], h_gates [B, G*H], state) -> next state."""
 
+GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+"""Number of gates by torch's name of the kind of network (`torch.nn.RNNBase.mode`)."""
 
-def lstm_step(x_gates: Tensor, h_gates: Tensor, state: State, memory: Tensor | None = None) -> State:
-    """One LSTM step: c' = f*c + i*g, h' = o*tanh(c').
+
+class Weights(NamedTuple):
+    """The parameters of one layer in one direction, or of a cell.
+
+    Attributes:
+        ih: [G*H, I].
+        hh: [G*H, P].
+        bias_ih: [G*H] or None.
+        bias_hh: [G*H] or None.
+        hr: projection of an LSTM, [P, H], or None.
+    """
+
+    ih: Tensor
+    hh: Tensor
+    bias_ih: Tensor | None = None
+    bias_hh: Tensor | None = None
+    hr: Tensor | None = None
+
+
+def lstm_step(
+    x_gates: Tensor, h_gates: Tensor, state: State, memory: Tensor | None = None, weight_hr: Tensor | None = None
+) -> State:
+    """One LSTM step: c' = f*c + i*g, h' = o*tanh(c'), with a projection h' = W_hr (o*tanh(c')).
 
     With a memory mask (Moon et al. 2015; equation 9 of the paper) the masked cells are removed: their c is held at
     zero. Inside the recursion the mask is binary, because an inverted one would multiply a kept cell by 1/(1-p) at
@@ -35,15 +61,17 @@ def lstm_step(x_gates: Tensor, h_gates: Tensor, state: State, memory: Tensor | N
     Args:
         x_gates: W x + b, [B, 4H], gates in torch's order i, f, g, o.
         h_gates: U h + b', [B, 4H].
-        state: (h, c), each [B, H].
+        state: (h, c), [B, P] and [B, H].
         memory: [B|1, H] with entries 0 or 1/(1-p).
+        weight_hr: the projection, [P, H].
     """
     i, f, g, o = (x_gates + h_gates).chunk(4, dim=-1)
     c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
-    if memory is None:
-        return o.sigmoid() * c.tanh(), c
-    c = c * (memory != 0)
-    return memory * (o.sigmoid() * c.tanh()), c
+    h = o.sigmoid() * c.tanh()
+    if memory is not None:
+        c = c * (memory != 0)
+        h = h * memory
+    return (h if weight_hr is None else F.linear(h, weight_hr)), c
 
 
 def gru_step(x_gates: Tensor, h_gates: Tensor, state: State) -> State:
@@ -91,14 +119,34 @@ def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor |
     return product if bias is None else product + bias
 
 
+def masked_weight(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """The weight matrix with its columns masked: what all sequences see if they share the mask.
+
+    Args:
+        weight: [G*H, I].
+        mask: [1, G|1, 1, I] or None.
+
+    Returns:
+        [G*H, I].
+    """
+    if mask is None:
+        return weight
+    mask_GI = mask[0, :, 0]
+    return (weight.unflatten(0, (mask_GI.size(0), -1)) * mask_GI.unsqueeze(1)).flatten(0, 1)
+
+
+def without_removed_cells(state: State, memory: Tensor) -> State:
+    """The initial (h, c) of an LSTM whose masked cells are gone. A projected h is a mixture of cells and stays."""
+    h, c = state
+    kept = memory != 0
+    return (h * kept if h.size(-1) == c.size(-1) else h), c * kept
+
+
 def unroll(
-    step: Step,
+    mode: str,
     x: Tensor,
     state: State,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
+    weights: Weights,
     masks: LayerMasks,
     *,
     valid: Tensor | None = None,
@@ -109,24 +157,33 @@ def unroll(
     The input product does not depend on the state, so it is done for all time steps at once.
 
     Args:
-        step: what happens in one time step.
+        mode: the kind of network, as torch names it: "LSTM", "GRU", "RNN_TANH" or "RNN_RELU".
         x: [T, B, I].
-        state: the initial state, tensors of [B, H].
-        weight_ih: [G*H, I]; weight_hh: [G*H, H]; bias_ih, bias_hh: [G*H] or None.
+        state: the initial state.
+        weights: of this layer and direction.
         masks: of this layer and direction.
         valid: [T, B, 1], False behind the end of a shorter sequence: its state stays as it is there.
         reverse: run from the last step to the first.
 
     Returns:
-        The hidden states [T, B, H] in the order of x, and the final state.
+        The hidden states [T, B, P] in the order of x, and the final state.
     """
+    steps: dict[str, Step] = {
+        "LSTM": partial(lstm_step, memory=masks.memory, weight_hr=weights.hr),
+        "GRU": gru_step,
+        "RNN_TANH": rnn_tanh_step,
+        "RNN_RELU": rnn_relu_step,
+    }
+    step = steps[mode]
+    if masks.memory is not None:
+        state = without_removed_cells(state, masks.memory)
     # unbind, not indexing: the gradient of each x_gates[t] would be a zero tensor of the size of all x_gates.
-    x_gates = masked_linear(x, weight_ih, bias_ih, masks.input).unbind(0)
+    x_gates = masked_linear(x, weights.ih, weights.bias_ih, masks.input).unbind(0)
     recurrent = masks.recurrent
     outputs: list[Tensor] = []
     for t in reversed(range(x.size(0))) if reverse else range(x.size(0)):
         mask = None if recurrent is None else recurrent[t if recurrent.size(0) > 1 else 0]
-        h_gates = masked_linear(state[0], weight_hh, bias_hh, mask)
+        h_gates = masked_linear(state[0], weights.hh, weights.bias_hh, mask)
         new_state = step(x_gates[t], h_gates, state)
         if valid is not None:
             new_state = tuple(torch.where(valid[t], new, old) for new, old in zip(new_state, state, strict=True))

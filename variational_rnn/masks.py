@@ -5,15 +5,33 @@ several windows, moved to another device, inspected, or replaced by hand.
 
 Every mask of a recurrent layer broadcasts against ``[T, G, B, features]`` (T time steps, G gates, B sequences); a size
 of one says what is shared. ``[1, 1, B, H]`` is the paper's tied mask: one draw per sequence, kept for all time steps
-and gates. ``[1, G, B, H]`` is untied, ``[T, 1, B, H]`` the naive dropout with fresh noise at every step.
+and gates. ``[1, G, B, H]`` is untied, ``[T, 1, B, H]`` the naive dropout with fresh noise at every step, and
+``[1, 1, 1, H]`` one draw of the weights for the whole batch.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from numbers import Real
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+GateMasks = Literal["tied", "untied"]
+TimeMasks = Literal["constant", "fresh"]
+MaskSharing = Literal["sequence", "batch"]
+Seed = torch.Generator | int | None
+"""Source of randomness: a generator on the masks' device, a seed for one, or torch's global generator."""
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Check an option that has a few values.
+
+    Raises:
+        ValueError: names the argument, the value and what is allowed.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 def check_probability(name: str, p: float) -> float:
@@ -22,9 +40,14 @@ def check_probability(name: str, p: float) -> float:
     Raises:
         ValueError: names the argument, the value and what is allowed.
     """
-    if not 0.0 <= p < 1.0:
-        raise ValueError(f"{name} is the probability to drop and must lie in [0, 1), got {p}")
-    return p
+    if isinstance(p, bool) or not isinstance(p, Real) or not 0.0 <= p < 1.0:
+        raise ValueError(f"{name} is the probability to drop and must lie in [0, 1), got {p!r}")
+    return float(p)
+
+
+def generator_of(seed: Seed, device: torch.device) -> torch.Generator | None:
+    """The generator to draw masks from: the given one, or one made from a seed."""
+    return torch.Generator(device).manual_seed(seed) if isinstance(seed, int) else seed
 
 
 def sample_mask(
@@ -39,6 +62,8 @@ def sample_mask(
     Args:
         shape: the mask's sizes.
         p: probability to drop.
+        device: of the mask.
+        dtype: of the mask.
         generator: source of randomness; torch's global one by default.
 
     Returns:
@@ -49,21 +74,37 @@ def sample_mask(
     return torch.empty(shape, device=device, dtype=dtype).bernoulli_(1.0 - p, generator=generator).div_(1.0 - p)
 
 
-def check_mask(name: str, mask: Tensor | None, *allowed: set[int]) -> None:
-    """Check a mask's shape, one set of allowed sizes for each dimension; None is no mask and fits everywhere.
+def check_mask(name: str, mask: Tensor | None, like: Tensor, **axes: int | tuple[int, int]) -> None:
+    """Check a mask's shape, dtype and device; None is no mask and fits everywhere.
+
+    Args:
+        name: how the message calls the mask.
+        mask: what was given.
+        like: a tensor of the dtype and on the device that the mask must have.
+        axes: for each axis its name and the size, or the two sizes, allowed.
 
     Raises:
-        ValueError: names the mask, its shape and the expected one.
+        TypeError: the mask is no tensor.
+        ValueError: names the mask, what it has and what is expected.
     """
     if mask is None:
         return
-    if mask.dim() != len(allowed) or any(size not in sizes for size, sizes in zip(mask.shape, allowed, strict=True)):
-        expected = ", ".join("|".join(map(str, sorted(sizes))) for sizes in allowed)
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name} must be a tensor or None, got {type(mask).__name__}")
+    sizes = [(size,) if isinstance(size, int | torch.SymInt) else size for size in axes.values()]
+    if mask.dim() != len(sizes) or any(size not in allowed for size, allowed in zip(mask.shape, sizes, strict=True)):
+        expected = ", ".join(
+            f"{axis} {'|'.join(map(str, dict.fromkeys(allowed)))}" for axis, allowed in zip(axes, sizes, strict=True)
+        )
         raise ValueError(f"{name} has shape {list(mask.shape)}, expected [{expected}]")
+    for what in ("dtype", "device"):
+        got, expected = getattr(mask, what), getattr(like, what)
+        if got != expected:
+            raise ValueError(f"{name} has {what} {got}, expected {expected}: move it with masks.to({expected})")
 
 
 class LayerMasks(NamedTuple):
-    """The masks of one layer in one direction; None where nothing is dropped.
+    """The masks of one layer in one direction, or of a cell; None where nothing is dropped.
 
     Attributes:
         input: ``[T|1, G|1, B|1, I]``, multiplies x before the input product (z_x of equations 4 to 7).
@@ -75,9 +116,29 @@ class LayerMasks(NamedTuple):
     recurrent: Tensor | None = None
     memory: Tensor | None = None
 
-    def to(self, *args: Any) -> LayerMasks:
+    @property
+    def is_shared(self) -> bool:
+        """Whether all sequences and time steps have the same masked weight matrices, and keep all memory cells."""
+        return self.memory is None and all(
+            mask is None or (mask.size(0) == 1 and mask.size(2) == 1) for mask in (self.input, self.recurrent)
+        )
+
+    def to(self, *args: Any, **kwargs: Any) -> LayerMasks:
         """Move the masks as `Tensor.to` does."""
-        return LayerMasks(*(None if mask is None else mask.to(*args) for mask in self))
+        return LayerMasks(*(None if mask is None else mask.to(*args, **kwargs) for mask in self))
+
+    def select(self, sequences: Tensor) -> LayerMasks:
+        """The masks of some sequences; what the batch shares stays shared.
+
+        Args:
+            sequences: indices into the batch, [B'].
+        """
+        return LayerMasks(
+            *(
+                mask if mask is None or mask.size(-2) == 1 else mask.index_select(-2, sequences.to(mask.device))
+                for mask in self
+            )
+        )
 
 
 class RNNMasks(NamedTuple):
@@ -89,6 +150,14 @@ class RNNMasks(NamedTuple):
 
     layers: tuple[LayerMasks, ...]
 
-    def to(self, *args: Any) -> RNNMasks:
+    def to(self, *args: Any, **kwargs: Any) -> RNNMasks:
         """Move the masks as `Tensor.to` does."""
-        return RNNMasks(tuple(layer.to(*args) for layer in self.layers))
+        return RNNMasks(tuple(layer.to(*args, **kwargs) for layer in self.layers))
+
+    def select(self, sequences: Tensor) -> RNNMasks:
+        """The masks of some sequences, for example of one process's part of the batch.
+
+        Args:
+            sequences: indices into the batch, [B'].
+        """
+        return RNNMasks(tuple(layer.select(sequences) for layer in self.layers))

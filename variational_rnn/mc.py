@@ -1,14 +1,12 @@
-"""Monte Carlo dropout: keep dropout on at test time, and average what the sampled networks predict."""
+"""Monte Carlo dropout: dropout that stays on at test time."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -24,41 +22,77 @@ class DropoutModule(nn.Module):
         return self.training or self._mc_dropout
 
 
+# Of these modules of torch.nn, `training` switches the dropout and nothing else.
+TORCH_DROPOUT = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+    nn.RNNBase,
+    nn.MultiheadAttention,
+)
+
+
 @contextmanager
-def mc_dropout(module: ModuleT) -> Iterator[ModuleT]:
+def mc_dropout(module: ModuleT, *, torch_dropout: bool = False) -> Iterator[ModuleT]:
     """Keep the dropout of this library live inside `module`, although `module.eval()` was called.
 
     Each forward pass draws new masks, that is a new sample of the weights from the approximate posterior (section 3 of
-    the paper). `module.training` is not touched, so other layers stay in the mode they are in and a trainer's
-    bookkeeping of train and eval mode has no effect. Contexts nest; the former setting comes back when one is left,
-    also by an exception.
-
-    Raises:
-        ValueError: there is no dropout of this library in `module`; every pass would give the same.
-    """
-    modules = [m for m in module.modules() if isinstance(m, DropoutModule)]
-    if not modules:
-        raise ValueError(
-            f"mc_dropout found no module of variational_rnn in {type(module).__name__}: there is nothing to sample"
-        )
-    before = [m._mc_dropout for m in modules]
-    for m in modules:
-        m._mc_dropout = True
-    try:
-        yield module
-    finally:
-        for m, was_live in zip(modules, before, strict=True):
-            m._mc_dropout = was_live
-
-
-def log_mean_exp(log_probs: Tensor, dim: int = 0) -> Tensor:
-    """Log of the mean of probabilities given by their logs: ln((1/K) sum_k p_k), stable for any magnitude.
-
-    This is what MC dropout averages: perplexity = exp(-mean_t ln((1/K) sum_k p_k(y_t))). The mean of logs would give
-    another, larger perplexity.
+    the paper). `module.training` is the same before, within and after, so other layers stay in the mode they are in and
+    a trainer's bookkeeping of train and eval mode has no effect. Contexts nest; the former setting comes back when one
+    is left, also by an exception.
 
     Args:
-        log_probs: log probabilities of K samples along `dim`.
-        dim: the dimension of samples.
+        module: a network, or a part of one.
+        torch_dropout: keep torch.nn's own dropout live too: nn.Dropout and its relatives, and the dropout inside
+            nn.LSTM, GRU, RNN and MultiheadAttention. Calls of torch.nn.functional.dropout in a module of your own
+            follow that module's `training` and are not found.
+
+    Raises:
+        ValueError: there is no dropout in `module`; every pass would give the same.
+
+    Example:
+        >>> import torch
+        >>> from variational_rnn import VariationalGRU
+        >>> gru = VariationalGRU(10, 20, input_dropout=0.25, recurrent_dropout=0.25).eval()
+        >>> x = torch.randn(7, 3, 10)
+        >>> with mc_dropout(gru):
+        ...     samples = torch.stack([gru(x)[0] for _ in range(5)])
+        >>> samples.shape, bool((samples.std(dim=0) > 0).all())
+        (torch.Size([5, 7, 3, 20]), True)
     """
-    return torch.logsumexp(log_probs, dim) - math.log(log_probs.size(dim))
+    ours = [m for m in module.modules() if isinstance(m, DropoutModule)]
+    torchs = [
+        m
+        for m in module.modules()
+        if torch_dropout and isinstance(m, TORCH_DROPOUT) and not isinstance(m, DropoutModule)
+    ]
+    if not ours and not torchs:
+        what = "no dropout" if torch_dropout else "no module of variational_rnn"
+        hint = "" if torch_dropout else " (torch_dropout=True looks for torch.nn's too)"
+        raise ValueError(f"mc_dropout found {what} in {type(module).__name__}: there is nothing to sample{hint}")
+    with ExitStack() as restored:
+        for torchs_own in torchs:
+            _train_while_called(torchs_own, restored)
+        for m in ours:
+            restored.callback(setattr, m, "_mc_dropout", m._mc_dropout)
+            m._mc_dropout = True
+        yield module
+
+
+def _train_while_called(module: nn.Module, until: ExitStack) -> None:
+    """Put a module into training mode for the time of each call, so that nobody else sees or resets the flag."""
+    modes: list[bool] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        modes.append(module.training)
+        module.training = True
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        module.training = modes.pop()
+
+    until.callback(module.register_forward_pre_hook(enter).remove)
+    # The hooks of an inner context come last before a call, so they have to come first behind it.
+    until.callback(module.register_forward_hook(leave, prepend=True, always_call=True).remove)

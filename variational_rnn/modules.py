@@ -10,115 +10,144 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from variational_rnn import functional
-from variational_rnn.masks import LayerMasks, RNNMasks, check_mask, check_probability, sample_mask
+from variational_rnn.masks import (
+    GateMasks,
+    LayerMasks,
+    MaskSharing,
+    RNNMasks,
+    Seed,
+    TimeMasks,
+    check_choice,
+    check_mask,
+    check_probability,
+    generator_of,
+    sample_mask,
+)
 from variational_rnn.mc import DropoutModule
 
+Backend = Literal["auto", "reference"]
 
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+KERNELS = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}
 
 
-class VariationalDropout(DropoutModule):
-    """Dropout of units with one mask per sequence, kept for every time step.
+class RecurrentDropout(DropoutModule):
+    """What layers and cells share: the probabilities, and drawing and checking the masks of one layer."""
 
-    For a network's output, for example before a softmax layer. Like torch.nn.Dropout on [B, F]; on [T, B, F] the mask
-    is [1, B, F].
+    mode: str
+    hidden_size: int
 
-    Args:
-        p: probability to drop.
-        time_masks: "constant" keeps the mask over time; "fresh" draws one for every time step.
+    def _set_dropout(
+        self, input_dropout: float, recurrent_dropout: float, memory_dropout: float, gate_masks: GateMasks
+    ) -> None:
+        check_choice("gate_masks", gate_masks, ("tied", "untied"))
+        self.input_dropout = check_probability("input_dropout", input_dropout)
+        self.recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
+        self.memory_dropout = check_probability("memory_dropout", memory_dropout)
+        self.gate_masks = gate_masks
 
-    Raises:
-        ValueError: p is not in [0, 1), or time_masks is unknown.
-    """
-
-    def __init__(self, p: float, time_masks: Literal["constant", "fresh"] = "constant") -> None:
-        super().__init__()
-        _check_choice("time_masks", time_masks, ("constant", "fresh"))
-        self.p = check_probability("p", p)
-        self.time_masks = time_masks
-
-    def sample_masks(
+    def _sample_layer(
         self,
+        steps: int,
         batch_size: int,
-        features: int,
-        steps: int | None = None,
-        *,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor | None:
-        """Draw a mask [1, B, F], or [T, B, F] when fresh for every time step; None for p = 0.
+        input_size: int,
+        output_size: int,
+        like: Tensor,
+        generator: torch.Generator | None,
+    ) -> LayerMasks:
+        sample = partial(sample_mask, device=like.device, dtype=like.dtype, generator=generator)
+        gates = functional.GATES[self.mode] if self.gate_masks == "untied" else 1
+        return LayerMasks(
+            sample(steps, gates, batch_size, input_size, p=self.input_dropout),
+            sample(steps, gates, batch_size, output_size, p=self.recurrent_dropout),
+            sample(batch_size, self.hidden_size, p=self.memory_dropout),
+        )
 
-        Raises:
-            ValueError: fresh masks are asked for without the number of time steps.
-        """
-        if self.time_masks == "fresh" and steps is None:
-            raise ValueError("time_masks='fresh' draws a mask for every time step: pass steps")
-        times = steps or 1 if self.time_masks == "fresh" else 1
-        return sample_mask(times, batch_size, features, p=self.p, device=device, dtype=dtype, generator=generator)
+    def _check_layer(
+        self,
+        where: str,
+        masks: LayerMasks,
+        steps: int,
+        batch_size: int,
+        input_size: int,
+        output_size: int,
+        like: Tensor,
+    ) -> None:
+        shared = {"time": (1, steps), "gates": (1, functional.GATES[self.mode]), "batch": (1, batch_size)}
+        check_mask(f"input mask{where}", masks.input, like, **shared, features=input_size)
+        check_mask(f"recurrent mask{where}", masks.recurrent, like, **shared, features=output_size)
+        if masks.memory is not None and self.mode != "LSTM":
+            raise ValueError(f"memory mask{where} is given, but a {type(self).__name__} has no memory cells")
+        check_mask(f"memory mask{where}", masks.memory, like, batch=(1, batch_size), features=self.hidden_size)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Drop units of x, [T, B, F] or [B, F]; the mask is sampled where dropout is live and none is given.
-
-        Args:
-            x: values.
-            mask: of `sample_masks`, [T|1, B|1, F].
-
-        Raises:
-            ValueError: the mask has another shape.
-        """
-        if mask is None and self.dropout_is_live:
-            steps = x.size(0) if x.dim() == 3 else 1
-            mask = self.sample_masks(x.size(-2), x.size(-1), steps, device=x.device, dtype=x.dtype)
-        if mask is None:
-            return x
-        check_mask("mask", mask, {1, x.size(0)} if x.dim() == 3 else {1}, {1, x.size(-2)}, {x.size(-1)})
-        return x * (mask.squeeze(0) if x.dim() == 2 else mask)
+    def _check_state_type(self, hx: Any) -> None:
+        if self.mode == "LSTM":
+            fits = isinstance(hx, tuple | list) and len(hx) == 2 and all(isinstance(part, Tensor) for part in hx)
+            expected = "a pair of tensors (h, c)"
+        else:
+            fits, expected = isinstance(hx, Tensor), "a tensor"
+        if hx is not None and not fits:
+            raise TypeError(f"hx of a {type(self).__name__} must be {expected}, got {type(hx).__name__}")
 
     def extra_repr(self) -> str:  # noqa: D102
-        return f"p={self.p}, time_masks={self.time_masks!r}"
+        parts = [super().extra_repr()]
+        parts += [
+            f"{name}={getattr(self, name)}"
+            for name in ("input_dropout", "recurrent_dropout", "memory_dropout")
+            if getattr(self, name)
+        ]
+        return ", ".join([*parts, f"gate_masks={self.gate_masks!r}"])
 
 
-class _VariationalBase(DropoutModule, nn.RNNBase):
+class _VariationalBase(RecurrentDropout, nn.RNNBase):
     """What the three layers share: sampling masks, and running layers and directions over any form of input."""
 
-    _gates: int
-    _has_cell_state = False
-
     def _init_dropout(
-        self, input_dropout: float, recurrent_dropout: float, gate_masks: str, time_masks: str, backend: str
+        self,
+        input_dropout: float,
+        recurrent_dropout: float,
+        memory_dropout: float,
+        gate_masks: GateMasks,
+        time_masks: TimeMasks,
+        mask_sharing: MaskSharing,
+        backend: Backend,
+        dropout: float,
     ) -> None:
         if not isinstance(self.bidirectional, bool):  # torch.nn has dropout in this place
             raise TypeError(f"bidirectional must be True or False, got {self.bidirectional!r}")
-        _check_choice("gate_masks", gate_masks, ("tied", "untied"))
-        _check_choice("time_masks", time_masks, ("constant", "fresh"))
-        _check_choice("backend", backend, ("auto", "reference"))
-        self.input_dropout = check_probability("input_dropout", input_dropout)
-        self.recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
-        self.memory_dropout = 0.0
-        self.gate_masks = gate_masks
+        if dropout:
+            raise ValueError(
+                f"dropout={dropout} is torch.nn's fresh noise between layers, here it must be 0: use "
+                f"input_dropout={dropout}, which drops every layer's input, by one mask per sequence or, with "
+                "time_masks='fresh', by another at every time step"
+            )
+        check_choice("time_masks", time_masks, ("constant", "fresh"))
+        check_choice("mask_sharing", mask_sharing, ("sequence", "batch"))
+        check_choice("backend", backend, ("auto", "reference"))
+        self._set_dropout(input_dropout, recurrent_dropout, memory_dropout, gate_masks)
         self.time_masks = time_masks
+        self.mask_sharing = mask_sharing
         self.backend = backend
-
-    def _step(self, masks: LayerMasks) -> functional.Step:
-        raise NotImplementedError
 
     @property
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
 
-    def sample_masks(
-        self, batch_size: int, steps: int | None = None, *, generator: torch.Generator | None = None
-    ) -> RNNMasks:
+    @property
+    def _output_size(self) -> int:
+        return self.proj_size or self.hidden_size
+
+    def _input_size(self, index: int) -> int:
+        return self.input_size if index < self._directions else self._output_size * self._directions
+
+    def sample_masks(self, batch_size: int, steps: int | None = None, *, generator: Seed = None) -> RNNMasks:
         """Draw the masks of all layers for `batch_size` sequences: one sample of the weights for each.
 
         Args:
             batch_size: number of sequences B. Row b of every mask belongs to sequence b as the caller orders them,
-                for packed sequences too.
+                for packed sequences too. With mask_sharing="batch" there is one row for all of them.
             steps: number of time steps T; needed only for time_masks="fresh".
-            generator: source of randomness; torch's global one by default.
+            generator: source of randomness, a generator on the parameters' device or a seed; torch's global generator
+                by default.
 
         Returns:
             Masks on the parameters' device and in their dtype.
@@ -128,19 +157,16 @@ class _VariationalBase(DropoutModule, nn.RNNBase):
         """
         if self.time_masks == "fresh" and steps is None:
             raise ValueError("time_masks='fresh' draws masks for every time step: pass steps")
-        times = steps or 1 if self.time_masks == "fresh" else 1
-        gates = self._gates if self.gate_masks == "untied" else 1
         weight: Tensor = self.all_weights[0][0]
-        sample = partial(sample_mask, device=weight.device, dtype=weight.dtype, generator=generator)
-        layers = []
-        for layer in range(self.num_layers):
-            features = self.input_size if layer == 0 else self.hidden_size * self._directions
-            for _ in range(self._directions):
-                input_mask = sample(times, gates, batch_size, features, p=self.input_dropout)
-                recurrent = sample(times, gates, batch_size, self.hidden_size, p=self.recurrent_dropout)
-                memory = sample(batch_size, self.hidden_size, p=self.memory_dropout)
-                layers.append(LayerMasks(input_mask, recurrent, memory))
-        return RNNMasks(tuple(layers))
+        source = generator_of(generator, weight.device)
+        times = steps or 1 if self.time_masks == "fresh" else 1
+        rows = batch_size if self.mask_sharing == "sequence" else 1
+        return RNNMasks(
+            tuple(
+                self._sample_layer(times, rows, self._input_size(index), self._output_size, weight, source)
+                for index in range(self.num_layers * self._directions)
+            )
+        )
 
     def forward(self, input: Tensor | PackedSequence, hx: Any = None, masks: RNNMasks | None = None) -> tuple[Any, Any]:
         """Run the network over sequences, as torch.nn.LSTM, GRU and RNN do.
@@ -157,30 +183,55 @@ class _VariationalBase(DropoutModule, nn.RNNBase):
                 multiply what enters a product. Memory masks do: a removed cell has c = h = 0, a kept h is scaled.
 
         Raises:
+            TypeError: hx or masks are of the wrong type.
             ValueError: masks do not fit this module or input.
             RuntimeError, ValueError: input or hx have the wrong form, as torch.nn raises them.
         """
-        batch_size, steps = self._batch_and_steps(input)
+        batch_size, steps = self._check_input(input)
+        self._check_state_type(hx)
         if masks is None and self.dropout_is_live:
             masks = self.sample_masks(batch_size, steps)
-        if masks is not None:
+        if masks is None:
+            layers: tuple[LayerMasks, ...] = (LayerMasks(),) * (self.num_layers * self._directions)
+        else:
             self._check_masks(masks, batch_size, steps)
-        layers = (LayerMasks(),) * self.num_layers * self._directions if masks is None else masks.layers
+            layers = masks.layers
         if self.backend == "auto" and all(mask is None for layer in layers for mask in layer):
             return super().forward(input, hx)  # nothing to drop: torch's own kernel
+        if self.backend == "auto" and all(layer.is_shared for layer in layers):
+            return self._forward_native(input, hx, layers)
         return self._forward_reference(input, hx, layers)
 
-    def _batch_and_steps(self, input: Tensor | PackedSequence) -> tuple[int, int]:
+    def _forward_native(
+        self, input: Tensor | PackedSequence, hx: Any, layers: tuple[LayerMasks, ...]
+    ) -> tuple[Any, Any]:
+        """Run torch's own kernel on weights with masked columns, which is exact where the batch shares the masks."""
+        weights = []
+        for (weight_ih, weight_hh, *others), masks in zip(self.all_weights, layers, strict=True):
+            weights += [functional.masked_weight(weight_ih, masks.input)]
+            weights += [functional.masked_weight(weight_hh, masks.recurrent), *others]
+        # The kernel's flag for training only lets cuDNN prepare for a backward pass, since its own dropout is 0.
+        options = (self.bias, self.num_layers, 0.0, torch.is_grad_enabled(), self.bidirectional)
+        kernel: Any = KERNELS[self.mode]
         if isinstance(input, PackedSequence):
-            return int(input.batch_sizes[0]), input.batch_sizes.size(0)
-        if input.dim() not in (2, 3):
-            raise ValueError(f"{type(self).__name__}: expected input of 2 or 3 dimensions, got {input.dim()}")
+            data, batch_sizes, order, original_order = input
+            state = self._initial_state(data, hx, int(batch_sizes[0]))
+            if order is not None:
+                state = tuple(part.index_select(1, order) for part in state)
+            output, *final = kernel(data, batch_sizes, self._in_torchs_form(state), weights, *options)
+            if original_order is not None:
+                final = [part.index_select(1, original_order) for part in final]
+            return PackedSequence(output, batch_sizes, order, original_order), self._in_torchs_form(final)
+        batch_dimension = 0 if self.batch_first else 1
+        x = input.unsqueeze(batch_dimension) if input.dim() == 2 else input
+        state = self._initial_state(x, hx, x.size(batch_dimension), unbatched=input.dim() == 2)
+        output, *final = kernel(x, self._in_torchs_form(state), weights, *options, self.batch_first)
         if input.dim() == 2:
-            return 1, input.size(0)
-        return (input.size(0), input.size(1)) if self.batch_first else (input.size(1), input.size(0))
+            output, final = output.squeeze(batch_dimension), [part.squeeze(1) for part in final]
+        return output, self._in_torchs_form(final)
 
     def _forward_reference(
-        self, input: Tensor | PackedSequence, hx: Any, masks: tuple[LayerMasks, ...]
+        self, input: Tensor | PackedSequence, hx: Any, layers: tuple[LayerMasks, ...]
     ) -> tuple[Any, Any]:
         valid = None
         unbatched = False
@@ -190,27 +241,24 @@ class _VariationalBase(DropoutModule, nn.RNNBase):
         else:
             unbatched = input.dim() == 2
             x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if self.batch_first else input
-        self.check_input(x, None)
-        state = self._initial_state(x, hx, unbatched)
+        state = self._initial_state(x, hx, x.size(1), unbatched=unbatched)
 
         finals: list[functional.State] = []
+        all_weights = self.all_weights
         for layer in range(self.num_layers):
             outputs = []
             for direction in range(self._directions):
                 index = layer * self._directions + direction
-                memory = masks[index].memory
-                initial = tuple(s[index] if memory is None else s[index] * (memory != 0) for s in state)
-                weight_ih, weight_hh, *biases = self.all_weights[index]
-                bias_ih, bias_hh = biases or (None, None)
+                weight_ih, weight_hh, *others = all_weights[index]
+                bias_ih, bias_hh = others[:2] if self.bias else (None, None)
                 output, final = functional.unroll(
-                    self._step(masks[index]),
+                    self.mode,
                     x,
-                    initial,
-                    weight_ih,
-                    weight_hh,
-                    bias_ih,
-                    bias_hh,
-                    masks[index],
+                    tuple(part[index] for part in state),
+                    functional.Weights(
+                        weight_ih, weight_hh, bias_ih, bias_hh, hr=others[-1] if self.proj_size else None
+                    ),
+                    layers[index],
                     valid=valid,
                     reverse=direction == 1,
                 )
@@ -218,40 +266,76 @@ class _VariationalBase(DropoutModule, nn.RNNBase):
                 finals.append(final)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
-        h_n, *c_n = (torch.stack(parts) for parts in zip(*finals, strict=True))
+        final_state = [torch.stack(parts) for parts in zip(*finals, strict=True)]
         if unbatched:
-            x, h_n, c_n = x.squeeze(1), h_n.squeeze(1), [c.squeeze(1) for c in c_n]
-        output_state = (h_n, *c_n) if self._has_cell_state else h_n
+            x, final_state = x.squeeze(1), [part.squeeze(1) for part in final_state]
         if isinstance(input, PackedSequence):
-            return self._pack_like(input, x, lengths), output_state
-        return x.transpose(0, 1) if self.batch_first and not unbatched else x, output_state
+            return self._pack_like(input, x, lengths), self._in_torchs_form(final_state)
+        return x.transpose(0, 1) if self.batch_first and not unbatched else x, self._in_torchs_form(final_state)
 
-    def _initial_state(self, x: Tensor, hx: Any, unbatched: bool) -> tuple[Tensor, ...]:
-        shape = (self.num_layers * self._directions, x.size(1), self.hidden_size)
-        parts = 2 if self._has_cell_state else 1
+    def _in_torchs_form(self, state: Any) -> Any:
+        return tuple(state) if self.mode == "LSTM" else state[0]
+
+    def _initial_state(self, x: Tensor, hx: Any, batch_size: int, unbatched: bool = False) -> functional.State:
+        """The initial state as tensors [L*D, B, size], one or, of an LSTM, two."""
+        sizes = (self._output_size, self.hidden_size) if self.mode == "LSTM" else (self._output_size,)
+        shapes = [(self.num_layers * self._directions, batch_size, size) for size in sizes]
         if hx is None:
-            return (x.new_zeros(shape),) * parts
-        state = hx if self._has_cell_state else (hx,)
-        if unbatched:
-            state = tuple(s.unsqueeze(1) for s in state)
-        for name, part in zip(("h", "c"), state, strict=False):
-            self.check_hidden_size(part, shape, f"Expected {name} of hx to be {{}}, got {{}}")
-        return state
+            return tuple(x.new_zeros(shape) for shape in shapes)
+        state = []
+        for name, part, shape in zip("hc", hx if self.mode == "LSTM" else (hx,), shapes, strict=False):
+            if part.dim() != (2 if unbatched else 3):
+                raise RuntimeError(
+                    f"For {'unbatched' if unbatched else 'batched'} input, {name} of hx must have "
+                    f"{2 if unbatched else 3} dimensions, got {list(part.shape)}"
+                )
+            if part.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+                raise RuntimeError(f"Expected {name} of hx to have the dtype of the input, {x.dtype}, got {part.dtype}")
+            state.append(part.unsqueeze(1) if unbatched else part)
+            self.check_hidden_size(state[-1], shape, f"Expected {name} of hx to be {{}}, got {{}}")
+        return tuple(state)
+
+    def _check_input(self, input: Tensor | PackedSequence) -> tuple[int, int]:
+        """Check the form of the input; returns the number of sequences and of time steps."""
+        if isinstance(input, PackedSequence):
+            self.check_input(input.data, input.batch_sizes)
+            return int(input.batch_sizes[0]), input.batch_sizes.size(0)
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input must be a tensor or a PackedSequence, got {type(input).__name__}")
+        if input.dim() not in (2, 3):
+            raise ValueError(
+                f"{type(self).__name__}: expected input of 2 or 3 dimensions, got {input.dim()}: {list(input.shape)}"
+            )
+        batched = input.unsqueeze(1) if input.dim() == 2 else input
+        self.check_input(batched, None)
+        steps, batch_size = batched.shape[:2]
+        if self.batch_first and input.dim() == 3:
+            steps, batch_size = batch_size, steps
+        if steps == 0:
+            raise RuntimeError(
+                f"{type(self).__name__}: expected a sequence of at least one time step, got input {list(input.shape)}"
+            )
+        return batch_size, steps
 
     def _check_masks(self, masks: RNNMasks, batch_size: int, steps: int) -> None:
+        if not isinstance(masks, RNNMasks):
+            raise TypeError(f"masks must be RNNMasks, as sample_masks returns them, got {type(masks).__name__}")
         if len(masks.layers) != self.num_layers * self._directions:
             raise ValueError(
                 f"masks are of {len(masks.layers)} layers and directions, "
                 f"this {type(self).__name__} has {self.num_layers * self._directions}"
             )
         for index, layer in enumerate(masks.layers):
-            features = self.input_size if index < self._directions else self.hidden_size * self._directions
-            times, gates, batch = {1, steps}, {1, self._gates}, {1, batch_size}
-            check_mask(f"input mask {index}", layer.input, times, gates, batch, {features})
-            check_mask(f"recurrent mask {index}", layer.recurrent, times, gates, batch, {self.hidden_size})
-            if layer.memory is not None and not self._has_cell_state:
-                raise ValueError(f"memory mask {index} is given, but a {type(self).__name__} has no memory cells")
-            check_mask(f"memory mask {index}", layer.memory, batch, {self.hidden_size})
+            name = f"l{index // self._directions}{'_reverse' if index % self._directions else ''}"
+            self._check_layer(
+                f" of {name}",
+                layer,
+                steps,
+                batch_size,
+                self._input_size(index),
+                self._output_size,
+                like=self.all_weights[0][0],
+            )
 
     @staticmethod
     def _pack_like(input: PackedSequence, output: Tensor, lengths: Tensor) -> PackedSequence:
@@ -264,39 +348,47 @@ class _VariationalBase(DropoutModule, nn.RNNBase):
         )
 
     def extra_repr(self) -> str:
-        parts = [super().extra_repr()]
-        parts += [
-            f"{name}={getattr(self, name)}"
-            for name in ("input_dropout", "recurrent_dropout", "memory_dropout")
-            if getattr(self, name)
-        ]
-        return ", ".join([*parts, f"gate_masks={self.gate_masks!r}", f"time_masks={self.time_masks!r}"])
+        return f"{super().extra_repr()}, time_masks={self.time_masks!r}, mask_sharing={self.mask_sharing!r}"
 
 
 class VariationalLSTM(_VariationalBase, nn.LSTM):
     """`torch.nn.LSTM` with dropout on inputs and recurrent connections, one mask per sequence kept over time.
 
     Parameters, their names, gate order and state_dict are those of torch.nn.LSTM; with every p = 0, or in eval mode,
-    outputs, states and gradients are too.
+    outputs, states and gradients are too, and torch's own kernel computes them.
 
     Args:
         input_size: number of features of x.
-        hidden_size: number of features of h.
+        hidden_size: number of features of h, and of memory cells.
         num_layers: layers on top of each other.
         bias: whether the layers have b_ih and b_hh.
         batch_first: input and output are [B, T, features] instead of [T, B, features].
-        bidirectional: also run backwards in time; outputs are concatenated.
+        bidirectional: also run backwards in time; outputs are concatenated. (Here torch.nn has `dropout`.)
+        proj_size: if not 0, h is projected to so many features by a matrix W_hr. Nothing is dropped from what it reads.
         input_dropout: probability to drop a unit of every layer's input.
         recurrent_dropout: probability to drop a unit of h_{t-1} where it enters the recurrent product.
         memory_dropout: probability to remove a memory cell (Moon et al. 2015; equation 9 of the paper).
         gate_masks: "tied": one mask for all gates (equations 6 and 7); "untied": one for each (equations 4 and 5).
         time_masks: "constant": one draw per sequence (variational); "fresh": a new one at every time step (naive).
-        backend: "reference" is the readable one; "auto" takes torch's own kernel where nothing is dropped.
+        mask_sharing: "sequence": one draw for each sequence, as in the paper; "batch": one draw for all sequences of a
+            call. The gradient then is noisier, but the layer is torch.nn.LSTM with masked weights, at its full speed.
+        backend: "reference" is the readable one; "auto" takes torch's own kernel where nothing is dropped or the
+            batch shares its masks, else the reference.
+        dropout: torch.nn's noise between layers; must be 0.
         device: of the parameters.
         dtype: of the parameters.
 
     Raises:
         ValueError: a probability is not in [0, 1), or a choice is unknown.
+        TypeError: bidirectional is no bool, as in positional arguments written for torch.nn.
+
+    Limitations:
+        * `torch.compile` leaves the layer out of its graphs, as it does torch.nn.LSTM. With
+          `torch._dynamo.config.allow_rnn` the reference is compiled, the number of time steps unrolled.
+        * `torch.export` and `torch.onnx.export` fix the number of time steps, as they do for torch.nn.LSTM. In eval
+          mode ONNX gets its LSTM operator; masks given as an input, or drawn in the graph, give an unrolled graph.
+        * `torch.jit.script` and quantisation: load the state_dict into torch.nn.LSTM and use that.
+        * Double backward works wherever torch.nn.LSTM's does (not with cuDNN), and always with backend="reference".
 
     Example:
         >>> import torch
@@ -307,9 +399,6 @@ class VariationalLSTM(_VariationalBase, nn.LSTM):
         torch.Size([7, 3, 20])
     """
 
-    _gates = 4
-    _has_cell_state = True
-
     def __init__(
         self,
         input_size: int,
@@ -319,36 +408,38 @@ class VariationalLSTM(_VariationalBase, nn.LSTM):
         batch_first: bool = False,
         bidirectional: bool = False,
         *,
+        proj_size: int = 0,
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         memory_dropout: float = 0.0,
-        gate_masks: Literal["tied", "untied"] = "tied",
-        time_masks: Literal["constant", "fresh"] = "constant",
-        backend: Literal["auto", "reference"] = "auto",
+        gate_masks: GateMasks = "tied",
+        time_masks: TimeMasks = "constant",
+        mask_sharing: MaskSharing = "sequence",
+        backend: Backend = "auto",
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, 0.0, bidirectional, device=device, dtype=dtype
+            input_size, hidden_size, num_layers, bias, batch_first, 0.0, bidirectional, proj_size,
+            device=device, dtype=dtype,
+        )  # fmt: skip
+        self._init_dropout(
+            input_dropout, recurrent_dropout, memory_dropout, gate_masks, time_masks, mask_sharing, backend, dropout
         )
-        self._init_dropout(input_dropout, recurrent_dropout, gate_masks, time_masks, backend)
-        self.memory_dropout = check_probability("memory_dropout", memory_dropout)
-
-    def _step(self, masks: LayerMasks) -> functional.Step:
-        return partial(functional.lstm_step, memory=masks.memory)
 
 
 class VariationalGRU(_VariationalBase, nn.GRU):
     """`torch.nn.GRU` with dropout on inputs and recurrent connections, one mask per sequence kept over time.
 
     The GRU is torch's: the reset gate multiplies the recurrent product. The mask multiplies h where it enters that
-    product, not the h that the update gate carries on. Arguments are those of `VariationalLSTM` without memory_dropout.
+    product, not the h that the update gate carries on. Arguments and limitations are those of `VariationalLSTM`,
+    without memory_dropout and proj_size.
 
     Raises:
         ValueError: a probability is not in [0, 1), or a choice is unknown.
+        TypeError: bidirectional is no bool, as in positional arguments written for torch.nn.
     """
-
-    _gates = 3
 
     def __init__(
         self,
@@ -361,50 +452,53 @@ class VariationalGRU(_VariationalBase, nn.GRU):
         *,
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
-        gate_masks: Literal["tied", "untied"] = "tied",
-        time_masks: Literal["constant", "fresh"] = "constant",
-        backend: Literal["auto", "reference"] = "auto",
+        gate_masks: GateMasks = "tied",
+        time_masks: TimeMasks = "constant",
+        mask_sharing: MaskSharing = "sequence",
+        backend: Backend = "auto",
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, 0.0, bidirectional, device=device, dtype=dtype
         )
-        self._init_dropout(input_dropout, recurrent_dropout, gate_masks, time_masks, backend)
-
-    def _step(self, masks: LayerMasks) -> functional.Step:
-        return functional.gru_step
+        self._init_dropout(
+            input_dropout, recurrent_dropout, 0.0, gate_masks, time_masks, mask_sharing, backend, dropout
+        )
 
 
 class VariationalRNN(_VariationalBase, nn.RNN):
     """`torch.nn.RNN` with dropout on inputs and recurrent connections, one mask per sequence kept over time.
 
-    Arguments are those of `VariationalLSTM` without memory_dropout; with one gate, tied and untied are the same.
+    Arguments and limitations are those of `VariationalLSTM`, without memory_dropout and proj_size; with one gate, tied
+    and untied are the same.
 
     Args:
-        nonlinearity: "tanh" or "relu".
+        nonlinearity: "tanh" or "relu", in the place where torch.nn.RNN has it.
 
     Raises:
         ValueError: a probability is not in [0, 1), or a choice is unknown.
+        TypeError: bidirectional is no bool, as in positional arguments written for torch.nn.
     """
-
-    _gates = 1
 
     def __init__(
         self,
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
         bias: bool = True,
         batch_first: bool = False,
         bidirectional: bool = False,
         *,
-        nonlinearity: Literal["tanh", "relu"] = "tanh",
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
-        gate_masks: Literal["tied", "untied"] = "tied",
-        time_masks: Literal["constant", "fresh"] = "constant",
-        backend: Literal["auto", "reference"] = "auto",
+        gate_masks: GateMasks = "tied",
+        time_masks: TimeMasks = "constant",
+        mask_sharing: MaskSharing = "sequence",
+        backend: Backend = "auto",
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -412,7 +506,6 @@ class VariationalRNN(_VariationalBase, nn.RNN):
             input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, 0.0, bidirectional,
             device=device, dtype=dtype,
         )  # fmt: skip
-        self._init_dropout(input_dropout, recurrent_dropout, gate_masks, time_masks, backend)
-
-    def _step(self, masks: LayerMasks) -> functional.Step:
-        return functional.rnn_tanh_step if self.nonlinearity == "tanh" else functional.rnn_relu_step
+        self._init_dropout(
+            input_dropout, recurrent_dropout, 0.0, gate_masks, time_masks, mask_sharing, backend, dropout
+        )

@@ -115,4 +115,5 @@ def test_a_copy_computes_the_same():
 
 
 def test_representation_shows_the_dropout_scheme():
-    assert repr(embedding_of()) == "VariationalEmbedding(50, 4, word_dropout=0.5, word_masks='type')"
+    shown = "VariationalEmbedding(50, 4, word_dropout=0.5, word_masks='type', mask_sharing='batch')"
+    assert repr(embedding_of(mask_sharing="batch")) == shown

@@ -122,12 +122,17 @@ def test_sequences_of_a_minibatch_do_not_share_a_mask(ours, dropout):
 @any_layer
 def test_tied_or_untied_depends_on_gate_masks_and_on_no_other_flag(ours):
     """tensorflow #40215."""
-    for bias, batch_first, bidirectional, time_masks, backend, gate_masks in itertools.product(
-        [True, False], [True, False], [True, False], ["constant", "fresh"], ["auto", "reference"], ["tied", "untied"]
+    for bias, batch_first, bidirectional, time_masks, mask_sharing, backend, gate_masks in itertools.product(
+        *[[True, False]] * 3,
+        ["constant", "fresh"],
+        ["sequence", "batch"],
+        ["auto", "reference"],
+        ["tied", "untied"],
     ):
         rnn = ours(
-            3, 4, 2, bias, batch_first, bidirectional, input_dropout=0.1, recurrent_dropout=0.1, gate_masks=gate_masks,
-            time_masks=time_masks, backend=backend,
+            3, 4, 2, bias=bias, batch_first=batch_first, bidirectional=bidirectional, input_dropout=0.1,
+            recurrent_dropout=0.1, gate_masks=gate_masks, time_masks=time_masks, mask_sharing=mask_sharing,
+            backend=backend,
         )  # fmt: skip
         gates = len(rnn.weight_hh_l0) // 4 if gate_masks == "untied" else 1
         for layer in rnn.sample_masks(2, 5).layers:

@@ -192,22 +192,27 @@ def test_sampling_with_p_0_gives_no_masks(ours):
     assert ours(3, 4, 2).sample_masks(2) == RNNMasks((LayerMasks(), LayerMasks()))
 
 
+INPUT = "time 1|5, gates 1|4, batch 1|2, features 3"
+RECURRENT = "time 1|5, gates 1|4, batch 1|2, features 8"
+MEMORY = "batch 1|2, features 8"
+
+
 @pytest.mark.parametrize(
-    ("layer", "got", "expected"),
+    ("layer", "name", "got", "expected"),
     [
-        (LayerMasks(input=torch.ones(1, 1, 2, 9)), [1, 1, 2, 9], "[1|5, 1|4, 1|2, 3]"),
-        (LayerMasks(input=torch.ones(1, 1, 7, 3)), [1, 1, 7, 3], "[1|5, 1|4, 1|2, 3]"),
-        (LayerMasks(input=torch.ones(2, 3)), [2, 3], "[1|5, 1|4, 1|2, 3]"),
-        (LayerMasks(recurrent=torch.ones(1, 3, 2, 8)), [1, 3, 2, 8], "[1|5, 1|4, 1|2, 8]"),
-        (LayerMasks(recurrent=torch.ones(4, 1, 2, 8)), [4, 1, 2, 8], "[1|5, 1|4, 1|2, 8]"),
-        (LayerMasks(recurrent=torch.ones(1, 1, 2, 9)), [1, 1, 2, 9], "[1|5, 1|4, 1|2, 8]"),
-        (LayerMasks(memory=torch.ones(3, 8)), [3, 8], "[1|2, 8]"),
-        (LayerMasks(memory=torch.ones(1, 1, 2, 8)), [1, 1, 2, 8], "[1|2, 8]"),
+        (LayerMasks(input=torch.ones(1, 1, 2, 9)), "input", [1, 1, 2, 9], INPUT),
+        (LayerMasks(input=torch.ones(1, 1, 7, 3)), "input", [1, 1, 7, 3], INPUT),
+        (LayerMasks(input=torch.ones(2, 3)), "input", [2, 3], INPUT),
+        (LayerMasks(recurrent=torch.ones(1, 3, 2, 8)), "recurrent", [1, 3, 2, 8], RECURRENT),
+        (LayerMasks(recurrent=torch.ones(4, 1, 2, 8)), "recurrent", [4, 1, 2, 8], RECURRENT),
+        (LayerMasks(recurrent=torch.ones(1, 1, 2, 9)), "recurrent", [1, 1, 2, 9], RECURRENT),
+        (LayerMasks(memory=torch.ones(3, 8)), "memory", [3, 8], MEMORY),
+        (LayerMasks(memory=torch.ones(1, 1, 2, 8)), "memory", [1, 1, 2, 8], MEMORY),
     ],
     ids=["features", "batch", "dimensions", "gates", "steps", "hidden size", "memory batch", "memory dimensions"],
 )
-def test_masks_of_a_wrong_shape_are_refused_naming_got_and_expected(layer, got, expected):
-    with pytest.raises(ValueError, match=re.escape(f"mask 0 has shape {got}, expected {expected}")):
+def test_masks_of_a_wrong_shape_are_refused_naming_axis_got_and_expected(layer, name, got, expected):
+    with pytest.raises(ValueError, match=re.escape(f"{name} mask of l0 has shape {got}, expected [{expected}]")):
         VariationalLSTM(3, 8)(torch.zeros(5, 2, 3), masks=RNNMasks((layer,)))
 
 
@@ -215,9 +220,7 @@ def test_the_second_layer_expects_masks_as_wide_as_both_directions():
     gru = VariationalGRU(3, 8, 2, bidirectional=True)
     wrong = VariationalGRU(3, 8, 2, input_dropout=0.5).sample_masks(2).layers
     masks = RNNMasks((wrong[0], wrong[0], wrong[1], wrong[1]))
-    with pytest.raises(
-        ValueError, match=re.escape("input mask 2 has shape [1, 1, 2, 8], expected [1|5, 1|3, 1|2, 16]")
-    ):
+    with pytest.raises(ValueError, match=r"input mask of l1 has shape \[1, 1, 2, 8\], expected \[.*features 16\]"):
         gru(torch.zeros(5, 2, 3), masks=masks)
 
 

@@ -59,4 +59,7 @@ def test_fresh_masks_need_the_number_of_steps():
 
 
 def test_representation_shows_the_dropout_scheme():
-    assert repr(VariationalDropout(0.5, "fresh")) == "VariationalDropout(p=0.5, time_masks='fresh')"
+    assert (
+        repr(VariationalDropout(0.5, "fresh"))
+        == "VariationalDropout(p=0.5, time_masks='fresh', mask_sharing='sequence')"
+    )
