@@ -384,11 +384,13 @@ class VariationalLSTM(_VariationalBase, nn.LSTM):
 
     Limitations:
         * `torch.compile` leaves the layer out of its graphs, as it does torch.nn.LSTM. With
-          `torch._dynamo.config.allow_rnn` the reference is compiled, the number of time steps unrolled.
-        * `torch.export` and `torch.onnx.export` fix the number of time steps, as they do for torch.nn.LSTM. In eval
-          mode ONNX gets its LSTM operator; masks given as an input, or drawn in the graph, give an unrolled graph.
-        * `torch.jit.script` and quantisation: load the state_dict into torch.nn.LSTM and use that.
-        * Double backward works wherever torch.nn.LSTM's does (not with cuDNN), and always with backend="reference".
+          `torch._dynamo.config.allow_rnn` the reference is compiled, the time steps unrolled.
+        * `torch.export` and `torch.onnx.export` fix the number of time steps, as they do for torch.nn.LSTM, not the
+          number of sequences. In eval mode ONNX gets its LSTM operator; masks given as an input, or drawn in the graph,
+          give an unrolled graph.
+        * `torch.jit.script` fails, as it does for torch.nn.LSTM. Where a tool asks for torch.nn.LSTM itself, as for
+          quantisation, let one load this layer's state_dict.
+        * Double backward works where torch.nn.LSTM's does (not with cuDNN), and always with backend="reference".
 
     Example:
         >>> import torch

@@ -199,3 +199,18 @@ def test_monte_carlo_perplexity_averages_probabilities_and_not_their_logs():
     perplexity = torch.exp(-log_mean_exp(probabilities.log()).mean())
     assert perplexity.item() == pytest.approx(1 / math.sqrt(0.3 * 0.2))
     assert perplexity < torch.exp(-probabilities.log().mean())
+
+
+@any_layer
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_masks_do_not_depend_on_the_number_of_processes_and_differ_between_them(ours, processes):
+    """Each process drew its own from a seed that all share, or all drew the same."""
+    rnn = ours(3, 16, 2, input_dropout=0.5, recurrent_dropout=0.5, dtype=torch.float64)
+    x = torch.randn(5, 1, 3, dtype=torch.float64).expand(5, 8, 3)
+    of_one_process, _ = rnn(x, masks=rnn.sample_masks(8, generator=1))
+    parts = []
+    for sequences in torch.arange(8).chunk(processes):
+        masks = rnn.sample_masks(8, generator=1).select(sequences)
+        parts.append(rnn(x[:, sequences], masks=masks)[0])
+    torch.testing.assert_close(torch.cat(parts, dim=1), of_one_process)
+    assert len(of_one_process[-1].unique(dim=0)) == 8

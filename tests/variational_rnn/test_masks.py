@@ -175,6 +175,29 @@ def test_a_generator_gives_reproducible_masks_and_leaves_the_global_one_alone(ou
 
 
 @any_layer
+def test_a_seed_is_a_generator_of_that_seed(ours):
+    rnn = ours(16, 16, 2, input_dropout=0.5, recurrent_dropout=0.5)
+    of_seed = all_masks(rnn.sample_masks(4, generator=7))
+    of_generator = all_masks(rnn.sample_masks(4, generator=torch.Generator().manual_seed(7)))
+    torch.testing.assert_close(of_seed, of_generator, rtol=0, atol=0)
+    assert differ(of_seed)
+
+
+def test_masks_of_some_sequences_can_be_selected_in_any_order():
+    lstm = VariationalLSTM(3, 8, 2, input_dropout=0.5, recurrent_dropout=0.5, memory_dropout=0.5, gate_masks="untied")
+    masks, sequences = lstm.sample_masks(5), torch.tensor([4, 0, 4])
+    x = torch.randn(6, 5, 3)
+    output, state = lstm(x[:, sequences], masks=masks.select(sequences))
+    expected, (h, c) = lstm(x, masks=masks)
+    torch.testing.assert_close((output, state), (expected[:, sequences], (h[:, sequences], c[:, sequences])))
+
+
+def test_masks_shared_by_the_batch_stay_shared_when_sequences_are_selected():
+    masks = VariationalGRU(3, 8, input_dropout=0.5, mask_sharing="batch").sample_masks(5)
+    assert masks.select(torch.tensor([3, 1])).layers[0].input.shape == (1, 1, 1, 3)
+
+
+@any_layer
 def test_masks_have_the_dtype_of_the_parameters_and_can_be_moved_to_another(ours):
     rnn = ours(3, 4, 2, input_dropout=0.5, recurrent_dropout=0.5)
     masks = rnn.sample_masks(2)

@@ -1,0 +1,49 @@
+"""What is installed, and what it needs."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_layers_import_torch_and_no_other_package_of_this_repository():
+    loaded = "import sys; before = set(sys.modules); import torch; torchs = set(sys.modules); import variational_rnn; "
+    listed = (
+        "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - torchs} - set(sys.stdlib_module_names)))"
+    )
+    run = subprocess.run([sys.executable, "-c", loaded + listed], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(run.stdout.split()) <= {"variational_rnn", "torch"}
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_layers_alone_and_requires_torch_alone(tmp_path):
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("variational_rnn", "lightning_modules", "datamodules", "reproduction"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        tmp_path / "wheels",
+        tmp_path,
+    ]
+    subprocess.run(command, check=True)
+    [wheel] = (tmp_path / "wheels").glob("variational_rnn-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        [metadata] = [archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA")]
+    folders = {name.partition("/")[0] for name in names}
+    assert {folder for folder in folders if not folder.endswith(".dist-info")} == {"variational_rnn"}
+    assert "variational_rnn/py.typed" in names
+    required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
+    assert required == ["Requires-Dist: torch>=2.6"]

@@ -1,0 +1,143 @@
+"""torch.compile, torch.export, ONNX and autocast; what they refuse of these layers, they refuse of torch.nn's too."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from variational_rnn import (
+    VariationalDropout,
+    VariationalEmbedding,
+    VariationalGRU,
+    VariationalGRUCell,
+    VariationalLSTM,
+    VariationalLSTMCell,
+    VariationalRNN,
+    VariationalRNNCell,
+)
+
+DROPOUT = {"input_dropout": 0.3, "recurrent_dropout": 0.5}
+any_layer = pytest.mark.parametrize("ours", [VariationalLSTM, VariationalGRU, VariationalRNN])
+any_cell = pytest.mark.parametrize("ours", [VariationalLSTMCell, VariationalGRUCell, VariationalRNNCell])
+any_mode = pytest.mark.parametrize("mode", ["training", "given masks", "eval"])
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled_code():
+    torch.compiler.reset()
+
+
+class Tagger(nn.Module):
+    """What people compile: a model with all of this library's dropout in it."""
+
+    def __init__(self, ours):
+        super().__init__()
+        self.embedding = VariationalEmbedding(8, 4, word_dropout=0.3)
+        self.rnn = ours(4, 6, 2, **DROPOUT)
+        self.dropout = VariationalDropout(0.3)
+        self.output = nn.Linear(6, 2)
+
+    def forward(self, words):
+        return self.output(self.dropout(self.rnn(self.embedding(words))[0]))
+
+
+def assert_same_with_gradients(compiled, model, *args):
+    results = []
+    for function in (compiled, model):
+        torch.manual_seed(1)
+        output = function(*args)
+        output = output[0] if isinstance(output, tuple) else output
+        results.append((output, torch.autograd.grad(output.square().sum(), list(model.parameters()))))
+    torch.testing.assert_close(*results)
+
+
+@any_layer
+@pytest.mark.parametrize("training", [True, False])
+def test_a_compiled_model_computes_the_same_with_the_recurrent_layer_left_out_of_the_graph(ours, training):
+    model = Tagger(ours).train(training)
+    compiled = torch.compile(model, backend="aot_eager")
+    assert_same_with_gradients(compiled, model, torch.randint(8, (5, 3)))
+
+
+@any_layer
+@pytest.mark.parametrize("mode", ["training", "given masks"])
+@torch._dynamo.config.patch(allow_rnn=True)
+def test_where_torch_allows_it_the_reference_is_compiled_without_a_break(ours, mode):
+    rnn = ours(3, 4, 2, **DROPOUT)
+    masks = rnn.sample_masks(2) if mode == "given masks" else None
+    compiled = torch.compile(rnn, backend="aot_eager", fullgraph=True)
+    assert_same_with_gradients(compiled, rnn, torch.randn(5, 2, 3), None, masks)
+
+
+@pytest.mark.slow
+@any_layer
+@torch._dynamo.config.patch(allow_rnn=True)
+def test_inductor_computes_the_same(ours):
+    rnn = ours(3, 4, **DROPOUT, gate_masks="untied")
+    compiled = torch.compile(rnn, fullgraph=True)
+    assert_same_with_gradients(compiled, rnn, torch.randn(4, 2, 3), None, rnn.sample_masks(2))
+
+
+@any_cell
+@any_mode
+def test_a_compiled_cell_computes_the_same_without_a_break(ours, mode):
+    cell = ours(3, 4, **DROPOUT).train(mode != "eval")
+    masks = None if mode == "eval" else cell.sample_masks(2)
+    compiled = torch.compile(cell, backend="aot_eager", fullgraph=True)
+    assert_same_with_gradients(compiled, cell, torch.randn(2, 3), None, masks)
+
+
+@any_layer
+@any_mode
+def test_an_exported_layer_computes_the_same(ours, mode):
+    rnn = ours(3, 4, 2, **DROPOUT).train(mode == "training")
+    args = (torch.randn(5, 2, 3), None, rnn.sample_masks(2) if mode == "given masks" else None)
+    exported = torch.export.export(rnn, args).module()
+    torch.manual_seed(1)
+    expected = rnn(*args)
+    torch.manual_seed(1)
+    torch.testing.assert_close(exported(*args), expected)
+
+
+@any_layer
+def test_an_exported_layer_takes_any_batch_size(ours):
+    rnn = ours(3, 4, **DROPOUT).eval()
+    exported = torch.export.export(rnn, (torch.randn(5, 2, 3),), dynamic_shapes={"input": {1: torch.export.Dim("B")}})
+    x = torch.randn(5, 7, 3)
+    torch.testing.assert_close(exported.module()(x), rnn(x))
+
+
+@any_layer
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_onnx_computes_the_same_in_eval_and_with_given_masks(ours, with_masks, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    rnn = ours(3, 4, 2, **DROPOUT).eval()
+    masks = rnn.sample_masks(2) if with_masks else None
+    args = (torch.randn(5, 2, 3), None, masks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(rnn, args, tmp_path / "rnn.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "rnn.onnx")
+    given = [args[0], *(mask for layer in (masks.layers if masks else ()) for mask in layer if mask is not None)]
+    inputs = {node.name: value.numpy() for node, value in zip(session.get_inputs(), given, strict=True)}
+    output, *state = (torch.from_numpy(result) for result in session.run(None, inputs))
+    expected, expected_state = rnn(*args)
+    torch.testing.assert_close(output, expected.detach())
+    torch.testing.assert_close(tuple(state) if len(state) == 2 else state[0], expected_state)
+
+
+@any_layer
+@pytest.mark.parametrize("mask_sharing", ["sequence", "batch"])
+def test_under_autocast_state_and_masks_go_on_to_the_next_window_and_gradients_are_close(ours, mask_sharing):
+    rnn = ours(3, 4, 2, **DROPOUT, mask_sharing=mask_sharing)
+    x, masks = torch.randn(6, 2, 3), rnn.sample_masks(2)
+
+    def gradients():
+        first, state = rnn(x[:3], masks=masks)
+        second, _ = rnn(x[3:], state, masks)
+        return torch.autograd.grad((first.float().square().sum() + second.float().square().sum()), rnn.parameters())
+
+    expected = gradients()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(gradients(), expected, rtol=0.1, atol=0.1)
