@@ -101,6 +101,8 @@ class RecurrentDropout(DropoutModule):
 class _VariationalBase(RecurrentDropout, nn.RNNBase):
     """What the three layers share: sampling masks, and running layers and directions over any form of input."""
 
+    weight_ih_l0: Tensor
+
     def _init_dropout(
         self,
         input_dropout: float,
@@ -157,7 +159,7 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
         """
         if self.time_masks == "fresh" and steps is None:
             raise ValueError("time_masks='fresh' draws masks for every time step: pass steps")
-        weight: Tensor = self.all_weights[0][0]
+        weight = self.weight_ih_l0
         source = generator_of(generator, weight.device)
         times = steps or 1 if self.time_masks == "fresh" else 1
         rows = batch_size if self.mask_sharing == "sequence" else 1
@@ -291,6 +293,8 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
                 )
             if part.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
                 raise RuntimeError(f"Expected {name} of hx to have the dtype of the input, {x.dtype}, got {part.dtype}")
+            if part.device != x.device:
+                raise RuntimeError(f"Expected {name} of hx on the device of the input, {x.device}, got {part.device}")
             state.append(part.unsqueeze(1) if unbatched else part)
             self.check_hidden_size(state[-1], shape, f"Expected {name} of hx to be {{}}, got {{}}")
         return tuple(state)
@@ -308,6 +312,8 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
             )
         batched = input.unsqueeze(1) if input.dim() == 2 else input
         self.check_input(batched, None)
+        if input.device != self.weight_ih_l0.device:
+            raise RuntimeError(f"input is on device {input.device}, the parameters are on {self.weight_ih_l0.device}")
         steps, batch_size = batched.shape[:2]
         if self.batch_first and input.dim() == 3:
             steps, batch_size = batch_size, steps
@@ -334,7 +340,7 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
                 batch_size,
                 self._input_size(index),
                 self._output_size,
-                like=self.all_weights[0][0],
+                like=self.weight_ih_l0,
             )
 
     @staticmethod
