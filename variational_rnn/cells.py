@@ -42,9 +42,11 @@ class _VariationalCellBase(RecurrentDropout, nn.RNNCellBase):
             The next state, in the form of hx.
 
         Raises:
-            TypeError: hx or masks are of the wrong type.
+            TypeError: input, hx or masks are of the wrong type.
             ValueError: dropout is live and masks are missing, or masks do not fit; input or hx have the wrong form.
         """
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input must be a tensor, got {type(input).__name__}")
         if input.dim() not in (1, 2) or input.size(-1) != self.input_size:
             raise ValueError(
                 f"{type(self).__name__}: expected input [B, {self.input_size}] or [{self.input_size}], "

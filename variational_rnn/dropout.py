@@ -75,7 +75,7 @@ class VariationalDropout(DropoutModule):
         """
         if self.time_masks == "fresh" and steps is None:
             raise ValueError("time_masks='fresh' draws a mask for every time step: pass steps")
-        times = steps or 1 if self.time_masks == "fresh" else 1
+        times = 1 if steps is None or self.time_masks == "constant" else steps
         rows = batch_size if self.mask_sharing == "sequence" else 1
         device = torch.device(device)
         source = generator_of(generator, device)
@@ -94,7 +94,8 @@ class VariationalDropout(DropoutModule):
         if mask is None and not (self.dropout_is_live and self.p):
             return x
         if x.dim() not in (2, 3):
-            raise ValueError(f"{type(self).__name__}: expected [T, B, F] or [B, F], got {list(x.shape)}")
+            expected = "[B, T, F] or [B, F]" if self.batch_first else "[T, B, F] or [B, F]"
+            raise ValueError(f"{type(self).__name__}: expected {expected}, got {list(x.shape)}")
         x_TBF = x.unsqueeze(0) if x.dim() == 2 else x.transpose(0, 1) if self.batch_first else x
         steps, batch_size, features = x_TBF.shape
         if mask is None:
@@ -107,4 +108,5 @@ class VariationalDropout(DropoutModule):
         )
 
     def extra_repr(self) -> str:  # noqa: D102
-        return f"p={self.p}, time_masks={self.time_masks!r}, mask_sharing={self.mask_sharing!r}"
+        shown = f"p={self.p}, time_masks={self.time_masks!r}, mask_sharing={self.mask_sharing!r}"
+        return f"{shown}, batch_first=True" if self.batch_first else shown

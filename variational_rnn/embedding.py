@@ -80,12 +80,17 @@ class VariationalEmbedding(DropoutModule, nn.Embedding):
                 stays tied.
             dropout: word_dropout, word_masks, mask_sharing and batch_first, as in the constructor.
 
+        Raises:
+            TypeError: embedding is no torch.nn.Embedding.
+
         Example:
             >>> import torch
             >>> glove = torch.nn.Embedding.from_pretrained(torch.randn(1000, 50))
             >>> VariationalEmbedding.from_embedding(glove, word_dropout=0.2).weight is glove.weight
             True
         """
+        if not isinstance(embedding, nn.Embedding):
+            raise TypeError(f"embedding must be a torch.nn.Embedding, got {type(embedding).__name__}")
         shared = cls(
             embedding.num_embeddings,
             embedding.embedding_dim,
@@ -138,7 +143,8 @@ class VariationalEmbedding(DropoutModule, nn.Embedding):
         if mask is None and not (self.dropout_is_live and self.word_dropout):
             return vectors
         if words.dim() not in (1, 2):
-            raise ValueError(f"{type(self).__name__}: expected words [T, B] or [T], got {list(words.shape)}")
+            expected = "[B, T] or [T]" if self.batch_first else "[T, B] or [T]"
+            raise ValueError(f"{type(self).__name__}: expected words {expected}, got {list(words.shape)}")
         words_TB = words.unsqueeze(1) if words.dim() == 1 else words.t() if self.batch_first else words
         steps, batch_size = words_TB.shape
         if mask is None:
@@ -154,7 +160,8 @@ class VariationalEmbedding(DropoutModule, nn.Embedding):
         return vectors * scale.unsqueeze(-1)
 
     def extra_repr(self) -> str:  # noqa: D102
-        return (
+        shown = (
             f"{super().extra_repr()}, word_dropout={self.word_dropout}, word_masks={self.word_masks!r}, "
             f"mask_sharing={self.mask_sharing!r}"
         )
+        return f"{shown}, batch_first=True" if self.batch_first else shown

@@ -16,7 +16,7 @@ def log_mean_exp(log_probs: Tensor, dim: int = 0) -> Tensor:
     """Log of the mean of probabilities given by their logs: ln((1/K) sum_k p_k), stable for any magnitude.
 
     This is what MC dropout averages: perplexity = exp(-mean_t ln((1/K) sum_k p_k(y_t))). The mean of logs would give
-    another, larger perplexity.
+    another perplexity, never a smaller one.
 
     Args:
         log_probs: log probabilities of K samples along `dim`.
@@ -59,7 +59,8 @@ def mutual_information(log_probs: Tensor) -> Tensor:
 
 
 def _entropy(log_probs: Tensor) -> Tensor:
-    return torch.special.entr(log_probs.exp()).sum(dim=-1)  # -p ln p, 0 for p = 0
+    # -p ln p, which is 0 for p = 0; the finite minimum keeps its gradient from being 0 times infinity.
+    return -(log_probs.exp() * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(dim=-1)
 
 
 def predictive_mean_and_variance(predictions: Tensor, tau: float) -> tuple[Tensor, Tensor]:
@@ -76,7 +77,7 @@ def predictive_mean_and_variance(predictions: Tensor, tau: float) -> tuple[Tenso
         Mean and variance, each [...].
 
     Raises:
-        ValueError: tau is not positive.
+        ValueError: tau is not positive and finite.
     """
     _check_tau(tau)
     return predictions.mean(dim=0), predictions.var(dim=0, correction=0) + 1 / tau
@@ -97,7 +98,7 @@ def regression_log_likelihood(predictions: Tensor, targets: Tensor, tau: float) 
         [...], in nats, for a density per unit of targets.
 
     Raises:
-        ValueError: tau is not positive, or targets have another shape than one network's predictions.
+        ValueError: tau is not positive and finite, or targets have another shape than one network's predictions.
     """
     _check_tau(tau)
     if predictions.shape[1:] != targets.shape:
@@ -107,5 +108,5 @@ def regression_log_likelihood(predictions: Tensor, targets: Tensor, tau: float) 
 
 
 def _check_tau(tau: float) -> None:
-    if not tau > 0:
-        raise ValueError(f"tau is the precision 1/variance of the noise and must be positive, got {tau}")
+    if not 0 < tau < math.inf:
+        raise ValueError(f"tau is the precision 1/variance of the noise and must be positive and finite, got {tau}")

@@ -135,13 +135,6 @@ def masked_weight(weight: Tensor, mask: Tensor | None) -> Tensor:
     return (weight.unflatten(0, (mask_GI.size(0), -1)) * mask_GI.unsqueeze(1)).flatten(0, 1)
 
 
-def without_removed_cells(state: State, memory: Tensor) -> State:
-    """The initial (h, c) of an LSTM whose masked cells are gone. A projected h is a mixture of cells and stays."""
-    h, c = state
-    kept = memory != 0
-    return (h * kept if h.size(-1) == c.size(-1) else h), c * kept
-
-
 def unroll(
     mode: str,
     x: Tensor,
@@ -175,8 +168,9 @@ def unroll(
         "RNN_RELU": rnn_relu_step,
     }
     step = steps[mode]
-    if masks.memory is not None:
-        state = without_removed_cells(state, masks.memory)
+    if masks.memory is not None and weights.hr is None:  # a projected h is a mixture of cells and stays
+        h, c = state
+        state = (h * (masks.memory != 0), c)
     # unbind, not indexing: the gradient of each x_gates[t] would be a zero tensor of the size of all x_gates.
     x_gates = masked_linear(x, weights.ih, weights.bias_ih, masks.input).unbind(0)
     recurrent = masks.recurrent

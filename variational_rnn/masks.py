@@ -11,7 +11,7 @@ and gates. ``[1, G, B, H]`` is untied, ``[T, 1, B, H]`` the naive dropout with f
 
 from __future__ import annotations
 
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -46,8 +46,16 @@ def check_probability(name: str, p: float) -> float:
 
 
 def generator_of(seed: Seed, device: torch.device) -> torch.Generator | None:
-    """The generator to draw masks from: the given one, or one made from a seed."""
-    return torch.Generator(device).manual_seed(seed) if isinstance(seed, int) else seed
+    """The generator to draw masks from: the given one, or one made from a seed.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(seed, Integral):
+        return torch.Generator(device).manual_seed(int(seed))
+    if seed is not None and not isinstance(seed, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or a seed, got {type(seed).__name__}")
+    return seed
 
 
 def sample_mask(

@@ -76,6 +76,12 @@ def mc_dropout(module: ModuleT, *, torch_dropout: bool = False) -> Iterator[Modu
     with ExitStack() as restored:
         for torchs_own in torchs:
             _train_while_called(torchs_own, restored)
+        for encoder in module.modules():
+            if torchs and isinstance(
+                encoder, nn.TransformerEncoder
+            ):  # nested tensors would need the path without dropout
+                restored.callback(setattr, encoder, "use_nested_tensor", encoder.use_nested_tensor)
+                encoder.use_nested_tensor = False
         for m in ours:
             restored.callback(setattr, m, "_mc_dropout", m._mc_dropout)
             m._mc_dropout = True

@@ -114,13 +114,16 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
         backend: Backend,
         dropout: float,
     ) -> None:
-        if not isinstance(self.bidirectional, bool):  # torch.nn has dropout in this place
-            raise TypeError(f"bidirectional must be True or False, got {self.bidirectional!r}")
-        if dropout:
+        if not isinstance(self.bidirectional, bool):
+            raise TypeError(
+                f"bidirectional must be True or False, got {self.bidirectional!r}; torch.nn has dropout in this place: "
+                "use input_dropout instead, and name arguments behind batch_first"
+            )
+        if dropout != 0:
             raise ValueError(
-                f"dropout={dropout} is torch.nn's fresh noise between layers, here it must be 0: use "
-                f"input_dropout={dropout}, which drops every layer's input, by one mask per sequence or, with "
-                "time_masks='fresh', by another at every time step"
+                f"dropout={dropout!r} is torch.nn's fresh noise between layers, here it must be 0: use input_dropout, "
+                "which drops every layer's input by one mask per sequence or, with time_masks='fresh', by another at "
+                "every time step"
             )
         check_choice("time_masks", time_masks, ("constant", "fresh"))
         check_choice("mask_sharing", mask_sharing, ("sequence", "batch"))
@@ -161,7 +164,7 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
             raise ValueError("time_masks='fresh' draws masks for every time step: pass steps")
         weight = self.weight_ih_l0
         source = generator_of(generator, weight.device)
-        times = steps or 1 if self.time_masks == "fresh" else 1
+        times = 1 if steps is None or self.time_masks == "constant" else steps
         rows = batch_size if self.mask_sharing == "sequence" else 1
         return RNNMasks(
             tuple(
@@ -185,7 +188,7 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
                 multiply what enters a product. Memory masks do: a removed cell has c = h = 0, a kept h is scaled.
 
         Raises:
-            TypeError: hx or masks are of the wrong type.
+            TypeError: input, hx or masks are of the wrong type.
             ValueError: masks do not fit this module or input.
             RuntimeError, ValueError: input or hx have the wrong form, as torch.nn raises them.
         """
@@ -198,14 +201,15 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
         else:
             self._check_masks(masks, batch_size, steps)
             layers = masks.layers
+        state = self._initial_state(input, hx, batch_size)
         if self.backend == "auto" and all(mask is None for layer in layers for mask in layer):
             return super().forward(input, hx)  # nothing to drop: torch's own kernel
         if self.backend == "auto" and all(layer.is_shared for layer in layers):
-            return self._forward_native(input, hx, layers)
-        return self._forward_reference(input, hx, layers)
+            return self._forward_native(input, state, layers)
+        return self._forward_reference(input, state, layers)
 
     def _forward_native(
-        self, input: Tensor | PackedSequence, hx: Any, layers: tuple[LayerMasks, ...]
+        self, input: Tensor | PackedSequence, state: functional.State, layers: tuple[LayerMasks, ...]
     ) -> tuple[Any, Any]:
         """Run torch's own kernel on weights with masked columns, which is exact where the batch shares the masks."""
         weights = []
@@ -217,7 +221,6 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
         kernel: Any = KERNELS[self.mode]
         if isinstance(input, PackedSequence):
             data, batch_sizes, order, original_order = input
-            state = self._initial_state(data, hx, int(batch_sizes[0]))
             if order is not None:
                 state = tuple(part.index_select(1, order) for part in state)
             output, *final = kernel(data, batch_sizes, self._in_torchs_form(state), weights, *options)
@@ -226,14 +229,13 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
             return PackedSequence(output, batch_sizes, order, original_order), self._in_torchs_form(final)
         batch_dimension = 0 if self.batch_first else 1
         x = input.unsqueeze(batch_dimension) if input.dim() == 2 else input
-        state = self._initial_state(x, hx, x.size(batch_dimension), unbatched=input.dim() == 2)
         output, *final = kernel(x, self._in_torchs_form(state), weights, *options, self.batch_first)
         if input.dim() == 2:
             output, final = output.squeeze(batch_dimension), [part.squeeze(1) for part in final]
         return output, self._in_torchs_form(final)
 
     def _forward_reference(
-        self, input: Tensor | PackedSequence, hx: Any, layers: tuple[LayerMasks, ...]
+        self, input: Tensor | PackedSequence, state: functional.State, layers: tuple[LayerMasks, ...]
     ) -> tuple[Any, Any]:
         valid = None
         unbatched = False
@@ -243,7 +245,6 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
         else:
             unbatched = input.dim() == 2
             x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if self.batch_first else input
-        state = self._initial_state(x, hx, x.size(1), unbatched=unbatched)
 
         finals: list[functional.State] = []
         all_weights = self.all_weights
@@ -278,8 +279,10 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
     def _in_torchs_form(self, state: Any) -> Any:
         return tuple(state) if self.mode == "LSTM" else state[0]
 
-    def _initial_state(self, x: Tensor, hx: Any, batch_size: int, unbatched: bool = False) -> functional.State:
+    def _initial_state(self, input: Tensor | PackedSequence, hx: Any, batch_size: int) -> functional.State:
         """The initial state as tensors [L*D, B, size], one or, of an LSTM, two."""
+        x = input.data if isinstance(input, PackedSequence) else input
+        unbatched = isinstance(input, Tensor) and input.dim() == 2
         sizes = (self._output_size, self.hidden_size) if self.mode == "LSTM" else (self._output_size,)
         shapes = [(self.num_layers * self._directions, batch_size, size) for size in sizes]
         if hx is None:
@@ -326,6 +329,12 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
     def _check_masks(self, masks: RNNMasks, batch_size: int, steps: int) -> None:
         if not isinstance(masks, RNNMasks):
             raise TypeError(f"masks must be RNNMasks, as sample_masks returns them, got {type(masks).__name__}")
+        for layer in (masks.layers,) if isinstance(masks.layers, LayerMasks | Tensor) else masks.layers:
+            if not isinstance(layer, LayerMasks) or layer is masks.layers:
+                raise TypeError(
+                    "RNNMasks hold a tuple with a LayerMasks for each layer and direction, "
+                    f"got {type(layer).__name__} in its place"
+                )
         if len(masks.layers) != self.num_layers * self._directions:
             raise ValueError(
                 f"masks are of {len(masks.layers)} layers and directions, "
@@ -354,7 +363,8 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
         )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, time_masks={self.time_masks!r}, mask_sharing={self.mask_sharing!r}"
+        shown = f"{super().extra_repr()}, time_masks={self.time_masks!r}, mask_sharing={self.mask_sharing!r}"
+        return shown if self.backend == "auto" else f"{shown}, backend={self.backend!r}"
 
 
 class VariationalLSTM(_VariationalBase, nn.LSTM):

@@ -135,6 +135,21 @@ def test_a_loop_over_a_cell_is_the_layer_under_the_same_masks(
     torch.testing.assert_close(gradients(cell, values, leaves), gradients(rnn, expected_values, leaves))
 
 
+@pytest.mark.parametrize(
+    ("ours", "layer", "dropout"),
+    [
+        *((ours, layer, dropout) for ours, _, layer, _ in list(KINDS.values())[:3] for dropout in DROPOUT),
+        (VariationalLSTMCell, VariationalLSTM, "memory_dropout"),
+    ],
+)
+def test_a_loop_with_one_kind_of_dropout_is_the_layer_with_it(ours, layer, dropout):
+    rnn = layer(3, 8, **{dropout: 0.5}, dtype=torch.float64)
+    masks, x = rnn.sample_masks(2), torch.randn(5, 2, 3, dtype=torch.float64)
+    outputs, _ = loop(cell_of_layer(ours, rnn), x, None, masks.layers[0])
+    torch.testing.assert_close(outputs, rnn(x, masks=masks)[0])
+    assert not torch.allclose(outputs, rnn.eval()(x)[0])
+
+
 @any_kind
 def test_masks_sampled_by_the_layer_drive_a_loop_over_the_cell(ours, torchs, layer, kwargs):
     rnn = layer(3, 4, dtype=torch.float64, **kwargs, **DROPOUT)

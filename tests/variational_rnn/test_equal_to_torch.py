@@ -13,6 +13,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 
 from variational_rnn import LayerMasks, RNNMasks, VariationalGRU, VariationalLSTM, VariationalRNN
 
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+
 CELLS = {
     "lstm": (VariationalLSTM, nn.LSTM, {}),
     "projected_lstm": (VariationalLSTM, nn.LSTM, {"proj_size": 2}),

@@ -177,7 +177,7 @@ def test_networks_that_agree_leave_the_noise_alone():
 
 def mixture(predictions, tau):
     components = Normal(predictions.movedim(0, -1), tau**-0.5)
-    return MixtureSameFamily(Categorical(torch.ones(predictions.shape[1:] + (len(predictions),))), components)
+    return MixtureSameFamily(Categorical(torch.ones(*predictions.shape[1:], len(predictions))), components)
 
 
 @given(count=st.integers(1, 6), shape=st.sampled_from([(), (3,), (3, 2)]), tau=precisions, spread=st.floats(0.0, 10.0))
@@ -243,7 +243,7 @@ def test_the_mixtures_density_is_never_below_the_mean_of_the_networks_logs():
 
 @pytest.mark.parametrize("tau", [0, 0.0, -1.0, math.nan])
 def test_a_precision_that_is_not_positive_is_refused_naming_tau_and_what_it_is(tau):
-    message = re.escape(f"tau is the precision 1/variance of the noise and must be positive, got {tau}")
+    message = re.escape(f"tau is the precision 1/variance of the noise and must be positive and finite, got {tau}")
     with pytest.raises(ValueError, match=message):
         regression_log_likelihood(torch.zeros(2, 3), torch.zeros(3), tau)
     with pytest.raises(ValueError, match=message):

@@ -12,6 +12,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from variational_rnn import LayerMasks, RNNMasks, VariationalGRU, VariationalLSTM, VariationalRNN, mc_dropout
 
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+
 LAYERS = {
     "lstm": (VariationalLSTM, nn.LSTM, {}),
     "projected_lstm": (VariationalLSTM, nn.LSTM, {"proj_size": 2}),

@@ -231,6 +231,15 @@ def test_torchs_dropout_drops_what_it_drops_in_training(make, x):
     torch.testing.assert_close(sampled, output_of(module.train(), x))
 
 
+@any_torchs
+def test_no_part_of_a_torch_module_is_left_in_another_mode_by_a_call(make, x):
+    module = make().eval()
+    with mc_dropout(module, torch_dropout=True):
+        module(x)
+        assert not any(modes(module))
+    assert not any(modes(module))
+
+
 def test_a_transformer_can_be_sampled_with_a_padding_mask_without_gradients():
     layer = nn.TransformerEncoderLayer(16, 2, 16, dropout=0.5, batch_first=True)
     encoder = nn.TransformerEncoder(layer, 2).eval()
