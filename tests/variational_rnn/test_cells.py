@@ -395,3 +395,8 @@ def test_a_copy_computes_the_same_and_shares_no_parameter(ours, copied):
 )
 def test_representation_shows_the_dropout_scheme(cell, shown):
     assert repr(cell) == shown
+
+
+def test_an_input_that_is_no_tensor_is_refused():
+    with pytest.raises(TypeError, match="input must be a tensor, got list"):
+        VariationalGRUCell(3, 4)([1.0, 2.0, 3.0])

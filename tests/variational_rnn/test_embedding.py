@@ -354,3 +354,8 @@ def test_a_copy_computes_the_same():
 def test_representation_shows_the_dropout_scheme():
     shown = "VariationalEmbedding(50, 4, word_dropout=0.5, word_masks='type', mask_sharing='batch')"
     assert repr(embedding_of(mask_sharing="batch")) == shown
+
+
+def test_only_an_embedding_of_torch_can_be_taken_over():
+    with pytest.raises(TypeError, match="must be a torch.nn.Embedding, got EmbeddingBag"):
+        VariationalEmbedding.from_embedding(nn.EmbeddingBag(3, 4), word_dropout=0.5)

@@ -456,3 +456,18 @@ def test_a_lightning_trainers_bookkeeping_of_modes_is_undisturbed(tmp_path):
     assert set(module.stochastic) == {("training", True, True), ("validation", False, True)}
     assert not hooks(module)
     assert not is_stochastic(module.eval().model, torch.randn(8, 4))
+
+
+@pytest.mark.parametrize("module", [nn.Dropout(0.0), nn.LSTM(3, 4), nn.MultiheadAttention(4, 2)])
+def test_dropout_of_torch_with_p_0_is_nothing_to_sample(module):
+    with pytest.raises(ValueError, match="nothing to sample"), mc_dropout(module, torch_dropout=True):
+        pass
+
+
+def test_nested_tensors_of_a_transformer_are_allowed_again_behind_the_context():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.5, batch_first=True), 1)
+    before = encoder.use_nested_tensor
+    with mc_dropout(encoder, torch_dropout=True):
+        assert not encoder.use_nested_tensor
+    assert before
+    assert encoder.use_nested_tensor

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -255,7 +256,7 @@ def test_the_recurrent_mask_of_a_projected_lstm_is_as_wide_as_the_projection_and
         "gate_masks": (
             {"gate_masks": None},
             ValueError,
-            "^gate_masks .* 'tied', 'untied', got None; torch.nn has dropout in this place",
+            "^gate_masks .* 'tied', 'untied', got None$",
         ),
         "time_masks": ({"time_masks": True}, ValueError, "^time_masks .* 'constant', 'fresh', got True$"),
         "backend": ({"backend": ["auto"]}, ValueError, r"^backend .* 'auto', 'reference', got \['auto'\]$"),
@@ -330,3 +331,16 @@ def test_a_source_of_randomness_of_another_type_is_refused(ours, generator):
 def test_a_negative_number_of_sequences_or_steps_is_refused(ours, scheme):
     with pytest.raises(RuntimeError, match="negative dimension -1"):
         layer_of(ours, scheme=scheme).sample_masks(-1, 5)
+
+
+def test_a_seed_that_is_no_integer_is_refused_and_one_of_numpy_is_taken():
+    rnn = VariationalGRU(3, 4, input_dropout=0.5)
+    with pytest.raises(TypeError, match="generator must be a torch.Generator or a seed, got float"):
+        rnn.sample_masks(2, generator=1.5)
+    one, same = (rnn.sample_masks(2, generator=seed).layers[0].input for seed in (numpy.int64(3), 3))
+    assert torch.equal(one, same)
+
+
+def test_an_input_on_another_device_than_the_parameters_is_refused_naming_both():
+    with pytest.raises(RuntimeError, match="input is on device meta, the parameters are on cpu"):
+        VariationalGRU(3, 4, input_dropout=0.5)(torch.zeros(5, 2, 3, device="meta"))
