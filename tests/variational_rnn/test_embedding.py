@@ -357,5 +357,5 @@ def test_representation_shows_the_dropout_scheme():
 
 
 def test_only_an_embedding_of_torch_can_be_taken_over():
-    with pytest.raises(TypeError, match="must be a torch.nn.Embedding, got EmbeddingBag"):
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Embedding, got EmbeddingBag"):
         VariationalEmbedding.from_embedding(nn.EmbeddingBag(3, 4), word_dropout=0.5)

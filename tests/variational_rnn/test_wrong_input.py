@@ -335,7 +335,7 @@ def test_a_negative_number_of_sequences_or_steps_is_refused(ours, scheme):
 
 def test_a_seed_that_is_no_integer_is_refused_and_one_of_numpy_is_taken():
     rnn = VariationalGRU(3, 4, input_dropout=0.5)
-    with pytest.raises(TypeError, match="generator must be a torch.Generator or a seed, got float"):
+    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator or a seed, got float"):
         rnn.sample_masks(2, generator=1.5)
     one, same = (rnn.sample_masks(2, generator=seed).layers[0].input for seed in (numpy.int64(3), 3))
     assert torch.equal(one, same)
