@@ -67,7 +67,7 @@ def mc_dropout(module: ModuleT, *, torch_dropout: bool = False) -> Iterator[Modu
     torchs = [
         m
         for m in module.modules()
-        if torch_dropout and isinstance(m, TORCH_DROPOUT) and (getattr(m, "p", 0.0) or getattr(m, "dropout", 0.0))
+        if torch_dropout and isinstance(m, TORCH_DROPOUT) and (vars(m).get("p") or vars(m).get("dropout"))
     ]
     if not ours and not torchs:
         what = "no dropout" if torch_dropout else "no module of variational_rnn"
