@@ -21,8 +21,8 @@ from variational_rnn.mc import DropoutModule
 class VariationalDropout(DropoutModule):
     """Dropout of units with one mask per sequence, kept for every time step.
 
-    For a network's output, for example before a softmax layer. Like torch.nn.Dropout on [B, F]; on [T, B, F] the mask
-    is [1, B, F].
+    For a network's output, for example before a softmax layer. On [T, B, F] the mask is [1, B, F]. Two dimensions are
+    [B, F], values without time, where it is like torch.nn.Dropout; a single sequence is [T, 1, F].
 
     Args:
         p: probability to drop.
@@ -89,8 +89,11 @@ class VariationalDropout(DropoutModule):
             mask: of `sample_masks`, [T|1, B|1, F].
 
         Raises:
+            TypeError: x is no tensor.
             ValueError: x or the mask has another form.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor, got {type(x).__name__}; unpack packed sequences first")
         if mask is None and not (self.dropout_is_live and self.p):
             return x
         if x.dim() not in (2, 3):

@@ -135,7 +135,7 @@ class LayerMasks(NamedTuple):
         """Move the masks as `Tensor.to` does."""
         return LayerMasks(*(None if mask is None else mask.to(*args, **kwargs) for mask in self))
 
-    def select(self, sequences: Tensor) -> LayerMasks:
+    def select(self, sequences: Tensor | list[int]) -> LayerMasks:
         """The masks of some sequences; what the batch shares stays shared.
 
         Args:
@@ -143,7 +143,9 @@ class LayerMasks(NamedTuple):
         """
         return LayerMasks(
             *(
-                mask if mask is None or mask.size(-2) == 1 else mask.index_select(-2, sequences.to(mask.device))
+                mask
+                if mask is None or mask.size(-2) == 1
+                else mask.index_select(-2, torch.as_tensor(sequences, device=mask.device))
                 for mask in self
             )
         )
@@ -162,7 +164,7 @@ class RNNMasks(NamedTuple):
         """Move the masks as `Tensor.to` does."""
         return RNNMasks(tuple(layer.to(*args, **kwargs) for layer in self.layers))
 
-    def select(self, sequences: Tensor) -> RNNMasks:
+    def select(self, sequences: Tensor | list[int]) -> RNNMasks:
         """The masks of some sequences, for example of one process's part of the batch.
 
         Args:

@@ -37,7 +37,7 @@ TORCH_DROPOUT = (
 
 @contextmanager
 def mc_dropout(module: ModuleT, *, torch_dropout: bool = False) -> Iterator[ModuleT]:
-    """Keep the dropout of this library live inside `module`, although `module.eval()` was called.
+    """Context in which the dropout of this library stays live inside `module`, although `module.eval()` was called.
 
     Each forward pass draws new masks, that is a new sample of the weights from the approximate posterior (section 3 of
     the paper). `module.training` is the same before, within and after, so other layers stay in the mode they are in and
@@ -51,7 +51,7 @@ def mc_dropout(module: ModuleT, *, torch_dropout: bool = False) -> Iterator[Modu
             follow that module's `training` and are not found.
 
     Raises:
-        ValueError: there is no dropout in `module`; every pass would give the same.
+        ValueError: there is no layer with dropout in `module`; every pass would give the same.
 
     Example:
         >>> import torch

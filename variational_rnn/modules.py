@@ -178,12 +178,13 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
 
         Args:
             input: [T, B, I] ([B, T, I] with batch_first), [T, I] for a single sequence, or a PackedSequence.
-            hx: initial state: h [L*D, B, H], for the LSTM a pair (h, c); zeros by default.
+            hx: initial state: h [L*D, B, H], for the LSTM a pair (h, c); without B for a single sequence; zeros by
+                default. With proj_size P, h is [L*D, B, P].
             masks: of `sample_masks`, used whatever the mode. Without them they are sampled afresh in training and
                 inside `mc_dropout`, and nothing is dropped otherwise.
 
         Returns:
-            output: the last layer's h, in the form of the input, [T, B, D*H].
+            output: the last layer's h, in the form of the input, [T, B, D*H] (D*P with proj_size).
             state: the final state in the form of hx. Input and recurrent masks leave no trace on either, since they
                 multiply what enters a product. Memory masks do: a removed cell has c = h = 0, a kept h is scaled.
 
@@ -379,7 +380,8 @@ class VariationalLSTM(_VariationalBase, nn.LSTM):
         num_layers: layers on top of each other.
         bias: whether the layers have b_ih and b_hh.
         batch_first: input and output are [B, T, features] instead of [T, B, features].
-        bidirectional: also run backwards in time; outputs are concatenated. (Here torch.nn has `dropout`.)
+        bidirectional: also run backwards in time; outputs are concatenated. In this position torch.nn has
+            `dropout`.
         proj_size: if not 0, h is projected to so many features by a matrix W_hr. Nothing is dropped from what it reads.
         input_dropout: probability to drop a unit of every layer's input.
         recurrent_dropout: probability to drop a unit of h_{t-1} where it enters the recurrent product.

@@ -180,3 +180,9 @@ def test_representation_shows_the_dropout_scheme():
         repr(VariationalDropout(0.5, "fresh"))
         == "VariationalDropout(p=0.5, time_masks='fresh', mask_sharing='sequence')"
     )
+
+
+def test_a_packed_sequence_is_refused_with_what_to_do():
+    packed = torch.nn.utils.rnn.pack_sequence([torch.ones(3, 4)])
+    with pytest.raises(TypeError, match="x must be a tensor, got PackedSequence; unpack"):
+        VariationalDropout(0.5)(packed)
