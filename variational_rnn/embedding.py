@@ -129,7 +129,7 @@ class VariationalEmbedding(DropoutModule, nn.Embedding):
         """Look words up.
 
         Args:
-            words: ids, [T, B] ([B, T] with batch_first), or [T] for a single sequence; any form where nothing is dropped.
+            words: ids, [T, B] ([B, T] with batch_first), or [T] for a single sequence; any form if nothing is dropped.
             mask: of `sample_masks`. Without one it is sampled where dropout is live, else nothing is dropped.
 
         Returns:

@@ -142,7 +142,7 @@ def unroll(
     weights: Weights,
     masks: LayerMasks,
     *,
-    valid: Tensor | None = None,
+    lengths: Tensor | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, State]:
     """Run one layer in one direction over a sequence.
@@ -155,7 +155,7 @@ def unroll(
         state: the initial state.
         weights: of this layer and direction.
         masks: of this layer and direction.
-        valid: [T, B, 1], False behind the end of a shorter sequence: its state stays as it is there.
+        lengths: [B], of sequences shorter than T: behind the end their state stays as it is.
         reverse: run from the last step to the first.
 
     Returns:
@@ -173,6 +173,9 @@ def unroll(
         state = (h * (masks.memory != 0), c)
     # unbind, not indexing: the gradient of each x_gates[t] would be a zero tensor of the size of all x_gates.
     x_gates = masked_linear(x, weights.ih, weights.bias_ih, masks.input).unbind(0)
+    valid = None
+    if lengths is not None:
+        valid = (torch.arange(x.size(0), device=x.device).unsqueeze(1) < lengths).unsqueeze(-1)  # [T, B, 1]
     recurrent = masks.recurrent
     outputs: list[Tensor] = []
     for t in reversed(range(x.size(0))) if reverse else range(x.size(0)):

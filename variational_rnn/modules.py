@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from variational_rnn import functional
+from variational_rnn.backends import cpu
 from variational_rnn.masks import (
     GateMasks,
     LayerMasks,
@@ -207,7 +208,7 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
             return super().forward(input, hx)  # nothing to drop: torch's own kernel
         if self.backend == "auto" and all(layer.is_shared for layer in layers):
             return self._forward_native(input, state, layers)
-        return self._forward_reference(input, state, layers)
+        return self._forward_steps(input, state, layers)
 
     def _forward_native(
         self, input: Tensor | PackedSequence, state: functional.State, layers: tuple[LayerMasks, ...]
@@ -235,14 +236,13 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
             output, final = output.squeeze(batch_dimension), [part.squeeze(1) for part in final]
         return output, self._in_torchs_form(final)
 
-    def _forward_reference(
+    def _forward_steps(
         self, input: Tensor | PackedSequence, state: functional.State, layers: tuple[LayerMasks, ...]
     ) -> tuple[Any, Any]:
-        valid = None
+        lengths = None
         unbatched = False
         if isinstance(input, PackedSequence):
             x, lengths = pad_packed_sequence(input)
-            valid = (torch.arange(x.size(0)).unsqueeze(1) < lengths).unsqueeze(-1).to(x.device)
         else:
             unbatched = input.dim() == 2
             x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if self.batch_first else input
@@ -255,15 +255,18 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
                 index = layer * self._directions + direction
                 weight_ih, weight_hh, *others = all_weights[index]
                 bias_ih, bias_hh = others[:2] if self.bias else (None, None)
-                output, final = functional.unroll(
+                weights = functional.Weights(
+                    weight_ih, weight_hh, bias_ih, bias_hh, hr=others[-1] if self.proj_size else None
+                )
+                initial = tuple(part[index] for part in state)
+                fast = self.backend == "auto" and cpu.refusal(x, initial, weights, layers[index]) is None
+                output, final = (cpu if fast else functional).unroll(
                     self.mode,
                     x,
-                    tuple(part[index] for part in state),
-                    functional.Weights(
-                        weight_ih, weight_hh, bias_ih, bias_hh, hr=others[-1] if self.proj_size else None
-                    ),
+                    initial,
+                    weights,
                     layers[index],
-                    valid=valid,
+                    lengths=None if lengths is None else lengths.to(x.device),
                     reverse=direction == 1,
                 )
                 outputs.append(output)
@@ -274,6 +277,7 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
         if unbatched:
             x, final_state = x.squeeze(1), [part.squeeze(1) for part in final_state]
         if isinstance(input, PackedSequence):
+            assert lengths is not None
             return self._pack_like(input, x, lengths), self._in_torchs_form(final_state)
         return x.transpose(0, 1) if self.batch_first and not unbatched else x, self._in_torchs_form(final_state)
 

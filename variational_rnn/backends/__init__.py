@@ -1,0 +1,1 @@
+"""Fast twins of `functional.unroll`, one file each; the reference is their oracle."""
