@@ -152,7 +152,7 @@ class VariationalEmbedding(DropoutModule, nn.Embedding):
         assert mask is not None
         if self.word_masks == "type":
             check_mask("word mask", mask, self.weight, batch=(1, batch_size), words=self.num_embeddings)
-            scale_TB = mask.expand(batch_size, -1).gather(1, words_TB.t()).t()
+            scale_TB = mask.expand(batch_size, -1).gather(1, words_TB.t().long()).t()
         else:
             check_mask("word mask", mask, self.weight, time=(1, steps), batch=(1, batch_size))
             scale_TB = mask.expand(steps, batch_size)

@@ -39,7 +39,8 @@ def predictive_entropy(log_probs: Tensor) -> Tensor:
     Returns:
         [...], in nats, from 0 to ln C.
     """
-    return _entropy(log_mean_exp(log_probs))
+    # Of a class that has probability 0 in every network, logsumexp's gradient would be 0 times infinity.
+    return _entropy(log_mean_exp(log_probs.clamp_min(torch.finfo(log_probs.dtype).min)))
 
 
 def mutual_information(log_probs: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ def _entropy(log_probs: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(dim=-1)
 
 
-def predictive_mean_and_variance(predictions: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+def predictive_mean_and_variance(predictions: Tensor, tau: float | Tensor) -> tuple[Tensor, Tensor]:
     """First two moments of the predictive distribution of a regression.
 
     mean = (1/K) sum_k y_k; variance = 1/tau + (1/K) sum_k y_k^2 - mean^2: the noise of the data and the disagreement of
@@ -83,7 +84,7 @@ def predictive_mean_and_variance(predictions: Tensor, tau: float) -> tuple[Tenso
     return predictions.mean(dim=0), predictions.var(dim=0, correction=0) + 1 / tau
 
 
-def regression_log_likelihood(predictions: Tensor, targets: Tensor, tau: float) -> Tensor:
+def regression_log_likelihood(predictions: Tensor, targets: Tensor, tau: float | Tensor) -> Tensor:
     """Log density of targets under the mixture of K networks' Gaussians.
 
     ln((1/K) sum_k N(y; y_k, 1/tau)) = logsumexp_k(-tau/2 (y - y_k)^2) - ln K - ln(2 pi)/2 + ln(tau)/2 (equation 1 of
@@ -103,10 +104,11 @@ def regression_log_likelihood(predictions: Tensor, targets: Tensor, tau: float) 
     _check_tau(tau)
     if predictions.shape[1:] != targets.shape:
         raise ValueError(f"targets have shape {list(targets.shape)}, expected {list(predictions.shape[1:])}")
-    log_densities = -tau / 2 * (targets - predictions).square() - math.log(2 * math.pi / tau) / 2
+    log_tau = torch.as_tensor(tau, dtype=predictions.dtype, device=predictions.device).log()
+    log_densities = (log_tau - math.log(2 * math.pi) - tau * (targets - predictions).square()) / 2
     return log_mean_exp(log_densities)
 
 
-def _check_tau(tau: float) -> None:
+def _check_tau(tau: float | Tensor) -> None:
     if not 0 < tau < math.inf:
         raise ValueError(f"tau is the precision 1/variance of the noise and must be positive and finite, got {tau}")

@@ -181,7 +181,8 @@ def unroll(
     for t in reversed(range(x.size(0))) if reverse else range(x.size(0)):
         mask = None if recurrent is None else recurrent[t if recurrent.size(0) > 1 else 0]
         h_gates = masked_linear(state[0], weights.hh, weights.bias_hh, mask)
-        new_state = step(x_gates[t], h_gates, state)
+        # Autocast computes gates in lower precision; the state stays in its own.
+        new_state = tuple(new.to(old.dtype) for new, old in zip(step(x_gates[t], h_gates, state), state, strict=True))
         if valid is not None:
             new_state = tuple(torch.where(valid[t], new, old) for new, old in zip(new_state, state, strict=True))
         state = new_state

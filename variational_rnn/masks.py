@@ -108,7 +108,7 @@ def check_mask(name: str, mask: Tensor | None, like: Tensor, **axes: int | tuple
     for what in ("dtype", "device"):
         got, expected = getattr(mask, what), getattr(like, what)
         if got != expected:
-            raise ValueError(f"{name} has {what} {got}, expected {expected}: move it with masks.to({expected})")
+            raise ValueError(f"{name} has {what} {got}, expected {expected}: convert masks by their method `to`")
 
 
 class LayerMasks(NamedTuple):

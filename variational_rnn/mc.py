@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from torch import nn
 
+_COUNTING = threading.Lock()
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class DropoutModule(nn.Module):
     """Base of this library's modules: their dropout is live in training and inside `mc_dropout`."""
 
-    _mc_dropout = False
+    _mc_contexts = 0  # how many `mc_dropout` contexts are open
 
     @property
     def dropout_is_live(self) -> bool:
         """Whether a forward pass without given masks samples masks."""
-        return self.training or self._mc_dropout
+        return self.training or self._mc_contexts > 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave open contexts behind: they do not close for a copy."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_mc_contexts"}
 
 
 # Of these modules of torch.nn, `training` switches the dropout and nothing else.
@@ -50,8 +56,11 @@ def mc_dropout(module: ModuleT, *, torch_dropout: bool = False) -> Iterator[Modu
             nn.LSTM, GRU, RNN and MultiheadAttention. Calls of torch.nn.functional.dropout in a module of your own
             follow that module's `training` and are not found.
 
+    A copy made inside the context is not in it, but keeps the hooks that torch_dropout puts on torch.nn's modules.
+
     Raises:
-        ValueError: there is no layer with dropout in `module`; every pass would give the same.
+        ValueError: there is no layer with dropout in `module`; every pass would give the same. Or
+            torch_dropout is asked for inside a compiled module, whose code would not notice.
 
     Example:
         >>> import torch
@@ -73,6 +82,8 @@ def mc_dropout(module: ModuleT, *, torch_dropout: bool = False) -> Iterator[Modu
         what = "no dropout" if torch_dropout else "no module of variational_rnn"
         hint = "" if torch_dropout else " (torch_dropout=True looks for torch.nn's too)"
         raise ValueError(f"mc_dropout found {what} in {type(module).__name__}: there is nothing to sample{hint}")
+    if torch_dropout and any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in module.modules()):
+        raise ValueError("torch_dropout has no effect on compiled code: pass the module that was compiled, or none")
     with ExitStack() as restored:
         for torchs_own in torchs:
             _train_while_called(torchs_own, restored)
@@ -83,9 +94,14 @@ def mc_dropout(module: ModuleT, *, torch_dropout: bool = False) -> Iterator[Modu
                 restored.callback(setattr, encoder, "use_nested_tensor", encoder.use_nested_tensor)
                 encoder.use_nested_tensor = False
         for m in ours:
-            restored.callback(setattr, m, "_mc_dropout", m._mc_dropout)
-            m._mc_dropout = True
+            _count(m, 1)
+            restored.callback(_count, m, -1)
         yield module
+
+
+def _count(module: DropoutModule, step: int) -> None:
+    with _COUNTING:  # contexts may be open in several threads
+        module._mc_contexts += step
 
 
 def _train_while_called(module: nn.Module, until: ExitStack) -> None:

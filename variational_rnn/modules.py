@@ -203,7 +203,7 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
         else:
             self._check_masks(masks, batch_size, steps)
             layers = masks.layers
-        state = self._initial_state(input, hx, batch_size)
+        state = self._checked_state(input, hx, batch_size)
         if self.backend == "auto" and all(mask is None for layer in layers for mask in layer):
             return super().forward(input, hx)  # nothing to drop: torch's own kernel
         if self.backend == "auto" and all(layer.is_shared for layer in layers):
@@ -284,14 +284,14 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
     def _in_torchs_form(self, state: Any) -> Any:
         return tuple(state) if self.mode == "LSTM" else state[0]
 
-    def _initial_state(self, input: Tensor | PackedSequence, hx: Any, batch_size: int) -> functional.State:
-        """The initial state as tensors [L*D, B, size], one or, of an LSTM, two."""
+    def _checked_state(self, input: Tensor | PackedSequence, hx: Any, batch_size: int) -> functional.State:
+        """The initial state as tensors [L*D, B, size], one or, of an LSTM, two; in the parameters' precision."""
         x = input.data if isinstance(input, PackedSequence) else input
         unbatched = isinstance(input, Tensor) and input.dim() == 2
         sizes = (self._output_size, self.hidden_size) if self.mode == "LSTM" else (self._output_size,)
         shapes = [(self.num_layers * self._directions, batch_size, size) for size in sizes]
         if hx is None:
-            return tuple(x.new_zeros(shape) for shape in shapes)
+            return tuple(self.weight_ih_l0.new_zeros(shape) for shape in shapes)
         state = []
         for name, part, shape in zip("hc", hx if self.mode == "LSTM" else (hx,), shapes, strict=False):
             if part.dim() != (2 if unbatched else 3):
@@ -303,8 +303,9 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
                 raise RuntimeError(f"Expected {name} of hx to have the dtype of the input, {x.dtype}, got {part.dtype}")
             if part.device != x.device:
                 raise RuntimeError(f"Expected {name} of hx on the device of the input, {x.device}, got {part.device}")
-            state.append(part.unsqueeze(1) if unbatched else part)
-            self.check_hidden_size(state[-1], shape, f"Expected {name} of hx to be {{}}, got {{}}")
+            part = part.unsqueeze(1) if unbatched else part
+            self.check_hidden_size(part, shape, f"Expected {name} of hx to be {{}}, got {{}}")
+            state.append(part.to(self.weight_ih_l0.dtype))
         return tuple(state)
 
     def _check_input(self, input: Tensor | PackedSequence) -> tuple[int, int]:
@@ -334,8 +335,8 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
     def _check_masks(self, masks: RNNMasks, batch_size: int, steps: int) -> None:
         if not isinstance(masks, RNNMasks):
             raise TypeError(f"masks must be RNNMasks, as sample_masks returns them, got {type(masks).__name__}")
-        for layer in (masks.layers,) if isinstance(masks.layers, LayerMasks | Tensor) else masks.layers:
-            if not isinstance(layer, LayerMasks) or layer is masks.layers:
+        for layer in masks.layers if isinstance(masks.layers, tuple) else (masks.layers,):
+            if not isinstance(layer, LayerMasks):
                 raise TypeError(
                     "RNNMasks hold a tuple with a LayerMasks for each layer and direction, "
                     f"got {type(layer).__name__} in its place"
@@ -395,7 +396,7 @@ class VariationalLSTM(_VariationalBase, nn.LSTM):
         mask_sharing: "sequence": one draw for each sequence, as in the paper; "batch": one draw for all sequences of a
             call. The gradient then is noisier, but the layer is torch.nn.LSTM with masked weights, at its full speed.
         backend: "reference" is the readable one; "auto" takes torch's own kernel where nothing is dropped or the
-            batch shares its masks, else the reference.
+            batch shares its masks, else the fast CPU backend where it can compute the layer, else the reference.
         dropout: torch.nn's noise between layers; must be 0.
         device: of the parameters.
         dtype: of the parameters.
@@ -410,9 +411,10 @@ class VariationalLSTM(_VariationalBase, nn.LSTM):
         * `torch.export` and `torch.onnx.export` fix the number of time steps, as they do for torch.nn.LSTM, not the
           number of sequences. In eval mode ONNX gets its LSTM operator; masks given as an input, or drawn in the graph,
           give an unrolled graph.
-        * `torch.jit.script` fails, as it does for torch.nn.LSTM. Where a tool asks for torch.nn.LSTM itself, as for
-          quantisation, let one load this layer's state_dict.
-        * Double backward works where torch.nn.LSTM's does (not with cuDNN), and always with backend="reference".
+        * `torch.jit.script` does not know the layer; `torch.jit.trace` works in eval mode. Where a tool asks for
+          torch.nn.LSTM itself, as for quantisation, let one load this layer's state_dict.
+        * Double backward works where torch.nn.LSTM's does (not with cuDNN), and always with backend="reference"; the
+          fast CPU backend refuses it.
 
     Example:
         >>> import torch

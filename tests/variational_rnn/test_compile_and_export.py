@@ -1,9 +1,10 @@
-"""torch.compile, torch.export, ONNX and autocast; what they refuse of these layers, they refuse of torch.nn's too."""
+"""What else of torch the layers go with: compilers and exporters, checkpointing, parametrizations, autocast."""
 
 import warnings
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 from variational_rnn import (
@@ -20,6 +21,10 @@ from variational_rnn import (
 DROPOUT = {"input_dropout": 0.3, "recurrent_dropout": 0.5}
 any_layer = pytest.mark.parametrize("ours", [VariationalLSTM, VariationalGRU, VariationalRNN])
 any_cell = pytest.mark.parametrize("ours", [VariationalLSTMCell, VariationalGRUCell, VariationalRNNCell])
+slowly = pytest.mark.parametrize(
+    "ours",
+    [VariationalLSTM, *(pytest.param(ours, marks=pytest.mark.slow) for ours in (VariationalGRU, VariationalRNN))],
+)
 any_mode = pytest.mark.parametrize("mode", ["training", "given masks", "eval"])
 
 
@@ -52,7 +57,7 @@ def assert_same_with_gradients(compiled, model, *args):
     torch.testing.assert_close(*results)
 
 
-@any_layer
+@slowly
 @pytest.mark.parametrize("training", [True, False])
 def test_a_compiled_model_computes_the_same_with_the_recurrent_layer_left_out_of_the_graph(ours, training):
     model = Tagger(ours).train(training)
@@ -60,7 +65,7 @@ def test_a_compiled_model_computes_the_same_with_the_recurrent_layer_left_out_of
     assert_same_with_gradients(compiled, model, torch.randint(8, (5, 3)))
 
 
-@any_layer
+@slowly
 @pytest.mark.parametrize("mode", ["training", "given masks"])
 @torch._dynamo.config.patch(allow_rnn=True)
 def test_where_torch_allows_it_the_reference_is_compiled_without_a_break(ours, mode):
@@ -108,7 +113,7 @@ def test_an_exported_layer_takes_any_batch_size(ours):
     torch.testing.assert_close(exported.module()(x), rnn(x))
 
 
-@any_layer
+@slowly
 @pytest.mark.parametrize("with_masks", [False, True])
 def test_onnx_computes_the_same_in_eval_and_with_given_masks(ours, with_masks, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -125,6 +130,63 @@ def test_onnx_computes_the_same_in_eval_and_with_given_masks(ours, with_masks, t
     expected, expected_state = rnn(*args)
     torch.testing.assert_close(output, expected.detach())
     torch.testing.assert_close(tuple(state) if len(state) == 2 else state[0], expected_state)
+
+
+@any_layer
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_traced_layer_computes_the_same_at_other_sizes(ours):
+    rnn = ours(3, 4, 2, **DROPOUT).eval()
+    traced = torch.jit.trace(rnn, torch.randn(5, 2, 3))
+    x = torch.randn(7, 3, 3)
+    torch.testing.assert_close(traced(x), rnn(x))
+
+
+@any_layer
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_draws_the_same_masks_again(ours, use_reentrant):
+    rnn, x = ours(3, 4, **DROPOUT), torch.randn(5, 2, 3, requires_grad=True)
+
+    def gradients(call):
+        torch.manual_seed(1)
+        return torch.autograd.grad(call(x)[0].square().sum(), x)
+
+    def checkpointed(x):
+        return torch.utils.checkpoint.checkpoint(rnn, x, use_reentrant=use_reentrant)
+
+    if use_reentrant:  # it only supports backward()
+        x.grad = None
+        torch.manual_seed(1)
+        checkpointed(x)[0].square().sum().backward()
+        torch.testing.assert_close((x.grad,), gradients(rnn))
+    else:
+        torch.testing.assert_close(gradients(checkpointed), gradients(rnn))
+
+
+@any_layer
+@pytest.mark.parametrize("mask_sharing", ["sequence", "batch"])
+def test_weights_can_be_reparametrized(ours, mask_sharing):
+    rnn = ours(3, 4, **DROPOUT, mask_sharing=mask_sharing)
+    masks, x = rnn.sample_masks(2), torch.randn(5, 2, 3)
+    expected, _ = rnn(x, masks=masks)
+    nn.utils.parametrizations.weight_norm(rnn, "weight_hh_l0")
+    output, _ = rnn(x, masks=masks)
+    torch.testing.assert_close(output, expected)
+    output.sum().backward()
+    assert all(parameter.grad.any() for name, parameter in rnn.named_parameters() if "weight" in name)
+
+
+@any_layer
+@pytest.mark.parametrize("gate_masks", ["tied", "untied"])
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
+def test_under_autocast_the_state_of_the_step_loop_keeps_the_precision_of_the_parameters(ours, gate_masks, x_dtype):
+    rnn = ours(3, 4, 2, **DROPOUT, gate_masks=gate_masks)
+    x, masks = torch.randn(5, 2, 3), rnn.sample_masks(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, state = rnn(x.to(x_dtype), masks=masks)
+        again, _ = rnn(x.to(x_dtype), torch.utils._pytree.tree_map(lambda part: part.bfloat16(), state), masks)
+    h = state[0] if isinstance(state, tuple) else state
+    assert output.dtype == again.dtype == h.dtype == torch.float32
+    torch.testing.assert_close(output, rnn(x, masks=masks)[0], rtol=0.05, atol=0.05)
 
 
 @any_layer

@@ -254,3 +254,18 @@ def test_a_precision_that_is_not_positive_is_refused_naming_tau_and_what_it_is(t
 def test_targets_of_another_shape_are_refused_and_not_broadcast(shape):
     with pytest.raises(ValueError, match=re.escape(f"targets have shape {list(shape)}, expected [3]")):
         regression_log_likelihood(torch.zeros(2, 3), torch.zeros(shape), 1.0)
+
+
+@pytest.mark.parametrize("estimate", [predictive_entropy, mutual_information])
+def test_a_class_that_is_impossible_in_every_network_has_no_gradient(estimate):
+    log_probs = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.75, 0.0]]).log().requires_grad_()
+    estimate(log_probs).backward()
+    assert log_probs.grad.isfinite().all()
+    assert not log_probs.grad[:, 2].any()
+
+
+def test_tau_can_be_fitted_by_the_gradient_of_the_log_likelihood():
+    predictions, targets = torch.zeros(1, 500, dtype=torch.float64), 2 * torch.randn(500, dtype=torch.float64)
+    tau = torch.tensor(1 / targets.square().mean().item(), dtype=torch.float64, requires_grad=True)  # its maximum
+    [gradient] = torch.autograd.grad(regression_log_likelihood(predictions, targets, tau).mean(), tau)
+    assert gradient.abs() < 1e-12

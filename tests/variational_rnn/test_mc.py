@@ -1,5 +1,7 @@
 """Monte Carlo dropout."""
 
+import copy
+import pickle
 from contextlib import suppress
 
 import pytest
@@ -471,3 +473,28 @@ def test_nested_tensors_of_a_transformer_are_allowed_again_behind_the_context():
         assert not encoder.use_nested_tensor
     assert before
     assert encoder.use_nested_tensor
+
+
+def test_contexts_may_end_in_another_order_than_they_began():
+    gru = VariationalGRU(3, 16, recurrent_dropout=0.5).eval()
+    one, other = mc_dropout(gru), mc_dropout(gru)
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert gru.dropout_is_live
+    other.__exit__(None, None, None)
+    assert not gru.dropout_is_live
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_copy_made_within_the_context_is_not_in_it(copied):
+    gru = VariationalGRU(3, 16, recurrent_dropout=0.5).eval()
+    with mc_dropout(gru):
+        assert not copied(gru).dropout_is_live
+        assert gru.dropout_is_live
+
+
+def test_dropout_of_torch_inside_compiled_code_is_refused_because_it_would_stay_off():
+    compiled = torch.compile(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), backend="eager")
+    with pytest.raises(ValueError, match="no effect on compiled code"), mc_dropout(compiled, torch_dropout=True):
+        pass

@@ -14,13 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not sup
 
 LAYERS = [VariationalLSTM, VariationalGRU, VariationalRNN]
 DROPOUT = {"input_dropout": 0.4, "recurrent_dropout": 0.6}
-MODES = {
-    "training": (True, {}),
-    "training by the reference": (True, {"backend": "reference"}),
-    "training with shared masks": (True, {"mask_sharing": "batch"}),
-    "eval": (False, {}),
-    "eval by the reference": (False, {"backend": "reference"}),
-}
+MODES = {"training": (True, {}), "eval": (False, {})}
 X, X_UNBATCHED, H = torch.zeros(5, 2, 3), torch.zeros(5, 3), torch.zeros(1, 2, 4)
 PACKED = pack_sequence([torch.zeros(3, 3)] * 2)
 any_layer = pytest.mark.parametrize("ours", LAYERS)
@@ -197,12 +191,12 @@ def masks_of(ours, *sizes, batch_size=2, **scheme):
         "another dtype": (
             lambda ours: masks_of(ours, 3, 4).to(torch.float64),
             ValueError,
-            r"input mask of l0 has dtype torch.float64, expected torch.float32: .*masks.to\(torch.float32\)",
+            r"input mask of l0 has dtype torch.float64, expected torch.float32: convert",
         ),
         "another device": (
             lambda ours: masks_of(ours, 3, 4).to("meta"),
             ValueError,
-            r"input mask of l0 has device meta, expected cpu: .*masks.to\(",
+            r"input mask of l0 has device meta, expected cpu: convert",
         ),
     },
 )
@@ -333,14 +327,7 @@ def test_a_negative_number_of_sequences_or_steps_is_refused(ours, scheme):
         layer_of(ours, scheme=scheme).sample_masks(-1, 5)
 
 
-def test_a_seed_that_is_no_integer_is_refused_and_one_of_numpy_is_taken():
+def test_a_seed_may_be_an_integer_of_numpy():
     rnn = VariationalGRU(3, 4, input_dropout=0.5)
-    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator or a seed, got float"):
-        rnn.sample_masks(2, generator=1.5)
     one, same = (rnn.sample_masks(2, generator=seed).layers[0].input for seed in (numpy.int64(3), 3))
     assert torch.equal(one, same)
-
-
-def test_an_input_on_another_device_than_the_parameters_is_refused_naming_both():
-    with pytest.raises(RuntimeError, match="input is on device meta, the parameters are on cpu"):
-        VariationalGRU(3, 4, input_dropout=0.5)(torch.zeros(5, 2, 3, device="meta"))

@@ -1,0 +1,273 @@
+"""The fast CPU backend computes what the reference computes."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from variational_rnn import VariationalGRU, VariationalLSTM, VariationalRNN
+from variational_rnn.backends import cpu
+
+LAYERS = {
+    "lstm": (VariationalLSTM, {}),
+    "moon": (VariationalLSTM, {"memory_dropout": 0.4}),
+    "gru": (VariationalGRU, {}),
+    "rnn_tanh": (VariationalRNN, {}),
+    "rnn_relu": (VariationalRNN, {"nonlinearity": "relu"}),
+}
+DROPOUT = {"input_dropout": 0.3, "recurrent_dropout": 0.5}
+any_layer = pytest.mark.parametrize("layer", LAYERS)
+is_built = pytest.mark.skipif(cpu.library() is None, reason="the fast CPU backend cannot be built here")
+
+
+def layer_and_its_reference(layer, *sizes, **kwargs):
+    ours, options = LAYERS[layer]
+    fast = ours(*sizes, **options, **kwargs)
+    reference = copy.deepcopy(fast)
+    reference.backend = "reference"
+    return fast, reference
+
+
+def run(rnn, x, hx, masks, lengths=None):
+    """Output and state, and the gradients of x, hx and every parameter."""
+    input = x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)
+    output, state = rnn(input, hx, masks)
+    output = output if lengths is None else output.data
+    states = state if isinstance(state, tuple) else (state,)
+    loss = sum(part.square().sum() for part in (output, *states))
+    leaves = [x, *(hx if isinstance(hx, tuple) else (hx,)), *rnn.parameters()]
+    return output, states, torch.autograd.grad(loss, leaves)
+
+
+def assert_equal_to_the_reference(fast, reference, x, masks, lengths=None):
+    shape = (fast.num_layers * (1 + fast.bidirectional), x.size(1), fast.hidden_size)
+    hx = torch.randn(shape, requires_grad=True)
+    if isinstance(fast, VariationalLSTM):
+        hx = (hx, torch.randn(shape, requires_grad=True))
+    torch.testing.assert_close(
+        run(fast, x, hx, masks, lengths), run(reference, x, hx, masks, lengths), rtol=1e-4, atol=2e-5
+    )
+
+
+@pytest.fixture
+def no_reference(monkeypatch):
+    def unroll(*args, **kwargs):
+        raise AssertionError("the reference ran")
+
+    monkeypatch.setattr("variational_rnn.functional.unroll", unroll)
+
+
+@is_built
+@settings(max_examples=300)
+@given(
+    layer=st.sampled_from(list(LAYERS)),
+    input_size=st.integers(1, 70),
+    hidden_size=st.integers(1, 70),
+    num_layers=st.integers(1, 2),
+    bidirectional=st.booleans(),
+    bias=st.booleans(),
+    dropout=st.fixed_dictionaries({name: st.sampled_from([0.0, 0.5]) for name in DROPOUT}),
+    gate_masks=st.sampled_from(["tied", "untied"]),
+    time_masks=st.sampled_from(["constant", "fresh"]),
+    mask_rows=st.sampled_from(["one each", "one"]),
+    steps=st.integers(1, 6),
+    batch=st.integers(1, 30),
+    packed=st.booleans(),
+    threads=st.sampled_from([1, 2]),
+)
+def test_outputs_states_and_gradients_equal_the_references(
+    layer, input_size, hidden_size, num_layers, bidirectional, bias, dropout, gate_masks, time_masks, mask_rows, steps,
+    batch, packed, threads,
+):  # fmt: skip
+    torch.manual_seed(0)
+    fast, reference = layer_and_its_reference(
+        layer, input_size, hidden_size, num_layers, bidirectional=bidirectional, bias=bias, **dropout,
+        gate_masks=gate_masks, time_masks=time_masks,
+    )  # fmt: skip
+    x = torch.randn(steps, batch, input_size, requires_grad=True)
+    masks = fast.sample_masks(batch if mask_rows == "one each" else 1, steps)
+    lengths = torch.randint(1, steps + 1, (batch,)) if packed else None
+    if packed:
+        lengths[0] = steps
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert_equal_to_the_reference(fast, reference, x, masks, lengths)
+    finally:
+        torch.set_num_threads(before)
+
+
+@is_built
+@any_layer
+def test_it_runs_where_every_sequence_has_masks_of_its_own(layer, no_reference):
+    fast, _ = layer_and_its_reference(layer, 3, 4, 2, bidirectional=True, **DROPOUT)
+    fast(torch.randn(5, 2, 3))[0].sum().backward()
+    with torch.no_grad():
+        fast.eval()(torch.randn(5, 2, 3), masks=fast.sample_masks(2))
+
+
+@is_built
+@any_layer
+@pytest.mark.parametrize(("steps", "batch", "hidden"), [(20, 24, 200), (3, 128, 128)])
+def test_it_equals_the_reference_at_the_sizes_of_the_paper(layer, steps, batch, hidden):
+    fast, reference = layer_and_its_reference(layer, hidden, hidden, **DROPOUT, gate_masks="untied")
+    for parameter in fast.parameters():
+        torch.nn.init.uniform_(parameter, -0.05, 0.05)
+    reference.load_state_dict(fast.state_dict())
+    x = torch.randn(steps, batch, hidden, requires_grad=True)
+    masks = fast.sample_masks(batch)
+    for one, other in zip(run_from_zeros(fast, x, masks), run_from_zeros(reference, x, masks), strict=True):
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+@is_built
+@any_layer
+@pytest.mark.parametrize("magnitude", [1e4, 1e30])
+def test_saturated_gates_stay_finite_and_equal_the_references(layer, magnitude):
+    if layer == "rnn_relu":
+        magnitude = 1e4  # it grows with every step
+    fast, reference = layer_and_its_reference(layer, 3, 20, **DROPOUT)
+    x = (magnitude * torch.randn(5, 2, 3)).requires_grad_()
+    masks = fast.sample_masks(2)
+    results = [run_from_zeros(rnn, x, masks) for rnn in (fast, reference)]
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    assert all(part.isfinite().all() for part in results[0])
+
+
+def run_from_zeros(rnn, x, masks):
+    output, _ = rnn(x, masks=masks)
+    return output, *torch.autograd.grad(output.sum(), [x, *rnn.parameters()])
+
+
+@is_built
+@any_layer
+def test_input_may_be_strided_and_parameters_views(layer):
+    fast, reference = layer_and_its_reference(layer, 3, 20, **DROPOUT, batch_first=True)
+    masks, x = fast.sample_masks(4), torch.randn(4, 3, 14)[..., ::2].transpose(1, 2).requires_grad_()
+    assert not x.is_contiguous()
+    weights = {name: torch.stack([p, p], dim=-1)[..., 0] for name, p in fast.named_parameters()}
+    outputs = [torch.func.functional_call(rnn, weights, (x, None, masks))[0] for rnn in (fast, reference)]
+    gradients = [torch.autograd.grad(output.square().sum(), [x, *fast.parameters()]) for output in outputs]
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+@is_built
+@any_layer
+def test_a_graph_can_be_gone_through_twice(layer):
+    fast, _ = layer_and_its_reference(layer, 3, 20, **DROPOUT)
+    output, _ = fast(torch.randn(5, 2, 3), masks=fast.sample_masks(2))
+    first = torch.autograd.grad(output.sum(), list(fast.parameters()), retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(output.sum(), list(fast.parameters())), first, rtol=0, atol=0)
+
+
+@is_built
+@any_layer
+@pytest.mark.parametrize("asked", ["output", "state"])
+def test_a_gradient_may_come_through_the_output_or_the_state_alone(layer, asked):
+    fast, reference = layer_and_its_reference(layer, 3, 20, 2, **DROPOUT)
+    masks, x = fast.sample_masks(2), torch.randn(5, 2, 3)
+    results = []
+    for rnn in (fast, reference):
+        output, state = rnn(x, masks=masks)
+        part = output if asked == "output" else state[-1] if isinstance(state, tuple) else state
+        results.append(torch.autograd.grad(part.sum(), list(rnn.parameters())))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+@is_built
+@any_layer
+def test_frozen_parameters_and_inputs_get_no_gradient_and_the_rest_the_same(layer):
+    fast, reference = layer_and_its_reference(layer, 3, 20, **DROPOUT)
+    masks, x = fast.sample_masks(2), torch.randn(5, 2, 3)
+    results = []
+    for rnn in (fast, reference):
+        rnn.weight_ih_l0.requires_grad_(False)
+        rnn(x, masks=masks)[0].sum().backward()
+        assert rnn.weight_ih_l0.grad is None
+        results.append(rnn.weight_hh_l0.grad)
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+@is_built
+def test_the_same_seed_gives_the_same_masks_whatever_the_backend():
+    fast, reference = layer_and_its_reference("lstm", 3, 20, **DROPOUT)
+    x, outputs = torch.randn(5, 2, 3), []
+    for rnn in (fast, reference):
+        torch.manual_seed(1)
+        outputs.append(rnn(x)[0])
+    torch.testing.assert_close(*outputs)
+
+
+@is_built
+def test_double_backward_is_refused_and_the_reference_has_it():
+    fast, reference = layer_and_its_reference("gru", 3, 4, **DROPOUT)
+    x, masks = torch.randn(5, 2, 3, requires_grad=True), fast.sample_masks(2)
+
+    def twice(rnn):
+        [gradient] = torch.autograd.grad(rnn(x, masks=masks)[0].square().sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+        return x.grad
+
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        twice(fast)
+    assert twice(reference).any()
+
+
+def test_what_it_does_not_compute_is_left_to_the_reference(monkeypatch):
+    def unroll(*args, **kwargs):
+        raise AssertionError("the fast backend ran")
+
+    monkeypatch.setattr("variational_rnn.backends.cpu.unroll", unroll)
+    x = torch.randn(5, 2, 3)
+    VariationalLSTM(3, 4, **DROPOUT).double()(x.double())
+    VariationalLSTM(3, 4, proj_size=2, **DROPOUT)(x)
+    VariationalLSTM(3, 4, backend="reference", **DROPOUT)(x)
+    learned = VariationalGRU(3, 4, **DROPOUT)
+    masks = learned.sample_masks(2)
+    masks.layers[0].input.requires_grad_()
+    learned(x, masks=masks)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        VariationalLSTM(3, 4, **DROPOUT)(x)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        (lambda patch, tmp: patch.setenv("CXX", "no-such-compiler"), "no C++ compiler is found"),
+        (lambda patch, tmp: patch.setenv("CXX", "false"), "cannot be built"),
+        (lambda patch, tmp: (tmp / "variational_rnn").write_text("in the way"), "cannot be built"),
+        (lambda patch, tmp: patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "VSX"), "processor (VSX)"),
+    ],
+    ids=["no compiler", "broken compiler", "no cache folder", "another processor"],
+)
+def test_where_it_cannot_be_built_the_reference_computes_and_why_is_said_once(
+    monkeypatch, tmp_path, caplog, prepare, reason
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    prepare(monkeypatch, tmp_path)
+    cpu.library.cache_clear()
+    try:
+        gru = VariationalGRU(3, 4, **DROPOUT)
+        with caplog.at_level(logging.WARNING):
+            for _ in range(3):
+                gru(torch.randn(5, 2, 3))
+        [record] = caplog.records
+        assert reason in record.getMessage()
+    finally:
+        cpu.library.cache_clear()
+
+
+@is_built
+def test_it_is_built_anew_in_an_empty_cache_and_leaves_one_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cpu.library.cache_clear()
+    try:
+        assert cpu.library() is not None
+        assert [file.suffix for file in (tmp_path / "variational_rnn").iterdir()] == [".so"]
+    finally:
+        cpu.library.cache_clear()
