@@ -48,9 +48,16 @@ def assert_equal_to_the_reference(fast, reference, x, masks, lengths=None):
     hx = torch.randn(shape, requires_grad=True)
     if isinstance(fast, VariationalLSTM):
         hx = (hx, torch.randn(shape, requires_grad=True))
-    torch.testing.assert_close(
-        run(fast, x, hx, masks, lengths), run(reference, x, hx, masks, lengths), rtol=1e-4, atol=2e-5
-    )
+    assert_close_for_their_size(*(run(rnn, x, hx, masks, lengths) for rnn in (fast, reference)))
+
+
+def assert_close_for_their_size(results, expected):
+    """Sums of many products round differently: the error is measured by the largest entry."""
+    (output, states, gradients), (other_output, other_states, other_gradients) = results, expected
+    pairs = zip((output, *states, *gradients), (other_output, *other_states, *other_gradients), strict=True)
+    for one, other in pairs:
+        assert one.shape == other.shape
+        assert (one - other).abs().max() <= 1e-5 * max(1.0, other.abs().max())
 
 
 @pytest.fixture
@@ -74,7 +81,7 @@ def no_reference(monkeypatch):
     gate_masks=st.sampled_from(["tied", "untied"]),
     time_masks=st.sampled_from(["constant", "fresh"]),
     mask_rows=st.sampled_from(["one each", "one"]),
-    steps=st.integers(1, 6),
+    steps=st.integers(1, 24),
     batch=st.integers(1, 30),
     packed=st.booleans(),
     threads=st.sampled_from([1, 2]),

@@ -22,7 +22,9 @@ constexpr int V = 8, R = 6;
 constexpr int V = 4, R = 8;
 #endif
 constexpr int U = 2 * V;       // columns of a panel
-constexpr int64_t DEPTH = 384; // rows of a panel packed at a time where it is used once
+constexpr int64_t DEPTH = 512;          // rows of a panel that a large product goes through at a time
+constexpr int64_t ROWS = 192;           // rows, of one or several steps, whose input product is computed at once
+constexpr int64_t CACHED = 64 * 1024;   // floats of a block that stay in the second-level cache
 
 typedef float vf __attribute__((vector_size(V * 4)));
 typedef float vf_unaligned __attribute__((vector_size(V * 4), aligned(4), may_alias));
@@ -75,14 +77,21 @@ inline vf tanh(vf x) {
     return magnitude < 0.625f ? small : x < 0.f ? -large : large;
 }
 
-// C[rows, n] (+)= A[rows, K] times a panel [K, U]; A is read as a[row * step_m + k * step_k].
+// What a product is added to: rows at a distance, one row for all (a bias, distance 0), or nothing.
+struct Start {
+    const float* p;
+    int64_t ld;
+    Start rows(int64_t m) const { return {p ? p + m * ld : p, ld}; }
+};
+
+// C[rows, n] = start + A[rows, K] times a panel [K, U]; A is read as a[row * step_m + k * step_k].
 template <int rows>
 void tile(int64_t K, const float* a, int64_t step_m, int64_t step_k, const float* panel, float* c, int64_t ldc, int n,
-          bool add) {
+          Start start) {
     vf left[rows], right[rows];
     for (int r = 0; r < rows; r++) {
-        left[r] = add ? load(c + r * ldc, n) : vf{};
-        right[r] = add && n > V ? load(c + r * ldc + V, n - V) : vf{};
+        left[r] = start.p ? load(start.p + r * start.ld, n) : vf{};
+        right[r] = start.p && n > V ? load(start.p + r * start.ld + V, n - V) : vf{};
     }
     for (int64_t k = 0; k < K; k++) {
         vf b_left = load(panel + k * U), b_right = load(panel + k * U + V);
@@ -101,7 +110,7 @@ void tile(int64_t K, const float* a, int64_t step_m, int64_t step_k, const float
 
 // The same for any number of rows M.
 void multiply(int64_t M, int64_t K, const float* a, int64_t step_m, int64_t step_k, const float* panel, float* c,
-              int64_t ldc, int n, bool add) {
+              int64_t ldc, int n, Start start) {
     int64_t tiles = (M + R - 1) / R;
     for (int64_t i = 0, m = 0; i < tiles; i++) {
         int64_t rows = (M - m + tiles - i - 1) / (tiles - i);
@@ -109,7 +118,7 @@ void multiply(int64_t M, int64_t K, const float* a, int64_t step_m, int64_t step
         float* to = c + m * ldc;
         switch (rows) {
 #define ROWS(r) \
-    case r: tile<r>(K, from, step_m, step_k, panel, to, ldc, n, add); break;
+    case r: tile<r>(K, from, step_m, step_k, panel, to, ldc, n, start.rows(m)); break;
             ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
 #if !defined(__AVX__) || defined(__AVX512F__)
             ROWS(7) ROWS(8)
@@ -129,9 +138,9 @@ void pack(int64_t K, const float* b, int64_t step_k, int64_t step_n, int n, floa
         for (int64_t k = 0; k < K; k++) memcpy(panel + k * U, b + k * step_k, U * sizeof(float));
         return;
     }
-    for (int64_t k0 = 0; k0 < K; k0 += 16)  // by pieces that stay in cache whichever of the steps is 1
+    for (int64_t k0 = 0; k0 < K; k0 += 64)  // by pieces that stay in cache whichever of the steps is 1
         for (int column = 0; column < U; column++)
-            for (int64_t k = k0; k < std::min(K, k0 + 16); k++)
+            for (int64_t k = k0; k < std::min(K, k0 + 64); k++)
                 panel[k * U + column] = column < n ? b[k * step_k + column * step_n] : 0.f;
 }
 
@@ -145,78 +154,115 @@ inline int panels_of(int64_t n) { return (int)((n + U - 1) / U); }
 
 enum Kind { LSTM, GRU, RNN_TANH, RNN_RELU };
 
+// Panels of B[K, N], by all threads of the team.
+void pack_all(int64_t N, int64_t K, const float* b, int64_t b_k, int64_t b_n, float* packed) {
+#pragma omp for schedule(static)
+    for (int p = 0; p < panels_of(N); p++)
+        pack(K, b + (int64_t)p * U * b_n, b_k, b_n, (int)std::min<int64_t>(U, N - (int64_t)p * U), packed + p * K * U);
+}
+
+// C[M, N] = start + A[M, K] B[K, N] by all threads of the team, B in panels. By pieces of K, and every block of rows goes
+// through all panels while it is in cache. `add` adds to C instead of to a bias.
+void product(int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64_t a_k, const float* packed, float* c,
+             int64_t ldc, bool add, const float* bias = nullptr) {
+    const int panels = panels_of(N);
+    const int64_t pieces = (K + DEPTH - 1) / DEPTH, depth = (K + pieces - 1) / pieces;
+    const int64_t rows = std::max<int64_t>(CACHED / depth / R, 1) * R, blocks = (M + rows - 1) / rows;
+    const bool turn = a_m == 1 && panels > 2;  // a transposed block is copied once, so that tiles read it in order
+    Buffer turned(turn ? std::min(rows, M) * depth : 0);
+    for (int64_t k0 = 0; k0 < K; k0 += depth) {
+        const int64_t deep = std::min(depth, K - k0);
+        int64_t turned_block = -1;
+#pragma omp for schedule(static) collapse(2) nowait
+        for (int64_t block = 0; block < blocks; block++)
+            for (int p = 0; p < panels; p++) {
+                const int64_t m = block * rows, high = std::min(rows, M - m), n0 = (int64_t)p * U;
+                const float* from = a + m * a_m + k0 * a_k;
+                float* to = c + m * ldc + n0;
+                if (turn && turned_block != block)
+                    for (int64_t k = 0; k < deep; k++) memcpy(turned.data + k * high, from + k * a_k, high * sizeof(float));
+                turned_block = block;
+                const Start start = add || k0 ? Start{to, ldc} : Start{bias ? bias + n0 : nullptr, 0};
+                multiply(high, deep, turn ? turned.data : from, a_m, turn ? high : a_k, packed + (p * K + k0) * U, to, ldc,
+                         (int)std::min<int64_t>(U, N - n0), start);
+            }
+    }
+#pragma omp barrier
+}
+
+// A mask [T|1, G|1, B|1, F] with steps, 0 for what is shared; none has no data.
+struct Mask {
+    const float* data;
+    int64_t t, g, b;
+    const float* row(int64_t time, int64_t gate, int64_t sequence) const {
+        return data ? data + time * t + gate * g + sequence * b : nullptr;
+    }
+};
+
+// What gates read: x times its masks, for each different mask.
+void read_through(const Mask& mask, int distinct, int64_t t, int64_t b, int64_t from, int64_t n, const float* x, float* to,
+                  int64_t to_gate) {
+    for (int g = 0; g < distinct; g++) {
+        const float* z = mask.row(t, g, b);
+        float* out = to + g * to_gate;
+        for (int64_t i = 0; i < n; i++) out[i] = z ? x[i] * z[from + i] : x[i];
+    }
+}
+
 }  // namespace
 
 extern "C" {
 
-// C[M, N] (+)= A[M, K] B[K, N]; A and B with steps of their own, so that either may be transposed.
-void vrnn_gemm(int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64_t a_k, const float* b,
-               int64_t b_k, int64_t b_n, float* c, int64_t ldc, int add) {
-    int columns = panels_of(N);
-    int parts = columns >= 2 * threads ? 1 : (int)std::min<int64_t>((2 * threads + columns - 1) / columns, (M + 47) / 48);
-    int64_t rows = std::max<int64_t>(((M + parts - 1) / std::max(parts, 1) + R - 1) / R * R, R);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        Buffer panel(std::min(K, DEPTH) * U);
-#pragma omp for schedule(static) collapse(2)
-        for (int column = 0; column < columns; column++)
-            for (int part = 0; part < parts; part++) {
-                int64_t m = part * rows, n0 = (int64_t)column * U;
-                int n = (int)std::min<int64_t>(U, N - n0);
-                for (int64_t k = 0; k < K && m < M; k += DEPTH) {
-                    int64_t depth = std::min(DEPTH, K - k);
-                    pack(depth, b + k * b_k + n0 * b_n, b_k, b_n, n, panel.data);
-                    multiply(std::min(rows, M - m), depth, a + m * a_m + k * a_k, a_m, a_k, panel.data,
-                             c + m * ldc + n0, ldc, n, add || k > 0);
-                }
-            }
-    }
-}
-
 struct Layer {
     int32_t kind, gates, threads, reverse;
-    int64_t T, B, H;
-    const float* weight;         // weight_hh [G*H, H]
-    const float* bias_n;         // GRU: bias_hh of the candidate, [H], or null
-    const float* mask;           // recurrent mask with steps for time, gate and sequence, or null
-    int64_t mask_t, mask_g, mask_b;
-    const float* memory;         // LSTM: memory mask with a step for sequence, or null
+    int64_t T, B, I, H;
+    const float *x, *weight_ih, *weight_hh;  // [T, B, I], [G*H, I], [G*H, H]
+    const float *bias, *bias_n;              // of both products, [G*H]; of a GRU's candidate within the reset gate, [H]; or null
+    Mask input, recurrent;
+    const float* memory;                     // LSTM: memory mask with a step for sequence, or null
     int64_t memory_b;
-    const int64_t* lengths;      // [B], or null where all sequences have T steps
-    const float *h0, *c0;        // [B, H]
-    float* gate;                 // [T, B, G*H]: the input product, then the activations
-    float* h_n;                  // GRU: [T, B, H], the candidate's recurrent product
-    float *h, *c;                // [T, B, H]
-    const float *dh, *dh_T, *dc_T;  // gradients of h [T, B, H], of the final h and c [B, H], or null
-    float* dgate;                // [T, B, G*H]: gradient of the input product
-    float* dgate_h;              // gradient of the recurrent product: dgate, but of a GRU [T, B, G*H] of its own
-    float *dh0, *dc0;            // [B, H]
+    const int64_t* lengths;                  // [B], or null where all sequences have T steps
+    const float *h0, *c0;                    // [B, H]
+    float *gate, *product_n;                 // activations [T, B, G*H]; GRU: the candidate's recurrent product [T, B, H]
+    float *h, *c;                            // [T, B, H]
+    const float *dh, *dh_T, *dc_T;           // gradients of h [T, B, H], of the final h and c [B, H], or null
+    float *dx, *dh0, *dc0, *dweight_ih, *dweight_hh;  // gradients to compute; dx may be null
+    float *dbias, *dbias_n;                  // [G*H] and [H]
 };
 
 void vrnn_forward(const Layer* layer) {
     const Layer L = *layer;
-    const int64_t T = L.T, B = L.B, H = L.H, G = L.gates;
-    const int panels = panels_of(H), distinct = L.mask && L.mask_g ? (int)G : 1;
-    Buffer weight((int64_t)panels * G * H * U), read(2 * distinct * B * H);
-    auto masked = [&](int64_t t, int64_t b, int64_t from, int64_t n, const float* h, float* to) {
-        for (int g = 0; g < distinct; g++) {
-            const float* z = L.mask ? L.mask + t * L.mask_t + g * L.mask_g + b * L.mask_b + from : nullptr;
-            float* out = to + (g * B + b) * H + from;
-            for (int64_t i = 0; i < n; i++) out[i] = z ? h[i] * z[i] : h[i];
-        }
-    };
+    const int64_t T = L.T, B = L.B, H = L.H, I = L.I, G = L.gates;
+    const int panels = panels_of(H);
+    const int distinct_x = L.input.data && L.input.g ? (int)G : 1, distinct = L.recurrent.data && L.recurrent.g ? (int)G : 1;
+    const int64_t together = std::min(T, std::max<int64_t>(ROWS / B, 1));  // steps whose input product is computed at once
+    const int64_t read_rows = together * B;
+    Buffer weight_ih((int64_t)panels * G * I * U), weight_hh((int64_t)panels * G * H * U);
+    Buffer read_x(L.input.data ? distinct_x * read_rows * I : 0), read(2 * distinct * B * H);
 #pragma omp parallel num_threads(L.threads) if (L.threads > 1)
     {
+        for (int g = 0; g < G; g++) pack_all(H, I, L.weight_ih + g * H * I, 1, I, weight_ih.data + (int64_t)g * panels * I * U);
+        for (int g = 0; g < G; g++) pack_all(H, H, L.weight_hh + g * H * H, 1, H, weight_hh.data + (int64_t)g * panels * H * U);
 #pragma omp for schedule(static)
-        for (int p = 0; p < panels; p++)
-            for (int g = 0; g < G; g++)
-                pack(H, L.weight + (g * H + (int64_t)p * U) * H, 1, H, (int)std::min<int64_t>(U, H - (int64_t)p * U),
-                     weight.data + (p * G + g) * H * U);
-#pragma omp for schedule(static)
-        for (int64_t b = 0; b < B; b++) masked(L.reverse ? T - 1 : 0, b, 0, H, L.h0 + b * H, read.data);
+        for (int64_t b = 0; b < B; b++)
+            read_through(L.recurrent, distinct, L.reverse ? T - 1 : 0, b, 0, H, L.h0 + b * H, read.data + b * H, B * H);
 
         for (int64_t s = 0; s < T; s++) {
             const int64_t t = L.reverse ? T - 1 - s : s, before = L.reverse ? t + 1 : t - 1, after = L.reverse ? t - 1 : t + 1;
+            if (s % together == 0) {
+                const int64_t steps = std::min(together, T - s), first = L.reverse ? t - steps + 1 : t;
+                const float* x = L.x + first * B * I;
+                if (L.input.data) {
+#pragma omp for schedule(static)
+                    for (int64_t i = 0; i < steps * B; i++)
+                        read_through(L.input, distinct_x, first + i / B, i % B, 0, I, x + i * I, read_x.data + i * I, read_rows * I);
+                    x = read_x.data;
+                }
+                for (int g = 0; g < G; g++)
+                    product(steps * B, H, I, x + (distinct_x > 1 ? g * read_rows * I : 0), I, 1,
+                            weight_ih.data + (int64_t)g * panels * I * U, L.gate + first * B * G * H + g * H, G * H, false,
+                            L.bias ? L.bias + g * H : nullptr);
+            }
             const float* h_read = read.data + (s % 2) * distinct * B * H;
             float* next_read = read.data + ((s + 1) % 2) * distinct * B * H;
             const float* h_before = s ? L.h + before * B * H : L.h0;
@@ -226,10 +272,11 @@ void vrnn_forward(const Layer* layer) {
                 const int64_t u = (int64_t)p * U;
                 const int n = (int)std::min<int64_t>(U, H - u);
                 for (int g = 0; g < G; g++) {
-                    bool candidate = L.kind == GRU && g == 2;
-                    float* to = candidate ? L.h_n + t * B * H + u : L.gate + t * B * G * H + g * H + u;
-                    multiply(B, H, h_read + (distinct > 1 ? g : 0) * B * H, H, 1, weight.data + (p * G + g) * H * U, to,
-                             candidate ? H : G * H, n, !candidate);
+                    const bool candidate = L.kind == GRU && g == 2;
+                    float* to = candidate ? L.product_n + t * B * H + u : L.gate + t * B * G * H + g * H + u;
+                    const int64_t ld = candidate ? H : G * H;
+                    multiply(B, H, h_read + (distinct > 1 ? g : 0) * B * H, H, 1, weight_hh.data + ((int64_t)g * panels + p) * H * U,
+                             to, ld, n, candidate ? Start{L.bias_n ? L.bias_n + u : nullptr, 0} : Start{to, ld});
                 }
                 for (int64_t b = 0; b < B; b++) {
                     float* gate = L.gate + (t * B + b) * G * H + u;
@@ -254,22 +301,19 @@ void vrnn_forward(const Layer* layer) {
                             store(gate + 2 * H + k, g, m), store(gate + 3 * H + k, o, m);
                             store(L.c + (t * B + b) * H + u + k, ended ? old_c : c, m);
                         } else if (L.kind == GRU) {
-                            float* product = L.h_n + (t * B + b) * H + u + k;
-                            vf q = load(product, m);
-                            if (L.bias_n) q += load(L.bias_n + u + k, m);
+                            vf q = load(L.product_n + (t * B + b) * H + u + k, m);
                             vf r = sigmoid(load(gate + k, m)), z = sigmoid(load(gate + H + k, m));
                             vf c = tanh(load(gate + 2 * H + k, m) + r * q);
                             new_h = c + z * (load(h_b + k, m) - c);
                             store(gate + k, r, m), store(gate + H + k, z, m), store(gate + 2 * H + k, c, m);
-                            store(product, q, m);
                         } else {
-                            vf x = load(gate + k, m);
-                            new_h = L.kind == RNN_TANH ? tanh(x) : x < 0.f ? vf{} : x;
+                            vf y = load(gate + k, m);
+                            new_h = L.kind == RNN_TANH ? tanh(y) : y < 0.f ? vf{} : y;
                             store(gate + k, new_h, m);
                         }
                         store(h + k, ended ? load(h_b + k, m) : new_h, m);
                     }
-                    if (s + 1 < T) masked(after, b, u, n, h, next_read);
+                    if (s + 1 < T) read_through(L.recurrent, distinct, after, b, u, n, h, next_read + b * H + u, B * H);
                 }
             }
         }
@@ -278,24 +322,37 @@ void vrnn_forward(const Layer* layer) {
 
 void vrnn_backward(const Layer* layer) {
     const Layer L = *layer;
-    const int64_t T = L.T, B = L.B, H = L.H, G = L.gates;
-    const int panels = panels_of(H);
-    const bool untied = L.mask && L.mask_g;
-    Buffer weight((int64_t)panels * G * H * U), dc_carried(B * H), direct(B * H);
-    if (L.dc_T) memcpy(dc_carried.data, L.dc_T, B * H * sizeof(float));
-    else std::fill_n(dc_carried.data, B * H, 0.f);
-    if (L.dh_T) memcpy(direct.data, L.dh_T, B * H * sizeof(float));
-    else std::fill_n(direct.data, B * H, 0.f);
+    const int64_t T = L.T, B = L.B, H = L.H, I = L.I, G = L.gates;
+    const int panels = panels_of(H), panels_x = panels_of(I);
+    const int distinct_x = L.input.data && L.input.g ? (int)G : 1, distinct = L.recurrent.data && L.recurrent.g ? (int)G : 1;
+    const int64_t share_x = G / distinct_x, share = G / distinct;  // gates with the same mask
+    const int64_t together = std::min(T, std::max<int64_t>(2 * ROWS / B, 1)), rows = together * B;
+    // Gradients of the gates before their activation, for the steps that go into one product: of the input product and of
+    // the recurrent one, which differ in a GRU's candidate.
+    Buffer dgate_x(rows * G * H), dgate_of_gru(L.kind == GRU ? rows * G * H : 0), dgate_steps(2 * B * G * H);
+    float* dgate_h = L.kind == GRU ? dgate_of_gru.data : dgate_x.data;
+    Buffer weight((int64_t)panels * G * H * U), weight_ih(L.dx ? (int64_t)panels_x * G * H * U : 0);
+    Buffer read(rows * std::max(I, H)), packed(panels_of(std::max(I, H)) * rows * U), part(L.dx && distinct_x > 1 ? rows * I : 0);
+    Buffer dc_carried(B * H), direct(B * H);
+    auto begin = [&](Buffer& to, const float* from) {
+        if (from) memcpy(to.data, from, B * H * sizeof(float));
+        else std::fill_n(to.data, B * H, 0.f);
+    };
+    begin(dc_carried, L.dc_T), begin(direct, L.dh_T);
+    if (L.dbias) std::fill_n(L.dbias, G * H, 0.f);
+    if (L.dbias_n) std::fill_n(L.dbias_n, H, 0.f);
 #pragma omp parallel num_threads(L.threads) if (L.threads > 1)
     {
-        Buffer product(B * U);
-#pragma omp for schedule(static)
-        for (int p = 0; p < panels; p++)
-            pack(G * H, L.weight + (int64_t)p * U, H, 1, (int)std::min<int64_t>(U, H - (int64_t)p * U),
-                 weight.data + (int64_t)p * G * H * U);
+        Buffer through(B * U);
+        for (int g = 0; g < G; g++) pack_all(H, H, L.weight_hh + g * H * H, H, 1, weight.data + (int64_t)g * panels * H * U);
+        if (L.dx)
+            for (int d = 0; d < distinct_x; d++)
+                pack_all(I, share_x * H, L.weight_ih + d * share_x * H * I, I, 1, weight_ih.data + (int64_t)d * panels_x * share_x * H * U);
 
         for (int64_t s = T - 1; s >= -1; s--) {  // s = -1: the gradient of the initial state
             const int64_t t = L.reverse ? T - 1 - s : s, before = L.reverse ? t + 1 : t - 1, after = L.reverse ? t - 1 : t + 1;
+            const int64_t last = std::min(T - 1, s / together * together + together - 1), first = s / together * together;
+            const int64_t place = L.reverse ? last - s : s - first;  // among the steps of this product, in the order of t
             const float* h_before = s > 0 ? L.h + before * B * H : L.h0;
             const float* c_before = s > 0 && L.c ? L.c + before * B * H : L.c0;
 #pragma omp for schedule(static)
@@ -304,21 +361,23 @@ void vrnn_backward(const Layer* layer) {
                 const int n = (int)std::min<int64_t>(U, H - u);
                 // `direct` holds what reaches h other than through the recurrent product; add what comes through it.
                 if (s < T - 1)
-                    for (int g = 0; g < (untied ? G : 1); g++) {
-                        multiply(B, untied ? H : G * H, L.dgate_h + after * B * G * H + g * H, G * H, 1,
-                                 weight.data + (p * G + g) * H * U, product.data, U, U, false);
+                    for (int g = 0; g < G; g++) {
+                        const float* from = dgate_steps.data + ((s + 1) % 2 * B * G + g) * H;
+                        const bool sum = distinct == 1 && g > 0;
+                        multiply(B, H, from, G * H, 1, weight.data + ((int64_t)g * panels + p) * H * U, through.data, U, U,
+                                 sum ? Start{through.data, U} : Start{nullptr, 0});
+                        if (distinct == 1 && g < G - 1) continue;
                         for (int64_t b = 0; b < B; b++) {
-                            const float* z = L.mask ? L.mask + after * L.mask_t + g * L.mask_g + b * L.mask_b + u : nullptr;
+                            const float* z = L.recurrent.row(after, g, b);
                             float* to = direct.data + b * H + u;
-                            const float* from = product.data + b * U;
-                            for (int k = 0; k < n; k++) to[k] += z ? z[k] * from[k] : from[k];
+                            for (int k = 0; k < n; k++) to[k] += z ? z[u + k] * through.data[b * U + k] : through.data[b * U + k];
                         }
                     }
                 if (s < 0) continue;
                 for (int64_t b = 0; b < B; b++) {
                     const float* gate = L.gate + (t * B + b) * G * H + u;
-                    float* dgate = L.dgate + (t * B + b) * G * H + u;
-                    float* dgate_h = L.dgate_h + (t * B + b) * G * H + u;
+                    float* dgate = dgate_x.data + (place * B + b) * G * H + u;
+                    float* dgate_r = dgate_h + (place * B + b) * G * H + u;
                     float* dh_b = direct.data + b * H + u;
                     const bool ended = L.lengths && t >= L.lengths[b];
                     for (int k = 0; k < n; k += V) {
@@ -326,11 +385,11 @@ void vrnn_backward(const Layer* layer) {
                         vf dh = load(dh_b + k, m);
                         if (L.dh) dh += load(L.dh + (t * B + b) * H + u + k, m);
                         if (ended) {  // the state only passed through
-                            for (int g = 0; g < G; g++) store(dgate + g * H + k, vf{}, m), store(dgate_h + g * H + k, vf{}, m);
+                            for (int g = 0; g < G; g++) store(dgate + g * H + k, vf{}, m), store(dgate_r + g * H + k, vf{}, m);
                             store(dh_b + k, dh, m);
                             continue;
                         }
-                        vf passed = {};
+                        vf passed = {}, d[4] = {};
                         if (L.kind == LSTM) {
                             vf i = load(gate + k, m), f = load(gate + H + k, m);
                             vf g = load(gate + 2 * H + k, m), o = load(gate + 3 * H + k, m);
@@ -341,26 +400,74 @@ void vrnn_backward(const Layer* layer) {
                             dh *= kept;
                             dc += dh * o * (1.f - squashed * squashed);
                             dc = kept != 0.f ? dc : vf{};
-                            store(dgate + k, dc * g * i * (1.f - i), m);
-                            store(dgate + H + k, dc * load(c_before + b * H + u + k, m) * f * (1.f - f), m);
-                            store(dgate + 2 * H + k, dc * i * (1.f - g * g), m);
-                            store(dgate + 3 * H + k, dh * squashed * o * (1.f - o), m);
+                            d[0] = dc * g * i * (1.f - i);
+                            d[1] = dc * load(c_before + b * H + u + k, m) * f * (1.f - f);
+                            d[2] = dc * i * (1.f - g * g);
+                            d[3] = dh * squashed * o * (1.f - o);
                             store(carried, dc * f, m);
                         } else if (L.kind == GRU) {
                             vf r = load(gate + k, m), z = load(gate + H + k, m), c = load(gate + 2 * H + k, m);
-                            vf q = load(L.h_n + (t * B + b) * H + u + k, m), old_h = load(h_before + b * H + u + k, m);
-                            vf dn = dh * (1.f - z) * (1.f - c * c);
-                            vf dr = dn * q * r * (1.f - r), dz = dh * (old_h - c) * z * (1.f - z);
-                            store(dgate + k, dr, m), store(dgate + H + k, dz, m), store(dgate + 2 * H + k, dn, m);
-                            store(dgate_h + k, dr, m), store(dgate_h + H + k, dz, m), store(dgate_h + 2 * H + k, dn * r, m);
+                            vf q = load(L.product_n + (t * B + b) * H + u + k, m), old_h = load(h_before + b * H + u + k, m);
+                            d[2] = dh * (1.f - z) * (1.f - c * c);
+                            d[0] = d[2] * q * r * (1.f - r), d[1] = dh * (old_h - c) * z * (1.f - z);
+                            store(dgate_r + k, d[0], m), store(dgate_r + H + k, d[1], m), store(dgate_r + 2 * H + k, d[2] * r, m);
+                            if (L.dbias_n) store(L.dbias_n + u + k, load(L.dbias_n + u + k, m) + d[2] * r, m);
                             passed = dh * z;
                         } else {
                             vf h = load(gate + k, m);
-                            store(dgate + k, L.kind == RNN_TANH ? dh * (1.f - h * h) : h <= 0.f ? vf{} : dh, m);
+                            d[0] = L.kind == RNN_TANH ? dh * (1.f - h * h) : h <= 0.f ? vf{} : dh;
+                        }
+                        for (int g = 0; g < G; g++) {
+                            store(dgate + g * H + k, d[g], m);
+                            float* bias = L.dbias + g * H + u + k;
+                            if (L.dbias) store(bias, load(bias, m) + d[g], m);
                         }
                         store(dh_b + k, passed, m);
                     }
                 }
+                for (int64_t b = 0; b < B; b++)  // what the product of the step before reads
+                    for (int g = 0; g < G; g++)
+                        memcpy(dgate_steps.data + ((s % 2 * B + b) * G + g) * H + u, dgate_h + ((place * B + b) * G + g) * H + u,
+                               n * sizeof(float));
+            }
+            if (s < 0 || s > first) continue;
+
+            const int64_t n = (last - first + 1) * B, begins = L.reverse ? T - 1 - last : first;  // rows of this product
+            const bool add = last < T - 1;
+            for (int d = 0; d < distinct_x; d++) {
+                const int64_t from = d * share_x * H;
+                if (L.dx) {
+                    float* dx = L.dx + begins * B * I;
+                    float* to = distinct_x > 1 ? part.data : dx;
+                    product(n, I, share_x * H, dgate_x.data + from, G * H, 1, weight_ih.data + (int64_t)d * panels_x * share_x * H * U, to, I, false);
+                    if (L.input.data)
+#pragma omp for schedule(static)
+                        for (int64_t i = 0; i < n; i++) {
+                            const float* z = L.input.row(begins + i / B, d, i % B);
+                            for (int64_t k = 0; k < I; k++) dx[i * I + k] = (d > 0 ? dx[i * I + k] : 0.f) + z[k] * to[i * I + k];
+                        }
+                }
+                const float* x = L.x + begins * B * I;
+                if (L.input.data) {
+#pragma omp for schedule(static)
+                    for (int64_t i = 0; i < n; i++)
+                        for (int64_t k = 0; k < I; k++) read.data[i * I + k] = x[i * I + k] * L.input.row(begins + i / B, d, i % B)[k];
+                    x = read.data;
+                }
+                pack_all(I, n, x, I, 1, packed.data);
+                product(share_x * H, I, n, dgate_x.data + from, 1, G * H, packed.data, L.dweight_ih + from * I, I, add);
+            }
+            for (int d = 0; d < distinct; d++) {
+                const int64_t from = d * share * H;
+#pragma omp for schedule(static)
+                for (int64_t i = 0; i < n; i++) {
+                    const int64_t time = begins + i / B, b = i % B, step = L.reverse ? T - 1 - time : time;
+                    const float* h = step ? L.h + ((L.reverse ? time + 1 : time - 1) * B + b) * H : L.h0 + b * H;
+                    const float* z = L.recurrent.row(time, d, b);
+                    for (int64_t k = 0; k < H; k++) read.data[i * H + k] = z ? h[k] * z[k] : h[k];
+                }
+                pack_all(H, n, read.data, H, 1, packed.data);
+                product(share * H, H, n, dgate_h + from, 1, G * H, packed.data, L.dweight_hh + from * H, H, add);
             }
         }
     }

@@ -33,20 +33,24 @@ FLAGS = {
 }
 
 
+class _Mask(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("t", "g", "b")))
+
+
 class _Layer(ctypes.Structure):
+    """`struct Layer` of cpu.cpp."""
+
     _fields_ = (
-        [(name, ctypes.c_int32) for name in ("kind", "gates", "threads", "reverse")]
-        + [(name, ctypes.c_int64) for name in ("T", "B", "H")]
-        + [(name, ctypes.c_void_p) for name in ("weight", "bias_n", "mask")]
-        + [(name, ctypes.c_int64) for name in ("mask_t", "mask_g", "mask_b")]
-        + [("memory", ctypes.c_void_p), ("memory_b", ctypes.c_int64)]
-        + [
-            (name, ctypes.c_void_p)
-            for name in (
-                *("lengths", "h0", "c0", "gate", "h_n", "h", "c"),
-                *("dh", "dh_T", "dc_T", "dgate", "dgate_h", "dh0", "dc0"),
-            )
-        ]
+        *((name, ctypes.c_int32) for name in ("kind", "gates", "threads", "reverse")),
+        *((name, ctypes.c_int64) for name in ("T", "B", "I", "H")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight_ih", "weight_hh", "bias", "bias_n")),
+        ("input", _Mask),
+        ("recurrent", _Mask),
+        ("memory", ctypes.c_void_p),
+        ("memory_b", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("lengths", "h0", "c0", "gate", "product_n", "h", "c")),
+        *((name, ctypes.c_void_p) for name in ("dh", "dh_T", "dc_T", "dx", "dh0", "dc0")),
+        *((name, ctypes.c_void_p) for name in ("dweight_ih", "dweight_hh", "dbias", "dbias_n")),
     )
 
 
@@ -124,37 +128,29 @@ def unroll(
     return h, ((h_T, c_T) if mode == "LSTM" else (h_T,))
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
-def matmul(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
-    """out [M, N] (+)= a [M, K] b [K, N]; out has unit stride along N."""
-    rows, inner, columns = a.size(0), a.size(1), b.size(1)
-    lib: Any = library()
-    integers = [ctypes.c_int64(n) for n in (rows, columns, inner)]
-    strided = [
-        [ctypes.c_void_p(t.data_ptr()), ctypes.c_int64(t.stride(0)), ctypes.c_int64(t.stride(1))] for t in (a, b)
-    ]
-    lib.vrnn_gemm(
-        torch.get_num_threads(), *integers, *strided[0], *strided[1],
-        ctypes.c_void_p(out.data_ptr()), ctypes.c_int64(out.stride(0)), int(add),
-    )  # fmt: skip
+def _step(mask: Tensor, dim: int) -> int:
+    return mask.stride(dim) if mask.size(dim) > 1 else 0
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1, tensor.size(-1))
-
-
-def _per_gate(mask: Tensor | None, gates: int) -> list[tuple[slice, Tensor | None]]:
-    """Each different mask with the gates it serves."""
-    if mask is None or mask.size(1) == 1:
-        return [(slice(0, gates), None if mask is None else mask[:, 0])]
-    return [(slice(g, g + 1), mask[:, g]) for g in range(gates)]
+def _layer(mode: str, reverse: bool, masks: LayerMasks, x: Tensor, h_0: Tensor, **tensors: Tensor | None) -> _Layer:
+    """Describe a layer to the extension; the tensors must live on, and be contiguous."""
+    steps, batch, inputs = x.shape
+    layer = _Layer(
+        KINDS[mode], functional.GATES[mode], torch.get_num_threads(), reverse, steps, batch, inputs, h_0.size(1)
+    )
+    for name, tensor in {"x": x, "h0": h_0, "memory": masks.memory, **tensors}.items():
+        setattr(layer, name, None if tensor is None else tensor.data_ptr())
+    for mask, described in ((masks.input, layer.input), (masks.recurrent, layer.recurrent)):
+        if mask is not None:
+            described.data = mask.data_ptr()
+            described.t, described.g, described.b = (_step(mask, dim) for dim in range(3))
+    if masks.memory is not None:
+        layer.memory_b = _step(masks.memory, 0)
+    return layer
 
 
 class _Unroll(torch.autograd.Function):
@@ -173,126 +169,50 @@ class _Unroll(torch.autograd.Function):
         bias_ih: Tensor | None,
         bias_hh: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        x, h_0, weight_ih, weight_hh = (t.contiguous() for t in (x, h_0, weight_ih, weight_hh))
+        x, h_0, weight_ih, weight_hh = (tensor.contiguous() for tensor in (x, h_0, weight_ih, weight_hh))
         c_0 = _contiguous(c_0)
-        (steps, batch, _), hidden = x.shape, h_0.size(-1)
-        gates = functional.GATES[mode]
-        gate = x.new_empty(steps, batch, gates * hidden)
-        bias_n = None
+        masks = LayerMasks(*(_contiguous(mask) for mask in masks))
+        (steps, batch, _), hidden = x.shape, h_0.size(1)
+        bias = bias_n = None
         if bias_ih is not None and bias_hh is not None:
             bias = bias_ih + bias_hh
-            if mode == "GRU":
+            if mode == "GRU":  # the candidate's recurrent bias is within the reset gate
                 bias_n = bias_hh[2 * hidden :].contiguous()
                 bias[2 * hidden :] = bias_ih[2 * hidden :]
-            gate.copy_(bias.expand_as(gate))
-        for which, mask in _per_gate(masks.input, gates):
-            rows = slice(which.start * hidden, which.stop * hidden)
-            read = x if mask is None else x * mask
-            matmul(_rows(read), weight_ih[rows].t(), _rows(gate)[:, rows], add=bias_ih is not None)
-
+        gate = x.new_empty(steps, batch, functional.GATES[mode] * hidden)
         h = x.new_empty(steps, batch, hidden)
         c = torch.empty_like(h) if mode == "LSTM" else None
-        h_n = torch.empty_like(h) if mode == "GRU" else None
-        masks = LayerMasks(*(_contiguous(mask) for mask in masks))
-        layer = _layer(mode, reverse, lengths, masks, h_0, c_0, weight_hh, bias_n, gate, h_n, h, c)
+        product_n = torch.empty_like(h) if mode == "GRU" else None
+        layer = _layer(
+            mode, reverse, masks, x, h_0, c0=c_0, lengths=lengths, weight_ih=weight_ih, weight_hh=weight_hh, bias=bias,
+            bias_n=bias_n, gate=gate, product_n=product_n, h=h, c=c,
+        )  # fmt: skip
         lib: Any = library()
         lib.vrnn_forward(ctypes.byref(layer))
-        last = 0 if reverse else steps - 1
-        ctx.mode, ctx.reverse, ctx.lengths, ctx.masks = mode, reverse, lengths, masks
-        ctx.save_for_backward(x, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_n, gate, h_n, h, c)
+        ctx.mode, ctx.reverse, ctx.lengths, ctx.masks, ctx.has_bias = mode, reverse, lengths, masks, bias is not None
+        ctx.save_for_backward(x, h_0, c_0, weight_ih, weight_hh, gate, product_n, h, c)
         ctx.set_materialize_grads(False)
+        last = 0 if reverse else steps - 1
         return h, h[last].clone(), None if c is None else c[last].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dh: Tensor | None, dh_T: Tensor | None, dc_T: Tensor | None) -> tuple[Any, ...]:
-        x, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_n, gate, h_n, h, c = ctx.saved_tensors
-        mode, masks = ctx.mode, ctx.masks
-        hidden, gates = h_0.size(-1), functional.GATES[mode]
+        x, h_0, c_0, weight_ih, weight_hh, gate, product_n, h, c = ctx.saved_tensors
         dh, dh_T, dc_T = _contiguous(dh), _contiguous(dh_T), _contiguous(dc_T)
-        dgate = torch.empty_like(gate)
-        dgate_h = torch.empty_like(gate) if mode == "GRU" else dgate
-        dh_0 = torch.empty_like(h_0)
-        dc_0 = None if c_0 is None else torch.empty_like(c_0)
-        layer = _layer(mode, ctx.reverse, ctx.lengths, masks, h_0, c_0, weight_hh, bias_n, gate, h_n, h, c)
-        for name, tensor in (
-            *(("dh", dh), ("dh_T", dh_T), ("dc_T", dc_T), ("dgate", dgate)),
-            *(("dgate_h", dgate_h), ("dh0", dh_0), ("dc0", dc_0)),
-        ):
-            setattr(layer, name, _pointer(tensor))
+        dx = torch.empty_like(x) if ctx.needs_input_grad[4] else None
+        dh_0, dc_0 = torch.empty_like(h_0), None if c_0 is None else torch.empty_like(c_0)
+        dweight_ih, dweight_hh = torch.empty_like(weight_ih), torch.empty_like(weight_hh)
+        dbias = x.new_empty(gate.size(-1)) if ctx.has_bias else None
+        dbias_n = torch.empty_like(h_0[0]) if ctx.has_bias and ctx.mode == "GRU" else None
+        layer = _layer(
+            ctx.mode, ctx.reverse, ctx.masks, x, h_0, c0=c_0, lengths=ctx.lengths, weight_ih=weight_ih,
+            weight_hh=weight_hh, gate=gate, product_n=product_n, h=h, c=c, dh=dh, dh_T=dh_T, dc_T=dc_T, dx=dx, dh0=dh_0,
+            dc0=dc_0, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias, dbias_n=dbias_n,
+        )  # fmt: skip
         lib: Any = library()
         lib.vrnn_backward(ctypes.byref(layer))
-
-        d_rows, dh_rows = _rows(dgate), _rows(dgate_h)
-        dx = torch.empty_like(x) if ctx.needs_input_grad[4] else None
-        dweight_ih = torch.empty_like(weight_ih)
-        inputs = _per_gate(masks.input, gates)
-        for which, mask in inputs:
-            rows = slice(which.start * hidden, which.stop * hidden)
-            matmul(d_rows[:, rows].t(), _rows(x if mask is None else x * mask), dweight_ih[rows])
-            if dx is not None:
-                part = dx if len(inputs) == 1 else torch.empty_like(dx)
-                matmul(d_rows[:, rows], weight_ih[rows], _rows(part))
-                if mask is not None:
-                    part *= mask
-                if part is not dx:
-                    dx = part if which.start == 0 else dx.add_(part)
-
-        dweight_hh = torch.empty_like(weight_hh)
-        first, later, earlier = (-1, slice(0, -1), slice(1, None)) if ctx.reverse else (0, slice(1, None), slice(0, -1))
-        for which, mask in _per_gate(masks.recurrent, gates):
-            rows = slice(which.start * hidden, which.stop * hidden)
-            fresh = mask is not None and mask.size(0) > 1
-            start = h_0 if mask is None else h_0 * (mask[first] if fresh else mask[0])
-            matmul(dgate_h[first][:, rows].t(), start, dweight_hh[rows])
-            read = h[earlier] if mask is None else h[earlier] * (mask[later] if fresh else mask)
-            matmul(_rows(dgate_h[later])[:, rows].t(), _rows(read), dweight_hh[rows], add=True)
-        dbias_ih = dbias_hh = None
-        if bias_ih is not None:
-            dbias_ih = d_rows.sum(0)
-            dbias_hh = dh_rows.sum(0) if mode == "GRU" else dbias_ih
-        return None, None, None, None, dx, dh_0, dc_0, dweight_ih, dweight_hh, dbias_ih, dbias_hh
-
-
-def _layer(
-    mode: str,
-    reverse: bool,
-    lengths: Tensor | None,
-    masks: LayerMasks,
-    h_0: Tensor,
-    c_0: Tensor | None,
-    weight_hh: Tensor,
-    bias_n: Tensor | None,
-    gate: Tensor,
-    h_n: Tensor | None,
-    h: Tensor,
-    c: Tensor | None,
-) -> _Layer:
-    def step(mask: Tensor, dim: int) -> int:
-        return mask.stride(dim) if mask.size(dim) > 1 else 0
-
-    layer = _Layer(
-        kind=KINDS[mode],
-        gates=functional.GATES[mode],
-        threads=torch.get_num_threads(),
-        reverse=reverse,
-        T=h.size(0),
-        B=h.size(1),
-        H=h.size(2),
-        weight=_pointer(weight_hh),
-        bias_n=_pointer(bias_n),
-        mask=_pointer(masks.recurrent),
-        memory=_pointer(masks.memory),
-        lengths=_pointer(lengths),
-        h0=_pointer(h_0),
-        c0=_pointer(c_0),
-        gate=_pointer(gate),
-        h_n=_pointer(h_n),
-        h=_pointer(h),
-        c=_pointer(c),
-    )
-    if masks.recurrent is not None:
-        layer.mask_t, layer.mask_g, layer.mask_b = (step(masks.recurrent, dim) for dim in range(3))
-    if masks.memory is not None:
-        layer.memory_b = step(masks.memory, 0)
-    return layer
+        dbias_hh = dbias
+        if dbias is not None and dbias_n is not None:
+            dbias_hh = torch.cat([dbias[: 2 * h_0.size(1)], dbias_n])
+        return None, None, None, None, dx, dh_0, dc_0, dweight_ih, dweight_hh, dbias, dbias_hh
