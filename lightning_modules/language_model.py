@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric
 
 from lightning_modules.experiment import Experiment
 from lightning_modules.optim import DecoupledSGD
+from lightning_modules.softmax import softmax_nll
 from variational_rnn import (
     RNNMasks,
     VariationalDropout,
@@ -197,13 +198,29 @@ class LanguageModel(Experiment):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Loss of one window: cross-entropy in nats, summed over time, averaged over streams."""
-        inputs, targets = batch
-        logits, state = self(inputs, self._train_state)
+        loss, nll, state = self.loss(*batch, self._train_state)
         self._train_state = _detached(state) if self.carry_state else None
-        nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        self.train_nll.update(nll.detach())
-        self.count_words(targets)
-        return nll.sum() / targets.size(1)
+        self.train_nll.update(nll)
+        self.count_words(batch[1])
+        return loss
+
+    def loss(self, inputs: Tensor, targets: Tensor, state: State = None) -> tuple[Tensor, Tensor, State]:
+        """Cross-entropy of a window in nats, summed over time and averaged over streams.
+
+        Args:
+            inputs: word ids, [T, B].
+            targets: the next words, [T, B].
+            state: of the previous window; zeros by default.
+
+        Returns:
+            The loss; the surprisal of each word, [T*B], without gradient; and the state after the last word.
+        """
+        hidden, state = self._hidden(inputs, state, None)
+        softmax = self.softmax
+        loss, nll = softmax_nll(
+            hidden.flatten(0, 1), softmax.weight, softmax.bias, targets.flatten(), scale=1 / targets.size(1)
+        )
+        return loss, nll, state
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training perplexity, with dropout on."""

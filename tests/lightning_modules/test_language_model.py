@@ -229,12 +229,12 @@ def test_training_perplexity_is_the_exponential_of_the_mean_of_the_epochs_window
 class Recording(LanguageModel):
     """Keeps what every forward pass is given and what it returns."""
 
-    def forward(self, words: Tensor, state: Any = None, masks: Any = None) -> tuple[Tensor, Any]:
-        logits, new_state = super().forward(words, state, masks)
+    def _hidden(self, words: Tensor, state: Any, masks: Any) -> tuple[Tensor, Any]:
+        hidden, new_state = super()._hidden(words, state, masks)
         if not hasattr(self, "passes"):
             self.passes: list[tuple[bool, Tensor, Any, Any]] = []
         self.passes.append((self.training, words, state, new_state))
-        return logits, new_state
+        return hidden, new_state
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])

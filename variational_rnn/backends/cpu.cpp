@@ -213,6 +213,17 @@ void read_through(const Mask& mask, int distinct, int64_t t, int64_t b, int64_t 
 
 extern "C" {
 
+// C[M, N] = bias + A[M, K] B[K, N]; A and B with steps of their own, so that either may be transposed.
+void vrnn_matmul(int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64_t a_k, const float* b,
+                 int64_t b_k, int64_t b_n, const float* bias, float* c) {
+    Buffer packed(panels_of(N) * K * U);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        pack_all(N, K, b, b_k, b_n, packed.data);
+        product(M, N, K, a, a_m, a_k, packed.data, c, N, false, bias);
+    }
+}
+
 struct Layer {
     int32_t kind, gates, threads, reverse;
     int64_t T, B, I, H;

@@ -92,17 +92,22 @@ def library() -> ctypes.CDLL | None:
 
 def refusal(x: Tensor, state: functional.State, weights: functional.Weights, masks: LayerMasks) -> str | None:
     """Why a layer is left to the reference, or None if this backend computes it."""
-    tensors = [tensor for tensor in (x, *state, *weights, *masks) if tensor is not None]
-    if any(tensor.device.type != "cpu" or tensor.dtype != torch.float32 for tensor in tensors):
-        return "it computes float32 on the CPU"
     if x.size(1) == 0:
         return "there are no sequences"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is on"
     if weights.hr is not None:
         return "the LSTM projects its h"
     if any(mask is not None and mask.requires_grad for mask in masks):
         return "a mask requires a gradient"
+    return refusal_of(x, *state, *weights, *masks)
+
+
+def refusal_of(*tensors: Tensor | None) -> str | None:
+    """Why a computation with these tensors is left to torch, or None if this backend can do it."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    if any(tensor.device.type != "cpu" or tensor.dtype != torch.float32 for tensor in given):
+        return "it computes float32 on the CPU"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.maybe_current_level() is not None:
         return "the call is traced"
     if library() is None:
@@ -126,6 +131,29 @@ def unroll(
     c_0 = state[1] if mode == "LSTM" else None
     h, h_T, c_T = _Unroll.apply(mode, reverse, lengths, masks, x, state[0], c_0, *weights[:4])
     return h, ((h_T, c_T) if mode == "LSTM" else (h_T,))
+
+
+def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a b + bias, without a gradient: on many processors twice as fast as torch's product.
+
+    Args:
+        a: [M, K], with any strides.
+        b: [K, N], with any strides.
+        bias: [N].
+
+    Returns:
+        [M, N].
+    """
+    out = a.new_empty(a.size(0), b.size(1))
+    integer, pointer = ctypes.c_int64, ctypes.c_void_p
+    lib: Any = library()
+    lib.vrnn_matmul(
+        torch.get_num_threads(), integer(a.size(0)), integer(b.size(1)), integer(a.size(1)),
+        pointer(a.data_ptr()), integer(a.stride(0)), integer(a.stride(1)),
+        pointer(b.data_ptr()), integer(b.stride(0)), integer(b.stride(1)),
+        pointer(None if bias is None else bias.data_ptr()), pointer(out.data_ptr()),
+    )  # fmt: skip
+    return out
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:

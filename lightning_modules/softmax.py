@@ -1,0 +1,67 @@
+"""The softmax layer and its loss: half of the work of a language model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from variational_rnn.backends import cpu
+
+ROWS = 64  # of logits handled at once, so that they stay in cache: 64 x 10,000 words x 4 bytes = 2.5 MB
+
+
+def softmax_nll(
+    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of targets under softmax(hidden W^T + b).
+
+    On the CPU the gradient is computed along with the loss, in the memory of the logits: one [N, V] buffer instead of
+    three. Elsewhere torch's own functions are used.
+
+    Args:
+        hidden: [N, H].
+        weight: [V, H].
+        bias: [V].
+        targets: word ids, [N].
+        scale: what the sum is multiplied by.
+
+    Returns:
+        Their scaled sum, in nats, which has a gradient, and each of them, [N], which has none.
+    """
+    if cpu.refusal_of(hidden, weight, bias) is None:
+        return _SoftmaxNLL.apply(hidden, weight, bias, targets, scale)
+    nll = F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="none")
+    return nll.sum() * scale, nll.detach()
+
+
+class _SoftmaxNLL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        logits = cpu.matmul(hidden, weight.t(), bias.contiguous())
+        nll = torch.empty_like(hidden[:, 0])
+        with_gradient = any(ctx.needs_input_grad)
+        for rows, words, out in zip(logits.split(ROWS), targets.split(ROWS), nll.split(ROWS), strict=True):
+            normaliser = rows.logsumexp(dim=1, keepdim=True)
+            out.copy_((normaliser - rows.gather(1, words.unsqueeze(1))).squeeze(1))
+            if with_gradient:  # p, and p - 1 at the target
+                rows.sub_(normaliser).exp_().mul_(scale)
+                rows.scatter_add_(1, words.unsqueeze(1), rows.new_full((len(words), 1), -scale))
+        if with_gradient:
+            gradients = cpu.matmul(logits, weight), cpu.matmul(logits.t(), hidden), logits.sum(dim=0)
+            ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(nll)
+        return nll.sum() * scale, nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dloss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        if dloss.item() != 1.0:  # it is 1 where this is the loss, which spares a pass over the gradients
+            gradients = tuple(gradient * dloss for gradient in gradients)
+        return *gradients, None, None
