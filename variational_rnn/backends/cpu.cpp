@@ -205,7 +205,10 @@ void read_through(const Mask& mask, int distinct, int64_t t, int64_t b, int64_t 
     for (int g = 0; g < distinct; g++) {
         const float* z = mask.row(t, g, b);
         float* out = to + g * to_gate;
-        for (int64_t i = 0; i < n; i++) out[i] = z ? x[i] * z[from + i] : x[i];
+        if (z)
+            for (int64_t i = 0; i < n; i++) out[i] = x[i] * z[from + i];
+        else
+            memcpy(out, x, n * sizeof(float));
     }
 }
 
@@ -380,8 +383,12 @@ void vrnn_backward(const Layer* layer) {
                         if (distinct == 1 && g < G - 1) continue;
                         for (int64_t b = 0; b < B; b++) {
                             const float* z = L.recurrent.row(after, g, b);
+                            const float* from_b = through.data + b * U;
                             float* to = direct.data + b * H + u;
-                            for (int k = 0; k < n; k++) to[k] += z ? z[u + k] * through.data[b * U + k] : through.data[b * U + k];
+                            if (z)
+                                for (int k = 0; k < n; k++) to[k] += z[u + k] * from_b[k];
+                            else
+                                for (int k = 0; k < n; k++) to[k] += from_b[k];
                         }
                     }
                 if (s < 0) continue;
@@ -454,15 +461,22 @@ void vrnn_backward(const Layer* layer) {
                     if (L.input.data)
 #pragma omp for schedule(static)
                         for (int64_t i = 0; i < n; i++) {
-                            const float* z = L.input.row(begins + i / B, d, i % B);
-                            for (int64_t k = 0; k < I; k++) dx[i * I + k] = (d > 0 ? dx[i * I + k] : 0.f) + z[k] * to[i * I + k];
+                            const float *z = L.input.row(begins + i / B, d, i % B), *part_i = to + i * I;
+                            float* dx_i = dx + i * I;
+                            if (d == 0)
+                                for (int64_t k = 0; k < I; k++) dx_i[k] = z[k] * part_i[k];
+                            else
+                                for (int64_t k = 0; k < I; k++) dx_i[k] += z[k] * part_i[k];
                         }
                 }
                 const float* x = L.x + begins * B * I;
                 if (L.input.data) {
 #pragma omp for schedule(static)
-                    for (int64_t i = 0; i < n; i++)
-                        for (int64_t k = 0; k < I; k++) read.data[i * I + k] = x[i * I + k] * L.input.row(begins + i / B, d, i % B)[k];
+                    for (int64_t i = 0; i < n; i++) {
+                        const float *z = L.input.row(begins + i / B, d, i % B), *from_x = x + i * I;
+                        float* to = read.data + i * I;
+                        for (int64_t k = 0; k < I; k++) to[k] = from_x[k] * z[k];
+                    }
                     x = read.data;
                 }
                 pack_all(I, n, x, I, 1, packed.data);
@@ -475,7 +489,11 @@ void vrnn_backward(const Layer* layer) {
                     const int64_t time = begins + i / B, b = i % B, step = L.reverse ? T - 1 - time : time;
                     const float* h = step ? L.h + ((L.reverse ? time + 1 : time - 1) * B + b) * H : L.h0 + b * H;
                     const float* z = L.recurrent.row(time, d, b);
-                    for (int64_t k = 0; k < H; k++) read.data[i * H + k] = z ? h[k] * z[k] : h[k];
+                    float* to = read.data + i * H;
+                    if (z)
+                        for (int64_t k = 0; k < H; k++) to[k] = h[k] * z[k];
+                    else
+                        memcpy(to, h, H * sizeof(float));
                 }
                 pack_all(H, n, read.data, H, 1, packed.data);
                 product(share * H, H, n, dgate_h + from, 1, G * H, packed.data, L.dweight_hh + from * H, H, add);
