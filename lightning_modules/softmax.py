@@ -11,8 +11,6 @@ from torch.autograd.function import once_differentiable
 
 from variational_rnn.backends import cpu
 
-ROWS = 64  # of logits handled at once, so that they stay in cache: 64 x 10,000 words x 4 bytes = 2.5 MB
-
 
 def softmax_nll(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float = 1.0
@@ -44,14 +42,8 @@ class _SoftmaxNLL(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float
     ) -> tuple[Tensor, Tensor]:
         logits = cpu.matmul(hidden, weight.t(), bias.contiguous())
-        nll = torch.empty_like(hidden[:, 0])
         with_gradient = any(ctx.needs_input_grad)
-        for rows, words, out in zip(logits.split(ROWS), targets.split(ROWS), nll.split(ROWS), strict=True):
-            normaliser = rows.logsumexp(dim=1, keepdim=True)
-            out.copy_((normaliser - rows.gather(1, words.unsqueeze(1))).squeeze(1))
-            if with_gradient:  # p, and p - 1 at the target
-                rows.sub_(normaliser).exp_().mul_(scale)
-                rows.scatter_add_(1, words.unsqueeze(1), rows.new_full((len(words), 1), -scale))
+        nll = cpu.softmax_nll_(logits, targets, scale if with_gradient else None)
         if with_gradient:
             gradients = cpu.matmul(logits, weight), cpu.matmul(logits.t(), hidden), logits.sum(dim=0)
             ctx.save_for_backward(*gradients)

@@ -8,6 +8,7 @@
 // Shapes: T steps, B sequences, H units, G gates. Matrices are row-major; masks have strides, 0 for what is shared.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <new>
@@ -65,7 +66,7 @@ inline vf vexp(vf x) {
     return (vf)((vi)y + exponent);
 }
 inline vf sigmoid(vf x) { return 1.f / (1.f + vexp(-x)); }
-inline vf tanh(vf x) {
+inline vf vtanh(vf x) {
     vf magnitude = x < 0.f ? -x : x, z = x * x;
     vf small = all(-5.70498872745e-3f);
     small = small * z + 2.06390887954e-2f;
@@ -132,16 +133,43 @@ void multiply(int64_t M, int64_t K, const float* a, int64_t step_m, int64_t step
     }
 }
 
+// Transpose V registers of V floats.
+inline void transpose(vf* r) {
+#if defined(__clang__)
+    for (int i = 0; i < V; i++)
+        for (int j = 0; j < i; j++) std::swap(((float*)&r[i])[j], ((float*)&r[j])[i]);
+#else
+#pragma GCC unroll 8
+    for (int s = 1; s < V; s *= 2) {  // exchange the off-diagonal squares of side s
+        vi upper, lower;
+#pragma GCC unroll 16
+        for (int l = 0; l < V; l++) upper[l] = l & s ? V + l - s : l, lower[l] = l & s ? V + l : l + s;
+#pragma GCC unroll 16
+        for (int i = 0; i < V; i++) {
+            if (i & s) continue;
+            const vf a = r[i], b = r[i + s];
+            r[i] = __builtin_shuffle(a, b, upper), r[i + s] = __builtin_shuffle(a, b, lower);
+        }
+    }
+#endif
+}
+
 // A panel [K, U]: n columns of b[k * step_k + column * step_n], and zeros.
 void pack(int64_t K, const float* b, int64_t step_k, int64_t step_n, int n, float* panel) {
+    int64_t k = 0;
     if (step_n == 1 && n == U) {
-        for (int64_t k = 0; k < K; k++) memcpy(panel + k * U, b + k * step_k, U * sizeof(float));
-        return;
+        for (; k < K; k++) memcpy(panel + k * U, b + k * step_k, U * sizeof(float));
+    } else if (step_k == 1 && n == U) {
+        for (; k + V <= K; k += V)
+            for (int half = 0; half < U; half += V) {
+                vf r[V];
+                for (int i = 0; i < V; i++) r[i] = load(b + k + (half + i) * step_n);
+                transpose(r);
+                for (int i = 0; i < V; i++) store(panel + (k + i) * U + half, r[i]);
+            }
     }
-    for (int64_t k0 = 0; k0 < K; k0 += 64)  // by pieces that stay in cache whichever of the steps is 1
-        for (int column = 0; column < U; column++)
-            for (int64_t k = k0; k < std::min(K, k0 + 64); k++)
-                panel[k * U + column] = column < n ? b[k * step_k + column * step_n] : 0.f;
+    for (; k < K; k++)
+        for (int column = 0; column < U; column++) panel[k * U + column] = column < n ? b[k * step_k + column * step_n] : 0.f;
 }
 
 struct Buffer {
@@ -227,6 +255,38 @@ void vrnn_matmul(int threads, int64_t M, int64_t N, int64_t K, const float* a, i
     }
 }
 
+// Rows of logits [N, V]: nll = ln sum exp - logit of the target; if asked for, the logits become scale * (p - 1[target]).
+void vrnn_softmax_nll(int threads, int64_t N, int64_t words, float* logits, const int64_t* targets, float scale, float* nll,
+                      int with_gradient) {
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (int64_t row = 0; row < N; row++) {
+        float* x = logits + row * words;
+        vf high = all(x[0]);
+        int64_t at = 0;
+        for (; at + V <= words; at += V) high = load(x + at) > high ? load(x + at) : high;
+        float highest = high[0];
+        for (int i = 1; i < V; i++) highest = high[i] > highest ? high[i] : highest;
+        for (; at < words; at++) highest = x[at] > highest ? x[at] : highest;
+        vf sums = {};
+        const float target = x[targets[row]];
+        for (int64_t k = 0; k < words; k += V) {
+            const int n = (int)std::min<int64_t>(V, words - k);
+            vf e = vexp(load(x + k, n) - highest);
+            if (n < V)
+                for (int i = n; i < V; i++) e[i] = 0.f;
+            sums += e;
+            if (with_gradient) store(x + k, e, n);
+        }
+        float sum = 0.f;
+        for (int i = 0; i < V; i++) sum += sums[i];
+        nll[row] = std::log(sum) + highest - target;
+        if (!with_gradient) continue;
+        const float factor = scale / sum;
+        for (int64_t k = 0; k < words; k++) x[k] *= factor;
+        x[targets[row]] -= scale;
+    }
+}
+
 struct Layer {
     int32_t kind, gates, threads, reverse;
     int64_t T, B, I, H;
@@ -302,7 +362,7 @@ void vrnn_forward(const Layer* layer) {
                         vf new_h;
                         if (L.kind == LSTM) {
                             vf i = sigmoid(load(gate + k, m)), f = sigmoid(load(gate + H + k, m));
-                            vf g = tanh(load(gate + 2 * H + k, m)), o = sigmoid(load(gate + 3 * H + k, m));
+                            vf g = vtanh(load(gate + 2 * H + k, m)), o = sigmoid(load(gate + 3 * H + k, m));
                             vf old_c = load(c_before + b * H + u + k, m);
                             vf c = f * old_c + i * g;
                             vf kept = all(1.f);
@@ -310,19 +370,19 @@ void vrnn_forward(const Layer* layer) {
                                 kept = load(L.memory + b * L.memory_b + u + k, m);
                                 c = kept != 0.f ? c : vf{};
                             }
-                            new_h = kept * o * tanh(c);
+                            new_h = kept * o * vtanh(c);
                             store(gate + k, i, m), store(gate + H + k, f, m);
                             store(gate + 2 * H + k, g, m), store(gate + 3 * H + k, o, m);
                             store(L.c + (t * B + b) * H + u + k, ended ? old_c : c, m);
                         } else if (L.kind == GRU) {
                             vf q = load(L.product_n + (t * B + b) * H + u + k, m);
                             vf r = sigmoid(load(gate + k, m)), z = sigmoid(load(gate + H + k, m));
-                            vf c = tanh(load(gate + 2 * H + k, m) + r * q);
+                            vf c = vtanh(load(gate + 2 * H + k, m) + r * q);
                             new_h = c + z * (load(h_b + k, m) - c);
                             store(gate + k, r, m), store(gate + H + k, z, m), store(gate + 2 * H + k, c, m);
                         } else {
                             vf y = load(gate + k, m);
-                            new_h = L.kind == RNN_TANH ? tanh(y) : y < 0.f ? vf{} : y;
+                            new_h = L.kind == RNN_TANH ? vtanh(y) : y < 0.f ? vf{} : y;
                             store(gate + k, new_h, m);
                         }
                         store(h + k, ended ? load(h_b + k, m) : new_h, m);
@@ -411,7 +471,7 @@ void vrnn_backward(const Layer* layer) {
                         if (L.kind == LSTM) {
                             vf i = load(gate + k, m), f = load(gate + H + k, m);
                             vf g = load(gate + 2 * H + k, m), o = load(gate + 3 * H + k, m);
-                            vf squashed = tanh(load(L.c + (t * B + b) * H + u + k, m));
+                            vf squashed = vtanh(load(L.c + (t * B + b) * H + u + k, m));
                             float* carried = dc_carried.data + b * H + u + k;
                             vf dc = load(carried, m);
                             vf kept = L.memory ? load(L.memory + b * L.memory_b + u + k, m) : all(1.f);

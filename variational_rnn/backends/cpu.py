@@ -156,6 +156,33 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return out
 
 
+def softmax_nll_(logits: Tensor, targets: Tensor, scale: float | None) -> Tensor:
+    """Negative log-likelihood of targets, in nats; the logits become its gradient, if a scale for it is given.
+
+    Args:
+        logits: [N, V], contiguous; overwritten by scale * (softmax(logits) - onehot(targets)) if scale is not None.
+        targets: ids in [0, V), [N].
+        scale: of the gradient, or None for none.
+
+    Returns:
+        [N].
+
+    Raises:
+        IndexError: a target is not in [0, V).
+    """
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.size(1):
+        raise IndexError(f"targets must lie in [0, {logits.size(1)}), got {int(targets.min())} to {int(targets.max())}")
+    targets = targets.to(torch.int64).contiguous()
+    nll = logits.new_empty(logits.size(0))
+    integer, pointer = ctypes.c_int64, ctypes.c_void_p
+    lib: Any = library()
+    lib.vrnn_softmax_nll(
+        torch.get_num_threads(), integer(logits.size(0)), integer(logits.size(1)), pointer(logits.data_ptr()),
+        pointer(targets.data_ptr()), ctypes.c_float(scale or 0.0), pointer(nll.data_ptr()), int(scale is not None),
+    )  # fmt: skip
+    return nll
+
+
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 

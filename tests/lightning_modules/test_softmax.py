@@ -1,0 +1,63 @@
+"""The softmax layer's loss and gradient are torch's."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_modules.softmax import softmax_nll
+
+
+def results(function, *tensors):
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    loss, nll = function(*leaves)
+    return loss, nll, *torch.autograd.grad(3 * loss, leaves)
+
+
+@settings(max_examples=100)
+@given(
+    rows=st.integers(1, 80),
+    hidden_size=st.integers(1, 40),
+    words=st.integers(1, 90),
+    scale=st.sampled_from([1.0, 0.05]),
+    magnitude=st.sampled_from([1.0, 1e4]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_it_is_cross_entropy_of_a_linear_layer_with_its_gradients(rows, hidden_size, words, scale, magnitude, dtype):
+    torch.manual_seed(0)
+    hidden, weight = (
+        torch.randn(rows, hidden_size, dtype=dtype),
+        magnitude * torch.randn(words, hidden_size, dtype=dtype),
+    )
+    bias, targets = torch.randn(words, dtype=dtype), torch.randint(words, (rows,))
+
+    def torchs(hidden, weight, bias):
+        nll = F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="none")
+        return nll.sum() * scale, nll.detach()
+
+    ours = results(lambda *leaves: softmax_nll(*leaves, targets, scale), hidden, weight, bias)
+    for one, other in zip(ours, results(torchs, hidden, weight, bias), strict=True):
+        assert one.isfinite().all()
+        assert (one - other).abs().max() <= 1e-5 * max(1.0, other.abs().max())
+
+
+def test_without_gradient_the_losses_are_the_same():
+    hidden, weight, bias, targets = torch.randn(70, 8), torch.randn(33, 8), torch.randn(33), torch.randint(33, (70,))
+    with_gradient = softmax_nll(hidden, weight.requires_grad_(), bias, targets)
+    with torch.no_grad():
+        torch.testing.assert_close(softmax_nll(hidden, weight, bias, targets), with_gradient)
+
+
+def test_a_diverged_network_has_a_loss_of_nan():
+    hidden = torch.full((3, 8), torch.nan, requires_grad=True)
+    loss, nll = softmax_nll(hidden, torch.randn(33, 8), torch.randn(33), torch.randint(33, (3,)))
+    assert loss.isnan()
+    assert nll.isnan().all()
+
+
+@pytest.mark.parametrize("word", [-1, 33])
+def test_a_word_outside_the_vocabulary_is_refused(word):
+    targets = torch.tensor([0, word])
+    with pytest.raises(IndexError, match=f"{word}"):
+        softmax_nll(torch.randn(2, 8, requires_grad=True), torch.randn(33, 8), torch.randn(33), targets)
