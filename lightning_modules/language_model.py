@@ -23,8 +23,8 @@ from variational_rnn import (
 
 State = Any  # (h, c), each [L, B, H], of an LSTM; h of a GRU
 
-# Rows of logits held at once when many samples are evaluated: 4096 x 10,000 words x 4 bytes = 160 MB.
-LOGIT_ROWS = 4096
+# Rows of logits held at once when many samples are evaluated: 512 x 10,000 words x 4 bytes = 20 MB.
+LOGIT_ROWS = 512
 
 
 class LanguageModelMasks(NamedTuple):
@@ -289,7 +289,7 @@ class LanguageModel(Experiment):
         hidden, state = self._hidden(inputs, self._mc_state, self._mc_sample)
         self._mc_state = state if self.carry_state else None
         rows = zip(hidden.flatten(0, 1).split(LOGIT_ROWS), targets.flatten().split(LOGIT_ROWS), strict=True)
-        nll = torch.cat([F.cross_entropy(self.softmax(h), t, reduction="none") for h, t in rows])
+        nll = torch.cat([softmax_nll(h, self.softmax.weight, self.softmax.bias, t)[1] for h, t in rows])
         return -nll.view_as(targets)
 
     def on_test_epoch_end(self) -> None:

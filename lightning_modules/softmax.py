@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from variational_rnn.backends import cpu
 
+ROWS = 64  # for fewer, torch's product is faster
+
 
 def softmax_nll(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float = 1.0
@@ -30,8 +32,9 @@ def softmax_nll(
     Returns:
         Their scaled sum, in nats, which has a gradient, and each of them, [N], which has none.
     """
-    if cpu.refusal_of(hidden, weight, bias) is None:
-        return _SoftmaxNLL.apply(hidden, weight, bias, targets, scale)
+    if len(targets) >= ROWS and cpu.refusal_of(hidden, weight, bias) is None:
+        with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, weight, bias))
+        return _SoftmaxNLL.apply(hidden, weight, bias, targets, scale, with_gradient)
     nll = F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="none")
     return nll.sum() * scale, nll.detach()
 
@@ -39,10 +42,9 @@ def softmax_nll(
 class _SoftmaxNLL(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float, with_gradient: bool
     ) -> tuple[Tensor, Tensor]:
         logits = cpu.matmul(hidden, weight.t(), bias.contiguous())
-        with_gradient = any(ctx.needs_input_grad)
         nll = cpu.softmax_nll_(logits, targets, scale if with_gradient else None)
         if with_gradient:
             gradients = cpu.matmul(logits, weight), cpu.matmul(logits.t(), hidden), logits.sum(dim=0)
@@ -56,4 +58,4 @@ class _SoftmaxNLL(torch.autograd.Function):
         gradients = ctx.saved_tensors
         if dloss.item() != 1.0:  # it is 1 where this is the loss, which spares a pass over the gradients
             gradients = tuple(gradient * dloss for gradient in gradients)
-        return *gradients, None, None
+        return *gradients, None, None, None

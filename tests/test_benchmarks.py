@@ -1,0 +1,31 @@
+"""The benchmark runs, and its README shows what the result file says."""
+
+import json
+from pathlib import Path
+
+from benchmarks import cpu
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+def test_the_readme_shows_the_committed_measurements():
+    result = json.loads((FOLDER / "results" / "cpu.json").read_text(encoding="utf-8"))
+    assert cpu.tables(result) in (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_run_writes_its_result_and_the_tables_into_the_readme(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cpu, "SHAPES", [(2, 3, 4, 5), (3, 2, 5, 4)])
+    monkeypatch.setattr(cpu, "STEPS", {"small": (8, 5), "medium": (12, 4)})
+    monkeypatch.setattr(cpu, "VOCABULARY", 50)
+    monkeypatch.setattr(cpu, "peak_memory", lambda size, who: None)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"above\n{cpu.BEGIN}\nold\n{cpu.END}\nbelow\n", encoding="utf-8")
+    cpu.main(["--seconds", "0.01", "--threads", "1", "--output", str(tmp_path / "cpu.json"), "--readme", str(readme)])
+    text, result = readme.read_text(encoding="utf-8"), json.loads((tmp_path / "cpu.json").read_text(encoding="utf-8"))
+    assert text.startswith("above\n")
+    assert text.endswith("below\n")
+    assert "old" not in text
+    assert "2, 3, 4, 5" in text
+    assert "not measured" in text
+    assert all(seconds > 0 for row in result["layers"] for seconds in row["seconds"].values())
+    assert "nn.LSTM" in capsys.readouterr().out
