@@ -2,6 +2,10 @@
 
 import copy
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -278,3 +282,16 @@ def test_it_is_built_anew_in_an_empty_cache_and_leaves_one_file(monkeypatch, tmp
         assert [file.suffix for file in (tmp_path / "variational_rnn").iterdir()] == [".so"]
     finally:
         cpu.library.cache_clear()
+
+
+@is_built
+@pytest.mark.slow
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="it runs with AVX2 already")
+def test_with_the_instructions_of_an_older_processor_it_computes_the_same():
+    code = (
+        "import torch; from tests.variational_rnn import test_cpu_backend as tests; "
+        "assert torch.backends.cpu.get_cpu_capability() == 'AVX2'; "
+        "tests.test_outputs_states_and_gradients_equal_the_references()"
+    )
+    root = Path(__file__).parent.parent.parent
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, env=os.environ | {"ATEN_CPU_CAPABILITY": "avx2"})
