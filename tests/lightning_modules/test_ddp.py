@@ -77,7 +77,7 @@ def run(folder: Path, devices: int, dropout: float, epochs: int = 3) -> dict[str
     outside = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "PL_", "LOCAL_RANK"))}
     done = subprocess.run(
         [sys.executable, str(script), str(devices), str(dropout), str(epochs), str(folder)],
-        env=outside | {"OMP_NUM_THREADS": "1"},
+        env=outside | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent.parent)},
         capture_output=True,
         text=True,
         timeout=120,
