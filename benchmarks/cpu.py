@@ -285,11 +285,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--readme", type=Path, default=FOLDER / "README.md")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    if cpu.library() is None:
+    if cpu.extension() is None:
         print("the fast CPU backend is not there: the reference is measured", file=sys.stderr)
     result = {
         "provenance": provenance(torch.device("cpu"), 1),
-        "fast_backend": cpu.library() is not None,
+        "fast_backend": cpu.extension() is not None,
         "layers": layers(options.seconds),
         "steps": steps(options.seconds),
         "monte_carlo": monte_carlo(options.seconds),

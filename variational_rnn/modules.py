@@ -203,9 +203,12 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
         else:
             self._check_masks(masks, batch_size, steps)
             layers = masks.layers
+        all_is_kept = all(mask is None for layer in layers for mask in layer)
+        if self.backend == "auto" and all_is_kept and hx is None:
+            return super().forward(input)  # torch's own kernel
         state = self._checked_state(input, hx, batch_size)
-        if self.backend == "auto" and all(mask is None for layer in layers for mask in layer):
-            return super().forward(input, hx)  # nothing to drop: torch's own kernel
+        if self.backend == "auto" and all_is_kept:
+            return super().forward(input, hx)
         if self.backend == "auto" and all(layer.is_shared for layer in layers):
             return self._forward_native(input, state, layers)
         return self._forward_steps(input, state, layers)

@@ -25,7 +25,7 @@ LAYERS = {
 }
 DROPOUT = {"input_dropout": 0.3, "recurrent_dropout": 0.5}
 any_layer = pytest.mark.parametrize("layer", LAYERS)
-is_built = pytest.mark.skipif(cpu.library() is None, reason="the fast CPU backend cannot be built here")
+is_built = pytest.mark.skipif(cpu.extension() is None, reason="the fast CPU backend cannot be built here")
 
 
 def layer_and_its_reference(layer, *sizes, **kwargs):
@@ -261,7 +261,7 @@ def test_where_it_cannot_be_built_the_reference_computes_and_why_is_said_once(
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     prepare(monkeypatch, tmp_path)
-    cpu.library.cache_clear()
+    cpu.extension.cache_clear()
     try:
         gru = VariationalGRU(3, 4, **DROPOUT)
         with caplog.at_level(logging.WARNING):
@@ -270,18 +270,18 @@ def test_where_it_cannot_be_built_the_reference_computes_and_why_is_said_once(
         [record] = caplog.records
         assert reason in record.getMessage()
     finally:
-        cpu.library.cache_clear()
+        cpu.extension.cache_clear()
 
 
 @is_built
 def test_it_is_built_anew_in_an_empty_cache_and_leaves_one_file(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cpu.library.cache_clear()
+    cpu.extension.cache_clear()
     try:
-        assert cpu.library() is not None
+        assert cpu.extension() is not None
         assert [file.suffix for file in (tmp_path / "variational_rnn").iterdir()] == [".so"]
     finally:
-        cpu.library.cache_clear()
+        cpu.extension.cache_clear()
 
 
 @is_built

@@ -55,7 +55,7 @@ class _Layer(ctypes.Structure):
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def extension() -> ctypes.CDLL | None:
     """The compiled extension, or None where it cannot be built; why is logged once.
 
     It is compiled for the instructions that torch finds at run time and kept in ~/.cache/variational_rnn (or below
@@ -110,7 +110,7 @@ def refusal_of(*tensors: Tensor | None) -> str | None:
         return "autocast is on"
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.maybe_current_level() is not None:
         return "the call is traced"
-    if library() is None:
+    if extension() is None:
         return "it could not be built"
     return None
 
@@ -146,7 +146,7 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     out = a.new_empty(a.size(0), b.size(1))
     integer, pointer = ctypes.c_int64, ctypes.c_void_p
-    lib: Any = library()
+    lib: Any = extension()
     lib.vrnn_matmul(
         torch.get_num_threads(), integer(a.size(0)), integer(b.size(1)), integer(a.size(1)),
         pointer(a.data_ptr()), integer(a.stride(0)), integer(a.stride(1)),
@@ -175,7 +175,7 @@ def softmax_nll_(logits: Tensor, targets: Tensor, scale: float | None) -> Tensor
     targets = targets.to(torch.int64).contiguous()
     nll = logits.new_empty(logits.size(0))
     integer, pointer = ctypes.c_int64, ctypes.c_void_p
-    lib: Any = library()
+    lib: Any = extension()
     lib.vrnn_softmax_nll(
         torch.get_num_threads(), integer(logits.size(0)), integer(logits.size(1)), pointer(logits.data_ptr()),
         pointer(targets.data_ptr()), ctypes.c_float(scale or 0.0), pointer(nll.data_ptr()), int(scale is not None),
@@ -242,7 +242,7 @@ class _Unroll(torch.autograd.Function):
             mode, reverse, masks, x, h_0, c0=c_0, lengths=lengths, weight_ih=weight_ih, weight_hh=weight_hh, bias=bias,
             bias_n=bias_n, gate=gate, product_n=product_n, h=h, c=c,
         )  # fmt: skip
-        lib: Any = library()
+        lib: Any = extension()
         lib.vrnn_forward(ctypes.byref(layer))
         ctx.mode, ctx.reverse, ctx.lengths, ctx.masks, ctx.has_bias = mode, reverse, lengths, masks, bias is not None
         ctx.save_for_backward(x, h_0, c_0, weight_ih, weight_hh, gate, product_n, h, c)
@@ -265,7 +265,7 @@ class _Unroll(torch.autograd.Function):
             weight_hh=weight_hh, gate=gate, product_n=product_n, h=h, c=c, dh=dh, dh_T=dh_T, dc_T=dc_T, dx=dx, dh0=dh_0,
             dc0=dc_0, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias, dbias_n=dbias_n,
         )  # fmt: skip
-        lib: Any = library()
+        lib: Any = extension()
         lib.vrnn_backward(ctypes.byref(layer))
         dbias_hh = dbias
         if dbias is not None and dbias_n is not None:
