@@ -2,7 +2,7 @@
 //
 // A step is a product of B rows only, repeated T times with the same weights. The weights are therefore packed once into
 // panels that a register tile reads in order; the pointwise work on a panel's units follows at once, while their gates are
-// in cache; and all steps run in one parallel region. A mask per gate costs nothing, since every gate's product is one of
+// in cache; and all steps run in one parallel region. A mask per gate costs little, since every gate's product is one of
 // its own. Plain C++ with the vector types of GCC and Clang: nothing of torch is included or linked.
 //
 // Shapes: T steps, B sequences, H units, G gates. Matrices are row-major; masks have strides, 0 for what is shared.
