@@ -151,7 +151,10 @@ def training_step(size: str, who: str) -> Callable[[], None]:
     def run() -> None:
         optimizer.zero_grad()
         loss().backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        if isinstance(optimizer, DecoupledSGD):
+            optimizer.clip(nn.utils.get_total_norm([p.grad for p in model.parameters()]), 5.0)
+        else:
+            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
 
     return run

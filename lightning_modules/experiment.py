@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_modules.optim import DecoupledSGD
+
 
 class Experiment(L.LightningModule):
     """Base of the LightningModules: records every epoch, measures words/s, and checks checkpoints before loading.
@@ -76,6 +78,8 @@ class Experiment(L.LightningModule):
         self.log("gradient_norm", norm)
         if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val is not None and isinstance(optimizer, DecoupledSGD):
+            optimizer.clip(norm, gradient_clip_val)
         elif gradient_clip_val is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
 

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
-class DecoupledSGD(torch.optim.SGD):
+class DecoupledSGD(torch.optim.Optimizer):
     """Plain SGD followed by weight decay on the already updated parameters: w <- w - lr*g, then w <- w - decay*w.
 
     The decay is not multiplied by the learning rate (protocol section 1.3), unlike that of torch.optim.SGD, which adds
-    it to the gradient.
+    it to the gradient. Clipping, update and decay are one pass over the parameters.
 
     Args:
         params: parameters or parameter groups.
@@ -20,20 +21,38 @@ class DecoupledSGD(torch.optim.SGD):
         decay: fraction that every parameter shrinks by in each step.
 
     Raises:
-        ValueError: decay is not in [0, 1).
+        ValueError: lr is not positive, or decay is not in [0, 1).
     """
 
     def __init__(self, params: Any, lr: float, decay: float = 0.0) -> None:
+        if not lr > 0.0:
+            raise ValueError(f"learning_rate must be positive, got {lr}")
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"weight_decay must lie in [0, 1), got {decay}")
-        super().__init__(params, lr=lr)
+        super().__init__(params, {"lr": lr})
         self.decay = decay
+        self._gradient_divisor: Tensor | None = None
 
+    def clip(self, norm: Tensor, max_norm: float) -> None:
+        """Clip the gradients, of total norm `norm`, as torch.nn.utils.clip_grads_with_norm_ does, but in the next step."""
+        self._gradient_divisor = ((norm + 1e-6) / max_norm).clamp(min=1.0).float()
+
+    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update the parameters once."""
-        loss = super().step(closure)
-        if self.decay:
-            with torch.no_grad():
-                parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-                torch._foreach_mul_(parameters, 1.0 - self.decay)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            # (w - lr*g)(1 - decay) = w - rate*(g + decay/rate * w), which is what torch's fused SGD computes.
+            rate = group["lr"] * (1.0 - self.decay)
+            torch._fused_sgd_(
+                parameters, [p.grad for p in parameters], [], weight_decay=self.decay / rate, momentum=0.0, lr=rate,
+                dampening=0.0, nesterov=False, maximize=False, is_first_step=False, grad_scale=self._gradient_divisor,
+            )  # fmt: skip
+        self._gradient_divisor = None
         return loss

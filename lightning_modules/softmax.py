@@ -34,7 +34,7 @@ def softmax_nll(
     """
     if len(targets) >= ROWS and cpu.refusal_of(hidden, weight, bias) is None:
         with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, weight, bias))
-        return _SoftmaxNLL.apply(hidden, weight, bias, targets, scale, with_gradient)
+        return _SoftmaxNLL.apply(hidden.float(), weight, bias, targets, scale, with_gradient)
     nll = F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="none")
     return nll.sum() * scale, nll.detach()
 

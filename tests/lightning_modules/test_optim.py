@@ -17,7 +17,7 @@ def test_weight_decay_comes_after_the_update() -> None:
     assert weight.item() == pytest.approx(1.8, rel=1e-12)
 
 
-@pytest.mark.parametrize("lr", [0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("lr", [1e-9, 1e-3, 1.0])
 def test_weight_decay_is_not_scaled_by_the_learning_rate(lr: float) -> None:
     weight = parameter_with_gradient(3.0, 0.0)
     DecoupledSGD([weight], lr=lr, decay=0.1).step()
@@ -40,6 +40,43 @@ def test_without_decay_it_is_plain_sgd() -> None:
 def test_the_loss_of_a_closure_is_returned() -> None:
     weight = parameter_with_gradient(3.0, 2.0)
     assert DecoupledSGD([weight], lr=0.3, decay=0.1).step(lambda: 7.0) == 7.0
+
+
+def test_clipping_within_the_step_is_torchs_clipping_before_it() -> None:
+    torch.manual_seed(0)
+    ours, theirs = ([torch.nn.Parameter(torch.ones(size)) for size in (3, 5)] for _ in range(2))
+    for gradient_norm in (0.5, 20.0):
+        gradients = [torch.randn(3), torch.randn(5)]
+        scale = gradient_norm / torch.nn.utils.get_total_norm(gradients)
+        for parameters in (ours, theirs):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient * scale
+        optimizer = DecoupledSGD(ours, lr=0.3, decay=0.01)
+        optimizer.clip(torch.nn.utils.get_total_norm([p.grad for p in ours]), 5.0)
+        optimizer.step()
+        torch.nn.utils.clip_grad_norm_(theirs, 5.0)
+        torch.optim.SGD(theirs, lr=0.3).step()
+        for one, other in zip(ours, theirs, strict=True):
+            with torch.no_grad():
+                other *= 0.99
+            torch.testing.assert_close(one, other)
+
+
+def test_clipping_counts_for_one_step_only() -> None:
+    weight = parameter_with_gradient(3.0, 2.0)
+    optimizer = DecoupledSGD([weight], lr=0.5)
+    optimizer.clip(torch.tensor(2.0), 0.5)
+    optimizer.step()
+    assert weight.item() == pytest.approx(2.75)
+    weight.grad.fill_(2.0)
+    optimizer.step()
+    assert weight.item() == pytest.approx(1.75)
+
+
+@pytest.mark.parametrize("lr", [0.0, -1.0, float("nan")])
+def test_impossible_learning_rate_is_named(lr: float) -> None:
+    with pytest.raises(ValueError, match=f"learning_rate must be positive, got {lr}"):
+        DecoupledSGD([parameter_with_gradient(1.0, 1.0)], lr=lr)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0, float("nan")])

@@ -1,9 +1,12 @@
-// One recurrent layer in one direction on the CPU, in fp32, with the backward pass by hand. The twin of functional.unroll.
+// One recurrent layer in one direction on the CPU, with the backward pass by hand. The twin of functional.unroll.
 //
 // A step is a product of B rows only, repeated T times with the same weights. The weights are therefore packed once into
 // panels that a register tile reads in order; the pointwise work on a panel's units follows at once, while their gates are
 // in cache; and all steps run in one parallel region. A mask per gate costs little, since every gate's product is one of
 // its own. Plain C++ with the vector types of GCC and Clang: nothing of torch is included or linked.
+//
+// Everything is fp32, but the factors of products may be rounded to bf16: with P = BF16 two of them, neighbours along K,
+// fill the place of a float, and depth_of(K) places hold K. Their sums are fp32.
 //
 // Shapes: T steps, B sequences, H units, G gates. Matrices are row-major; masks have strides, 0 for what is shared.
 
@@ -12,6 +15,10 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -46,6 +53,41 @@ inline void store(float* p, vf x, int n) {
     float t[V];
     store(t, x);
     memcpy(p, t, n * sizeof(float));
+}
+
+enum Precision { FP32, BF16 };
+
+template <Precision P>
+constexpr int64_t depth_of(int64_t K) {
+    return P == BF16 ? (K + 1) / 2 : K;
+}
+
+#if defined(__AVX512BF16__)
+inline vi rounded(vf x) { return (vi)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x)); }
+inline vf pairs_of(vf first, vf second) { return (vf)(rounded(first) | rounded(second) << 16); }
+inline vf pairs_within(vf low, vf high) { return (vf)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
+#else  // of no use
+inline vf pairs_of(vf first, vf) { return first; }
+inline vf pairs_within(vf low, vf) { return low; }
+#endif
+
+template <Precision P>
+inline void multiply_add(vf& sum, float x, vf y) {
+    if constexpr (P == FP32) sum += x * y;
+#if defined(__AVX512BF16__)
+    else sum = (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)y, (__m512bh)_mm512_set1_ps(x));
+#endif
+}
+
+// n factors that follow each other along K.
+template <Precision P>
+inline void factors(int64_t n, const float* x, float* to) {
+    if constexpr (P == FP32) memcpy(to, x, n * sizeof(float));
+    else
+        for (int64_t i = 0; i < n; i += U) {
+            const int m = (int)std::min<int64_t>(U, n - i);
+            store(to + i / 2, pairs_within(load(x + i, m), m > V ? load(x + i + V, m - V) : vf{}), (m + 1) / 2);
+        }
 }
 
 // Cephes' expf and tanhf, to about one unit in the last place; nan stays nan.
@@ -86,7 +128,7 @@ struct Start {
 };
 
 // C[rows, n] = start + A[rows, K] times a panel [K, U]; A is read as a[row * step_m + k * step_k].
-template <int rows>
+template <Precision P, int rows>
 void tile(int64_t K, const float* a, int64_t step_m, int64_t step_k, const float* panel, float* c, int64_t ldc, int n,
           Start start) {
     vf left[rows], right[rows];
@@ -99,8 +141,8 @@ void tile(int64_t K, const float* a, int64_t step_m, int64_t step_k, const float
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
             float x = a[r * step_m + k * step_k];
-            left[r] += x * b_left;
-            right[r] += x * b_right;
+            multiply_add<P>(left[r], x, b_left);
+            multiply_add<P>(right[r], x, b_right);
         }
     }
     for (int r = 0; r < rows; r++) {
@@ -110,6 +152,7 @@ void tile(int64_t K, const float* a, int64_t step_m, int64_t step_k, const float
 }
 
 // The same for any number of rows M.
+template <Precision P>
 void multiply(int64_t M, int64_t K, const float* a, int64_t step_m, int64_t step_k, const float* panel, float* c,
               int64_t ldc, int n, Start start) {
     int64_t tiles = (M + R - 1) / R;
@@ -119,7 +162,7 @@ void multiply(int64_t M, int64_t K, const float* a, int64_t step_m, int64_t step
         float* to = c + m * ldc;
         switch (rows) {
 #define ROWS(r) \
-    case r: tile<r>(K, from, step_m, step_k, panel, to, ldc, n, start.rows(m)); break;
+    case r: tile<P, r>(K, from, step_m, step_k, panel, to, ldc, n, start.rows(m)); break;
             ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
 #if !defined(__AVX__) || defined(__AVX512F__)
             ROWS(7) ROWS(8)
@@ -154,22 +197,36 @@ inline void transpose(vf* r) {
 #endif
 }
 
-// A panel [K, U]: n columns of b[k * step_k + column * step_n], and zeros.
+// A panel [depth_of(K), U]: n columns of b[k * step_k + column * step_n], and zeros.
+template <Precision P>
 void pack(int64_t K, const float* b, int64_t step_k, int64_t step_n, int n, float* panel) {
+    constexpr int pair = P == BF16 ? 2 : 1;
     int64_t k = 0;
     if (step_n == 1 && n == U) {
-        for (; k < K; k++) memcpy(panel + k * U, b + k * step_k, U * sizeof(float));
+        for (; k + pair <= K; k += pair, panel += U)
+            for (int half = 0; half < U; half += V) {
+                const float* from = b + k * step_k + half;
+                store(panel + half, pair == 1 ? load(from) : pairs_of(load(from), load(from + step_k)));
+            }
     } else if (step_k == 1 && n == U) {
-        for (; k + V <= K; k += V)
+        for (; k + pair * V <= K; k += pair * V, panel += V * U)
             for (int half = 0; half < U; half += V) {
                 vf r[V];
-                for (int i = 0; i < V; i++) r[i] = load(b + k + (half + i) * step_n);
+                for (int i = 0; i < V; i++) {
+                    const float* from = b + k + (half + i) * step_n;
+                    r[i] = pair == 1 ? load(from) : pairs_within(load(from), load(from + V));
+                }
                 transpose(r);
-                for (int i = 0; i < V; i++) store(panel + (k + i) * U + half, r[i]);
+                for (int i = 0; i < V; i++) store(panel + i * U + half, r[i]);
             }
     }
-    for (; k < K; k++)
-        for (int column = 0; column < U; column++) panel[k * U + column] = column < n ? b[k * step_k + column * step_n] : 0.f;
+    for (; k < K; k += pair, panel += U) {
+        float two[2][U] = {};
+        for (int i = 0; i < pair && k + i < K; i++)
+            for (int column = 0; column < n; column++) two[i][column] = b[(k + i) * step_k + column * step_n];
+        for (int half = 0; half < U; half += V)
+            store(panel + half, pair == 1 ? load(two[0] + half) : pairs_of(load(two[0] + half), load(two[1] + half)));
+    }
 }
 
 struct Buffer {
@@ -183,36 +240,55 @@ inline int panels_of(int64_t n) { return (int)((n + U - 1) / U); }
 enum Kind { LSTM, GRU, RNN_TANH, RNN_RELU };
 
 // Panels of B[K, N], by all threads of the team.
+template <Precision P>
 void pack_all(int64_t N, int64_t K, const float* b, int64_t b_k, int64_t b_n, float* packed) {
 #pragma omp for schedule(static)
     for (int p = 0; p < panels_of(N); p++)
-        pack(K, b + (int64_t)p * U * b_n, b_k, b_n, (int)std::min<int64_t>(U, N - (int64_t)p * U), packed + p * K * U);
+        pack<P>(K, b + (int64_t)p * U * b_n, b_k, b_n, (int)std::min<int64_t>(U, N - (int64_t)p * U),
+                packed + p * depth_of<P>(K) * U);
 }
 
-// C[M, N] = start + A[M, K] B[K, N] by all threads of the team, B in panels. By pieces of K, and every block of rows goes
-// through all panels while it is in cache. `add` adds to C instead of to a bias.
+// C[M, N] = start + A[M, K] B[K, N] by all threads of the team, B in panels; A has a step of 1 in one of its directions.
+// By pieces of K, and every block of rows goes through all panels while it is in cache. `add` adds to C instead of to a bias.
+template <Precision P>
 void product(int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64_t a_k, const float* packed, float* c,
              int64_t ldc, bool add, const float* bias = nullptr) {
+    constexpr int pair = P == BF16 ? 2 : 1;
     const int panels = panels_of(N);
-    const int64_t pieces = (K + DEPTH - 1) / DEPTH, depth = (K + pieces - 1) / pieces;
+    const int64_t places = depth_of<P>(K), pieces = (places + DEPTH - 1) / DEPTH, depth = (places + pieces - 1) / pieces;
     const int64_t rows = std::max<int64_t>(CACHED / depth / R, 1) * R, blocks = (M + rows - 1) / rows;
-    const bool turn = a_m == 1 && panels > 2;  // a transposed block is copied once, so that tiles read it in order
-    Buffer turned(turn ? std::min(rows, M) * depth : 0);
-    for (int64_t k0 = 0; k0 < K; k0 += depth) {
-        const int64_t deep = std::min(depth, K - k0);
-        int64_t turned_block = -1;
+    const bool turned = a_m == 1 && panels > 2;  // a transposed block is copied once, so that tiles read it in order
+    const bool copied = turned || P == BF16;
+    Buffer copy(copied ? std::min(rows, M) * depth : 0);
+    for (int64_t k0 = 0; k0 < places; k0 += depth) {
+        const int64_t deep = std::min(depth, places - k0);
+        int64_t copied_block = -1;
 #pragma omp for schedule(static) collapse(2) nowait
         for (int64_t block = 0; block < blocks; block++)
             for (int p = 0; p < panels; p++) {
                 const int64_t m = block * rows, high = std::min(rows, M - m), n0 = (int64_t)p * U;
-                const float* from = a + m * a_m + k0 * a_k;
+                const float* from = a + m * a_m + pair * k0 * a_k;
                 float* to = c + m * ldc + n0;
-                if (turn && turned_block != block)
-                    for (int64_t k = 0; k < deep; k++) memcpy(turned.data + k * high, from + k * a_k, high * sizeof(float));
-                turned_block = block;
+                if (copied && copied_block != block) {
+                    if (a_m != 1)
+                        for (int64_t i = 0; i < high; i++)
+                            factors<P>(std::min(pair * deep, K - pair * k0), from + i * a_m, copy.data + i * deep);
+                    else
+                        for (int64_t k = 0; k < deep; k++, from += pair * a_k) {
+                            if constexpr (P == FP32) memcpy(copy.data + k * high, from, high * sizeof(float));
+                            else
+                                for (int64_t i = 0; i < high; i += V) {
+                                    const int n = (int)(high - i);
+                                    const bool two = pair * (k0 + k) + 1 < K;
+                                    store(copy.data + k * high + i, pairs_of(load(from + i, n), two ? load(from + a_k + i, n) : vf{}), n);
+                                }
+                        }
+                }
+                copied_block = block;
                 const Start start = add || k0 ? Start{to, ldc} : Start{bias ? bias + n0 : nullptr, 0};
-                multiply(high, deep, turn ? turned.data : from, a_m, turn ? high : a_k, packed + (p * K + k0) * U, to, ldc,
-                         (int)std::min<int64_t>(U, N - n0), start);
+                multiply<P>(high, deep, copied ? copy.data : from, !copied || a_m == 1 ? a_m : deep,
+                            !copied ? a_k : a_m == 1 ? high : 1, packed + (p * places + k0) * U, to, ldc,
+                            (int)std::min<int64_t>(U, N - n0), start);
             }
     }
 #pragma omp barrier
@@ -228,67 +304,39 @@ struct Mask {
 };
 
 // What gates read: x times its masks, for each different mask.
+template <Precision P>
 void read_through(const Mask& mask, int distinct, int64_t t, int64_t b, int64_t from, int64_t n, const float* x, float* to,
                   int64_t to_gate) {
     for (int g = 0; g < distinct; g++) {
         const float* z = mask.row(t, g, b);
         float* out = to + g * to_gate;
-        if (z)
-            for (int64_t i = 0; i < n; i++) out[i] = x[i] * z[from + i];
-        else
-            memcpy(out, x, n * sizeof(float));
+        if (!z) {
+            factors<P>(n, x, out);
+            continue;
+        }
+        for (int64_t i = 0; i < n; i += U) {
+            float kept[U];
+            const int m = (int)std::min<int64_t>(U, n - i);
+            float* at = P == FP32 ? out + i : kept;
+            for (int k = 0; k < m; k++) at[k] = x[i + k] * z[from + i + k];
+            if (P == BF16) factors<P>(m, kept, out + i / 2);
+        }
     }
 }
 
-}  // namespace
-
-extern "C" {
-
-// C[M, N] = bias + A[M, K] B[K, N]; A and B with steps of their own, so that either may be transposed.
-void vrnn_matmul(int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64_t a_k, const float* b,
-                 int64_t b_k, int64_t b_n, const float* bias, float* c) {
-    Buffer packed(panels_of(N) * K * U);
+template <Precision P>
+void matmul(int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64_t a_k, const float* b, int64_t b_k,
+            int64_t b_n, const float* bias, float* c) {
+    Buffer packed(panels_of(N) * depth_of<P>(K) * U);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        pack_all(N, K, b, b_k, b_n, packed.data);
-        product(M, N, K, a, a_m, a_k, packed.data, c, N, false, bias);
-    }
-}
-
-// Rows of logits [N, V]: nll = ln sum exp - logit of the target; if asked for, the logits become scale * (p - 1[target]).
-void vrnn_softmax_nll(int threads, int64_t N, int64_t words, float* logits, const int64_t* targets, float scale, float* nll,
-                      int with_gradient) {
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-    for (int64_t row = 0; row < N; row++) {
-        float* x = logits + row * words;
-        vf high = all(x[0]);
-        int64_t at = 0;
-        for (; at + V <= words; at += V) high = load(x + at) > high ? load(x + at) : high;
-        float highest = high[0];
-        for (int i = 1; i < V; i++) highest = high[i] > highest ? high[i] : highest;
-        for (; at < words; at++) highest = x[at] > highest ? x[at] : highest;
-        vf sums = {};
-        const float target = x[targets[row]];
-        for (int64_t k = 0; k < words; k += V) {
-            const int n = (int)std::min<int64_t>(V, words - k);
-            vf e = vexp(load(x + k, n) - highest);
-            if (n < V)
-                for (int i = n; i < V; i++) e[i] = 0.f;
-            sums += e;
-            if (with_gradient) store(x + k, e, n);
-        }
-        float sum = 0.f;
-        for (int i = 0; i < V; i++) sum += sums[i];
-        nll[row] = std::log(sum) + highest - target;
-        if (!with_gradient) continue;
-        const float factor = scale / sum;
-        for (int64_t k = 0; k < words; k++) x[k] *= factor;
-        x[targets[row]] -= scale;
+        pack_all<P>(N, K, b, b_k, b_n, packed.data);
+        product<P>(M, N, K, a, a_m, a_k, packed.data, c, N, false, bias);
     }
 }
 
 struct Layer {
-    int32_t kind, gates, threads, reverse;
+    int32_t kind, gates, precision, threads, reverse;
     int64_t T, B, I, H;
     const float *x, *weight_ih, *weight_hh;  // [T, B, I], [G*H, I], [G*H, H]
     const float *bias, *bias_n;              // of both products, [G*H]; of a GRU's candidate within the reset gate, [H]; or null
@@ -304,22 +352,22 @@ struct Layer {
     float *dbias, *dbias_n;                  // [G*H] and [H]
 };
 
-void vrnn_forward(const Layer* layer) {
-    const Layer L = *layer;
+template <Precision P>
+void forward(const Layer& L) {
     const int64_t T = L.T, B = L.B, H = L.H, I = L.I, G = L.gates;
-    const int panels = panels_of(H);
+    const int64_t panels = panels_of(H), deep = depth_of<P>(H), deep_x = depth_of<P>(I);
     const int distinct_x = L.input.data && L.input.g ? (int)G : 1, distinct = L.recurrent.data && L.recurrent.g ? (int)G : 1;
     const int64_t together = std::min(T, std::max<int64_t>(ROWS / B, 1));  // steps whose input product is computed at once
     const int64_t read_rows = together * B;
-    Buffer weight_ih((int64_t)panels * G * I * U), weight_hh((int64_t)panels * G * H * U);
-    Buffer read_x(L.input.data ? distinct_x * read_rows * I : 0), read(2 * distinct * B * H);
+    Buffer weight_ih(panels * G * deep_x * U), weight_hh(panels * G * deep * U);
+    Buffer read_x(L.input.data ? distinct_x * read_rows * I : 0), read(2 * distinct * B * deep);
 #pragma omp parallel num_threads(L.threads) if (L.threads > 1)
     {
-        for (int g = 0; g < G; g++) pack_all(H, I, L.weight_ih + g * H * I, 1, I, weight_ih.data + (int64_t)g * panels * I * U);
-        for (int g = 0; g < G; g++) pack_all(H, H, L.weight_hh + g * H * H, 1, H, weight_hh.data + (int64_t)g * panels * H * U);
+        for (int g = 0; g < G; g++) pack_all<P>(H, I, L.weight_ih + g * H * I, 1, I, weight_ih.data + g * panels * deep_x * U);
+        for (int g = 0; g < G; g++) pack_all<P>(H, H, L.weight_hh + g * H * H, 1, H, weight_hh.data + g * panels * deep * U);
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < B; b++)
-            read_through(L.recurrent, distinct, L.reverse ? T - 1 : 0, b, 0, H, L.h0 + b * H, read.data + b * H, B * H);
+            read_through<P>(L.recurrent, distinct, L.reverse ? T - 1 : 0, b, 0, H, L.h0 + b * H, read.data + b * deep, B * deep);
 
         for (int64_t s = 0; s < T; s++) {
             const int64_t t = L.reverse ? T - 1 - s : s, before = L.reverse ? t + 1 : t - 1, after = L.reverse ? t - 1 : t + 1;
@@ -329,16 +377,16 @@ void vrnn_forward(const Layer* layer) {
                 if (L.input.data) {
 #pragma omp for schedule(static)
                     for (int64_t i = 0; i < steps * B; i++)
-                        read_through(L.input, distinct_x, first + i / B, i % B, 0, I, x + i * I, read_x.data + i * I, read_rows * I);
+                        read_through<FP32>(L.input, distinct_x, first + i / B, i % B, 0, I, x + i * I, read_x.data + i * I, read_rows * I);
                     x = read_x.data;
                 }
                 for (int g = 0; g < G; g++)
-                    product(steps * B, H, I, x + (distinct_x > 1 ? g * read_rows * I : 0), I, 1,
-                            weight_ih.data + (int64_t)g * panels * I * U, L.gate + first * B * G * H + g * H, G * H, false,
+                    product<P>(steps * B, H, I, x + (distinct_x > 1 ? g * read_rows * I : 0), I, 1,
+                            weight_ih.data + g * panels * deep_x * U, L.gate + first * B * G * H + g * H, G * H, false,
                             L.bias ? L.bias + g * H : nullptr);
             }
-            const float* h_read = read.data + (s % 2) * distinct * B * H;
-            float* next_read = read.data + ((s + 1) % 2) * distinct * B * H;
+            const float* h_read = read.data + (s % 2) * distinct * B * deep;
+            float* next_read = read.data + ((s + 1) % 2) * distinct * B * deep;
             const float* h_before = s ? L.h + before * B * H : L.h0;
             const float* c_before = s && L.c ? L.c + before * B * H : L.c0;
 #pragma omp for schedule(static)
@@ -349,7 +397,7 @@ void vrnn_forward(const Layer* layer) {
                     const bool candidate = L.kind == GRU && g == 2;
                     float* to = candidate ? L.product_n + t * B * H + u : L.gate + t * B * G * H + g * H + u;
                     const int64_t ld = candidate ? H : G * H;
-                    multiply(B, H, h_read + (distinct > 1 ? g : 0) * B * H, H, 1, weight_hh.data + ((int64_t)g * panels + p) * H * U,
+                    multiply<P>(B, deep, h_read + (distinct > 1 ? g : 0) * B * deep, deep, 1, weight_hh.data + (g * panels + p) * deep * U,
                              to, ld, n, candidate ? Start{L.bias_n ? L.bias_n + u : nullptr, 0} : Start{to, ld});
                 }
                 for (int64_t b = 0; b < B; b++) {
@@ -387,26 +435,27 @@ void vrnn_forward(const Layer* layer) {
                         }
                         store(h + k, ended ? load(h_b + k, m) : new_h, m);
                     }
-                    if (s + 1 < T) read_through(L.recurrent, distinct, after, b, u, n, h, next_read + b * H + u, B * H);
+                    if (s + 1 < T) read_through<P>(L.recurrent, distinct, after, b, u, n, h, next_read + b * deep + depth_of<P>(u), B * deep);
                 }
             }
         }
     }
 }
 
-void vrnn_backward(const Layer* layer) {
-    const Layer L = *layer;
+template <Precision P>
+void backward(const Layer& L) {
     const int64_t T = L.T, B = L.B, H = L.H, I = L.I, G = L.gates;
-    const int panels = panels_of(H), panels_x = panels_of(I);
+    const int64_t panels = panels_of(H), panels_x = panels_of(I), deep = depth_of<P>(H);
     const int distinct_x = L.input.data && L.input.g ? (int)G : 1, distinct = L.recurrent.data && L.recurrent.g ? (int)G : 1;
     const int64_t share_x = G / distinct_x, share = G / distinct;  // gates with the same mask
+    const int64_t deep_share = depth_of<P>(share_x * H);
     const int64_t together = std::min(T, std::max<int64_t>(2 * ROWS / B, 1)), rows = together * B;
     // Gradients of the gates before their activation, for the steps that go into one product: of the input product and of
     // the recurrent one, which differ in a GRU's candidate.
-    Buffer dgate_x(rows * G * H), dgate_of_gru(L.kind == GRU ? rows * G * H : 0), dgate_steps(2 * B * G * H);
+    Buffer dgate_x(rows * G * H), dgate_of_gru(L.kind == GRU ? rows * G * H : 0), dgate_steps(2 * B * G * deep);
     float* dgate_h = L.kind == GRU ? dgate_of_gru.data : dgate_x.data;
-    Buffer weight((int64_t)panels * G * H * U), weight_ih(L.dx ? (int64_t)panels_x * G * H * U : 0);
-    Buffer read(rows * std::max(I, H)), packed(panels_of(std::max(I, H)) * rows * U), part(L.dx && distinct_x > 1 ? rows * I : 0);
+    Buffer weight(panels * G * deep * U), weight_ih(L.dx ? distinct_x * panels_x * deep_share * U : 0);
+    Buffer read(rows * std::max(I, H)), packed(panels_of(std::max(I, H)) * depth_of<P>(rows) * U), part(L.dx && distinct_x > 1 ? rows * I : 0);
     Buffer dc_carried(B * H), direct(B * H);
     auto begin = [&](Buffer& to, const float* from) {
         if (from) memcpy(to.data, from, B * H * sizeof(float));
@@ -418,10 +467,10 @@ void vrnn_backward(const Layer* layer) {
 #pragma omp parallel num_threads(L.threads) if (L.threads > 1)
     {
         Buffer through(B * U);
-        for (int g = 0; g < G; g++) pack_all(H, H, L.weight_hh + g * H * H, H, 1, weight.data + (int64_t)g * panels * H * U);
+        for (int g = 0; g < G; g++) pack_all<P>(H, H, L.weight_hh + g * H * H, H, 1, weight.data + g * panels * deep * U);
         if (L.dx)
             for (int d = 0; d < distinct_x; d++)
-                pack_all(I, share_x * H, L.weight_ih + d * share_x * H * I, I, 1, weight_ih.data + (int64_t)d * panels_x * share_x * H * U);
+                pack_all<P>(I, share_x * H, L.weight_ih + d * share_x * H * I, I, 1, weight_ih.data + d * panels_x * deep_share * U);
 
         for (int64_t s = T - 1; s >= -1; s--) {  // s = -1: the gradient of the initial state
             const int64_t t = L.reverse ? T - 1 - s : s, before = L.reverse ? t + 1 : t - 1, after = L.reverse ? t - 1 : t + 1;
@@ -436,9 +485,9 @@ void vrnn_backward(const Layer* layer) {
                 // `direct` holds what reaches h other than through the recurrent product; add what comes through it.
                 if (s < T - 1)
                     for (int g = 0; g < G; g++) {
-                        const float* from = dgate_steps.data + ((s + 1) % 2 * B * G + g) * H;
+                        const float* from = dgate_steps.data + ((s + 1) % 2 * B * G + g) * deep;
                         const bool sum = distinct == 1 && g > 0;
-                        multiply(B, H, from, G * H, 1, weight.data + ((int64_t)g * panels + p) * H * U, through.data, U, U,
+                        multiply<P>(B, deep, from, G * deep, 1, weight.data + (g * panels + p) * deep * U, through.data, U, U,
                                  sum ? Start{through.data, U} : Start{nullptr, 0});
                         if (distinct == 1 && g < G - 1) continue;
                         for (int64_t b = 0; b < B; b++) {
@@ -505,8 +554,8 @@ void vrnn_backward(const Layer* layer) {
                 }
                 for (int64_t b = 0; b < B; b++)  // what the product of the step before reads
                     for (int g = 0; g < G; g++)
-                        memcpy(dgate_steps.data + ((s % 2 * B + b) * G + g) * H + u, dgate_h + ((place * B + b) * G + g) * H + u,
-                               n * sizeof(float));
+                        factors<P>(n, dgate_h + ((place * B + b) * G + g) * H + u,
+                                   dgate_steps.data + ((s % 2 * B + b) * G + g) * deep + depth_of<P>(u));
             }
             if (s < 0 || s > first) continue;
 
@@ -517,7 +566,7 @@ void vrnn_backward(const Layer* layer) {
                 if (L.dx) {
                     float* dx = L.dx + begins * B * I;
                     float* to = distinct_x > 1 ? part.data : dx;
-                    product(n, I, share_x * H, dgate_x.data + from, G * H, 1, weight_ih.data + (int64_t)d * panels_x * share_x * H * U, to, I, false);
+                    product<P>(n, I, share_x * H, dgate_x.data + from, G * H, 1, weight_ih.data + d * panels_x * deep_share * U, to, I, false);
                     if (L.input.data)
 #pragma omp for schedule(static)
                         for (int64_t i = 0; i < n; i++) {
@@ -539,8 +588,8 @@ void vrnn_backward(const Layer* layer) {
                     }
                     x = read.data;
                 }
-                pack_all(I, n, x, I, 1, packed.data);
-                product(share_x * H, I, n, dgate_x.data + from, 1, G * H, packed.data, L.dweight_ih + from * I, I, add);
+                pack_all<P>(I, n, x, I, 1, packed.data);
+                product<P>(share_x * H, I, n, dgate_x.data + from, 1, G * H, packed.data, L.dweight_ih + from * I, I, add);
             }
             for (int d = 0; d < distinct; d++) {
                 const int64_t from = d * share * H;
@@ -555,13 +604,73 @@ void vrnn_backward(const Layer* layer) {
                     else
                         memcpy(to, h, H * sizeof(float));
                 }
-                pack_all(H, n, read.data, H, 1, packed.data);
-                product(share * H, H, n, dgate_h + from, 1, G * H, packed.data, L.dweight_hh + from * H, H, add);
+                pack_all<P>(H, n, read.data, H, 1, packed.data);
+                product<P>(share * H, H, n, dgate_h + from, 1, G * H, packed.data, L.dweight_hh + from * H, H, add);
             }
         }
     }
     memcpy(L.dh0, direct.data, B * H * sizeof(float));
     if (L.dc0) memcpy(L.dc0, dc_carried.data, B * H * sizeof(float));
 }
+
+}  // namespace
+
+extern "C" {
+
+// Rows of logits [N, V]: nll = ln sum exp - logit of the target; if asked for, the logits become scale * (p - 1[target]).
+void vrnn_softmax_nll(int threads, int64_t N, int64_t words, float* logits, const int64_t* targets, float scale, float* nll,
+                      int with_gradient) {
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+    for (int64_t row = 0; row < N; row++) {
+        float* x = logits + row * words;
+        vf high = all(x[0]);
+        int64_t at = 0;
+        for (; at + V <= words; at += V) high = load(x + at) > high ? load(x + at) : high;
+        float highest = high[0];
+        for (int i = 1; i < V; i++) highest = high[i] > highest ? high[i] : highest;
+        for (; at < words; at++) highest = x[at] > highest ? x[at] : highest;
+        vf sums = {};
+        const float target = x[targets[row]];
+        for (int64_t k = 0; k < words; k += V) {
+            const int n = (int)std::min<int64_t>(V, words - k);
+            vf e = vexp(load(x + k, n) - highest);
+            if (n < V)
+                for (int i = n; i < V; i++) e[i] = 0.f;
+            sums += e;
+            if (with_gradient) store(x + k, e, n);
+        }
+        float sum = 0.f;
+        for (int i = 0; i < V; i++) sum += sums[i];
+        nll[row] = std::log(sum) + highest - target;
+        if (!with_gradient) continue;
+        const float factor = scale / sum;
+        for (int64_t k = 0; k < words; k++) x[k] *= factor;
+        x[targets[row]] -= scale;
+    }
+}
+
+// Whether this was compiled for a processor with bf16 products.
+int vrnn_has_bf16() {
+#if defined(__AVX512BF16__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+#if defined(__AVX512BF16__)
+#define IN_ITS_PRECISION(precision, call) ((precision) == BF16 ? call<BF16> : call<FP32>)
+#else
+#define IN_ITS_PRECISION(precision, call) (call<FP32>)
+#endif
+
+// C[M, N] = bias + A[M, K] B[K, N]; B with steps of its own, so that it may be transposed, A with a step of 1 in one direction.
+void vrnn_matmul(int precision, int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64_t a_k,
+                 const float* b, int64_t b_k, int64_t b_n, const float* bias, float* c) {
+    IN_ITS_PRECISION(precision, matmul)(threads, M, N, K, a, a_m, a_k, b, b_k, b_n, bias, c);
+}
+
+void vrnn_forward(const Layer* layer) { IN_ITS_PRECISION(layer->precision, forward)(*layer); }
+void vrnn_backward(const Layer* layer) { IN_ITS_PRECISION(layer->precision, backward)(*layer); }
 
 }  // extern "C"

@@ -1,7 +1,8 @@
 """The fast twin of `functional.unroll` on the CPU: a small C++ extension, built when it is first needed.
 
 `cpu.cpp` says how it computes. Here: building it, and the gradient of a whole layer by hand, with no tape over time
-steps. What it cannot do (`refusal`) is left to the reference.
+steps. It computes in float32, and under bfloat16 autocast in float32 but for the factors of products, where the
+processor has such instructions. What it cannot do (`refusal`) is left to the reference.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ FLAGS = {
     "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
     "AVX2": ["-mavx2", "-mfma"],
 }
+FP32, BF16 = 0, 1  # precision of the factors of products
 
 
 class _Mask(ctypes.Structure):
@@ -41,7 +43,7 @@ class _Layer(ctypes.Structure):
     """`struct Layer` of cpu.cpp."""
 
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("kind", "gates", "threads", "reverse")),
+        *((name, ctypes.c_int32) for name in ("kind", "gates", "precision", "threads", "reverse")),
         *((name, ctypes.c_int64) for name in ("T", "B", "I", "H")),
         *((name, ctypes.c_void_p) for name in ("x", "weight_ih", "weight_hh", "bias", "bias_n")),
         ("input", _Mask),
@@ -70,7 +72,9 @@ def extension() -> ctypes.CDLL | None:
         return None
     source = Path(__file__).with_name("cpu.cpp")
     command = [compiler, "-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
-    command += [*FLAGS[capability], str(source)]
+    has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    flags = [*FLAGS[capability], *(["-mavx512bf16"] if capability == "AVX512" and has_bf16() else [])]
+    command += [*flags, str(source)]
     key = hashlib.sha256(source.read_bytes() + " ".join(command).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "variational_rnn"
     file = folder / f"cpu-{key}.so"
@@ -101,18 +105,27 @@ def refusal(x: Tensor, state: functional.State, weights: functional.Weights, mas
     return refusal_of(x, *state, *weights, *masks)
 
 
-def refusal_of(*tensors: Tensor | None) -> str | None:
+def refusal_of(x: Tensor, *others: Tensor | None) -> str | None:
     """Why a computation with these tensors is left to torch, or None if this backend can do it."""
-    given = [tensor for tensor in tensors if tensor is not None]
-    if any(tensor.device.type != "cpu" or tensor.dtype != torch.float32 for tensor in given):
-        return "it computes float32 on the CPU"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is on"
+    others = tuple(tensor for tensor in others if tensor is not None)
+    if any(tensor.device.type != "cpu" for tensor in (x, *others)):
+        return "it computes on the CPU"
+    autocast = torch.is_autocast_enabled("cpu")
+    if any(tensor.dtype != torch.float32 for tensor in others):
+        return "it keeps parameters, state and masks in float32"
+    if x.dtype != torch.float32 and not (autocast and x.dtype == torch.bfloat16):
+        return f"it reads float32, and under autocast bfloat16, not {x.dtype}"
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.maybe_current_level() is not None:
         return "the call is traced"
-    if extension() is None:
+    if (library := extension()) is None:
         return "it could not be built"
+    if autocast and not (torch.get_autocast_dtype("cpu") == torch.bfloat16 and library.vrnn_has_bf16()):
+        return f"autocast is on, and this processor has no products for {torch.get_autocast_dtype('cpu')}"
     return None
+
+
+def _precision() -> int:
+    return BF16 if torch.is_autocast_enabled("cpu") else FP32
 
 
 def unroll(
@@ -129,15 +142,17 @@ def unroll(
     if masks.memory is not None:
         state = (state[0] * (masks.memory != 0), state[1])
     c_0 = state[1] if mode == "LSTM" else None
-    h, h_T, c_T = _Unroll.apply(mode, reverse, lengths, masks, x, state[0], c_0, *weights[:4])
+    h, h_T, c_T = _Unroll.apply(mode, reverse, lengths, masks, x.float(), state[0], c_0, *weights[:4])
     return h, ((h_T, c_T) if mode == "LSTM" else (h_T,))
 
 
 def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a b + bias, without a gradient: on many processors twice as fast as torch's product.
 
+    Under bfloat16 autocast a and b are rounded; the sums and the result stay float32.
+
     Args:
-        a: [M, K], with any strides.
+        a: [M, K], row by row or column by column.
         b: [K, N], with any strides.
         bias: [N].
 
@@ -148,7 +163,7 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     integer, pointer = ctypes.c_int64, ctypes.c_void_p
     lib: Any = extension()
     lib.vrnn_matmul(
-        torch.get_num_threads(), integer(a.size(0)), integer(b.size(1)), integer(a.size(1)),
+        _precision(), torch.get_num_threads(), integer(a.size(0)), integer(b.size(1)), integer(a.size(1)),
         pointer(a.data_ptr()), integer(a.stride(0)), integer(a.stride(1)),
         pointer(b.data_ptr()), integer(b.stride(0)), integer(b.stride(1)),
         pointer(None if bias is None else bias.data_ptr()), pointer(out.data_ptr()),
@@ -191,11 +206,11 @@ def _step(mask: Tensor, dim: int) -> int:
     return mask.stride(dim) if mask.size(dim) > 1 else 0
 
 
-def _layer(mode: str, reverse: bool, masks: LayerMasks, x: Tensor, h_0: Tensor, **tensors: Tensor | None) -> _Layer:
+def _layer(mode: str, precision: int, reverse: bool, masks: LayerMasks, x: Tensor, h_0: Tensor, **tensors: Tensor | None) -> _Layer:
     """Describe a layer to the extension; the tensors must live on, and be contiguous."""
     steps, batch, inputs = x.shape
     layer = _Layer(
-        KINDS[mode], functional.GATES[mode], torch.get_num_threads(), reverse, steps, batch, inputs, h_0.size(1)
+        KINDS[mode], functional.GATES[mode], precision, torch.get_num_threads(), reverse, steps, batch, inputs, h_0.size(1)
     )
     for name, tensor in {"x": x, "h0": h_0, "memory": masks.memory, **tensors}.items():
         setattr(layer, name, None if tensor is None else tensor.data_ptr())
@@ -238,13 +253,15 @@ class _Unroll(torch.autograd.Function):
         h = x.new_empty(steps, batch, hidden)
         c = torch.empty_like(h) if mode == "LSTM" else None
         product_n = torch.empty_like(h) if mode == "GRU" else None
+        precision = _precision()
         layer = _layer(
-            mode, reverse, masks, x, h_0, c0=c_0, lengths=lengths, weight_ih=weight_ih, weight_hh=weight_hh, bias=bias,
+            mode, precision, reverse, masks, x, h_0, c0=c_0, lengths=lengths, weight_ih=weight_ih, weight_hh=weight_hh, bias=bias,
             bias_n=bias_n, gate=gate, product_n=product_n, h=h, c=c,
         )  # fmt: skip
         lib: Any = extension()
         lib.vrnn_forward(ctypes.byref(layer))
-        ctx.mode, ctx.reverse, ctx.lengths, ctx.masks, ctx.has_bias = mode, reverse, lengths, masks, bias is not None
+        ctx.mode, ctx.precision, ctx.reverse, ctx.lengths, ctx.masks = mode, precision, reverse, lengths, masks
+        ctx.has_bias = bias is not None
         ctx.save_for_backward(x, h_0, c_0, weight_ih, weight_hh, gate, product_n, h, c)
         ctx.set_materialize_grads(False)
         last = 0 if reverse else steps - 1
@@ -261,7 +278,7 @@ class _Unroll(torch.autograd.Function):
         dbias = x.new_empty(gate.size(-1)) if ctx.has_bias else None
         dbias_n = torch.empty_like(h_0[0]) if ctx.has_bias and ctx.mode == "GRU" else None
         layer = _layer(
-            ctx.mode, ctx.reverse, ctx.masks, x, h_0, c0=c_0, lengths=ctx.lengths, weight_ih=weight_ih,
+            ctx.mode, ctx.precision, ctx.reverse, ctx.masks, x, h_0, c0=c_0, lengths=ctx.lengths, weight_ih=weight_ih,
             weight_hh=weight_hh, gate=gate, product_n=product_n, h=h, c=c, dh=dh, dh_T=dh_T, dc_T=dc_T, dx=dx, dh0=dh_0,
             dc0=dc_0, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias, dbias_n=dbias_n,
         )  # fmt: skip
