@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -240,11 +239,16 @@ class LanguageModel(Experiment):
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     def _surprisal(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Surprisal -ln p(target) in nats of every word of a window, [T, B], the state carried from the one before."""
+        """Surprisal -ln p(target) in nats of every word of a window, [T, B], the state carried from the one before.
+
+        It is computed in the parameters' precision, whatever they are trained in.
+        """
         inputs, targets = batch
-        logits, state = self(inputs, self._eval_state)
+        with torch.autocast(self.device.type, enabled=False):
+            hidden, state = self._hidden(inputs, self._eval_state, None)
+            _, nll = softmax_nll(hidden.flatten(0, 1), self.softmax.weight, self.softmax.bias, targets.flatten())
         self._eval_state = state if self.carry_state else None
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        return nll.view_as(targets)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int, dataloader_idx: int = 0) -> None:
         """Evaluate one window, dropout off: loader 0 serves validation windows, loader 1 training windows."""

@@ -20,7 +20,8 @@ def softmax_nll(
     """Negative log-likelihood of targets under softmax(hidden W^T + b).
 
     On the CPU the gradient is computed along with the loss, in the memory of the logits: one [N, V] buffer instead of
-    three. Elsewhere torch's own functions are used.
+    three. Elsewhere torch's own functions are used. Autocast makes them round logits (one of 10 by up to 0.03 in bfloat16),
+    which is left to training: without gradients, logits have the parameters' precision.
 
     Args:
         hidden: [N, H].
@@ -35,7 +36,12 @@ def softmax_nll(
     if len(targets) >= ROWS and cpu.refusal_of(hidden, weight, bias) is None:
         with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, weight, bias))
         return _SoftmaxNLL.apply(hidden.float(), weight, bias, targets, scale, with_gradient)
-    nll = F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="none")
+    if torch.is_grad_enabled():
+        logits = F.linear(hidden, weight, bias)
+    else:
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = F.linear(hidden.to(weight.dtype), weight, bias)
+    nll = F.cross_entropy(logits, targets, reduction="none")
     return nll.sum() * scale, nll.detach()
 
 

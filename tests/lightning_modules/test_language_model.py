@@ -223,6 +223,33 @@ def test_training_perplexity_is_the_exponential_of_the_mean_of_the_epochs_window
         assert model.curve[epoch]["train_ppl"] == pytest.approx(per_word.mean().exp().item(), rel=1e-6)
 
 
+def test_bf16_mixed_trains_float32_parameters_in_lower_precision(streams: Any, trainer: Any, recorder: Any) -> None:
+    runs = {}
+    for precision in ("32-true", "bf16-mixed"):
+        torch.manual_seed(0)
+        model = LanguageModel(11, 12, init_scale=0.5, input_dropout=0.3, recurrent_dropout=0.3)
+        recorder.losses.clear()
+        trainer(recorder, max_epochs=1, precision=precision).fit(model, datamodule=streams(4, 20, sizes=(483, 245, 23)))
+        runs[precision] = torch.stack(recorder.losses)
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+    full, mixed = runs.values()
+    assert mixed.dtype == torch.float32
+    assert not torch.equal(full, mixed)
+    torch.testing.assert_close(mixed, full, rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("window", [5, 40])  # few rows and many take different ways through the softmax
+def test_perplexity_is_evaluated_in_the_parameters_precision_whatever_they_are_trained_in(
+    window: int, streams: Any, trainer: Any
+) -> None:
+    model = LanguageModel(11, 12, init_scale=0.5)
+    perplexities = [
+        trainer(precision=precision).test(model, datamodule=streams(window=window, sizes=(483, 61, 223)), verbose=False)
+        for precision in ("32-true", "bf16-mixed")
+    ]
+    assert perplexities[0] == perplexities[1]
+
+
 # --- state ------------------------------------------------------------------------------------------------------------
 
 
