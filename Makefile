@@ -90,13 +90,16 @@ lint: .venv/ready ## ruff and mypy
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-bench: .venv/ready ## measure speed on this machine's CPU beside torch.nn and others (a few minutes)
-	.venv/bin/python -m benchmarks.cpu
+bench: .venv/ready ## measure speed on this machine's CPU beside torch.nn and others (ten minutes)
+	.venv/bin/python -m benchmarks.speed
+
+bench-gpu: .venv/ready ## the same on its GPU
+	.venv/bin/python -m benchmarks.speed --device cuda
 
 clean: ## remove runs (checkpoints, logs) and caches; results stay
 	rm -rf $(RUNS) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: help demo test test-slow reproduce-ptb reproduce-sentiment table figures setup lint bench clean FORCE
+.PHONY: help demo test test-slow reproduce-ptb reproduce-sentiment table figures setup lint bench bench-gpu clean FORCE
 
 .venv/ready: pyproject.toml $(wildcard $(CONSTRAINTS))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed, $(PYTHON) is older or missing: make PYTHON=/path/to/python3.11 ..."; exit 1; }

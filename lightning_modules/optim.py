@@ -34,7 +34,7 @@ class DecoupledSGD(torch.optim.Optimizer):
         self._gradient_divisor: Tensor | None = None
 
     def clip(self, norm: Tensor, max_norm: float) -> None:
-        """Clip the gradients, of total norm `norm`, as torch.nn.utils.clip_grads_with_norm_ does, but in the next step."""
+        """Let the next step clip the gradients, which have this norm, as clip_grads_with_norm_ does."""
         self._gradient_divisor = ((norm + 1e-6) / max_norm).clamp(min=1.0).float()
 
     @torch.no_grad()

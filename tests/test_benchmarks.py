@@ -3,24 +3,28 @@
 import json
 from pathlib import Path
 
-from benchmarks import cpu
+import pytest
+import torch
+
+from benchmarks import speed
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
 def test_the_readme_shows_the_committed_measurements():
-    result = json.loads((FOLDER / "results" / "cpu.json").read_text(encoding="utf-8"))
-    assert cpu.tables(result) in (FOLDER / "README.md").read_text(encoding="utf-8")
+    for file in (FOLDER / "results").glob("c*.json"):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        assert speed.tables(result) in (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_run_writes_its_result_and_the_tables_into_the_readme(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(cpu, "SHAPES", [(2, 3, 4, 5), (3, 2, 5, 4)])
-    monkeypatch.setattr(cpu, "STEPS", {"small": (8, 5), "medium": (12, 4)})
-    monkeypatch.setattr(cpu, "VOCABULARY", 50)
-    monkeypatch.setattr(cpu, "peak_memory", lambda size, who: None)
+    monkeypatch.setattr(speed, "SHAPES", [(2, 3, 4, 5), (3, 2, 5, 4)])
+    monkeypatch.setattr(speed, "STEPS", {"small": (8, 5), "medium": (12, 4)})
+    monkeypatch.setattr(speed, "VOCABULARY", 50)
+    monkeypatch.setattr(speed, "peak_memory", lambda *_: None)
     readme = tmp_path / "README.md"
-    readme.write_text(f"above\n{cpu.BEGIN}\nold\n{cpu.END}\nbelow\n", encoding="utf-8")
-    cpu.main(["--seconds", "0.01", "--threads", "1", "--output", str(tmp_path / "cpu.json"), "--readme", str(readme)])
+    readme.write_text(f"above\n<!-- cpu:begin -->\nold\n<!-- cpu:end -->\nbelow\n", encoding="utf-8")
+    speed.main(["--seconds", "0.01", "--threads", "1", "--output", str(tmp_path / "cpu.json"), "--readme", str(readme)])
     text, result = readme.read_text(encoding="utf-8"), json.loads((tmp_path / "cpu.json").read_text(encoding="utf-8"))
     assert text.startswith("above\n")
     assert text.endswith("below\n")
@@ -29,3 +33,10 @@ def test_a_run_writes_its_result_and_the_tables_into_the_readme(monkeypatch, tmp
     assert "not measured" in text
     assert all(seconds > 0 for row in result["layers"] for seconds in row["seconds"].values())
     assert "nn.LSTM" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_benchmark_of_it_says_so(capsys):
+    with pytest.raises(SystemExit):
+        speed.main(["--device", "cuda"])
+    assert "torch finds no GPU here" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from variational_rnn import functional
-from variational_rnn.backends import cpu
+from variational_rnn.backends import fast_twin
 from variational_rnn.masks import (
     GateMasks,
     LayerMasks,
@@ -262,8 +262,8 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
                     weight_ih, weight_hh, bias_ih, bias_hh, hr=others[-1] if self.proj_size else None
                 )
                 initial = tuple(part[index] for part in state)
-                fast = self.backend == "auto" and cpu.refusal(x, initial, weights, layers[index]) is None
-                output, final = (cpu if fast else functional).unroll(
+                twin = fast_twin(x, initial, weights, layers[index]) if self.backend == "auto" else None
+                output, final = (twin or functional).unroll(
                     self.mode,
                     x,
                     initial,
@@ -399,7 +399,8 @@ class VariationalLSTM(_VariationalBase, nn.LSTM):
         mask_sharing: "sequence": one draw for each sequence, as in the paper; "batch": one draw for all sequences of a
             call. The gradient then is noisier, but the layer is torch.nn.LSTM with masked weights, at its full speed.
         backend: "reference" is the readable one; "auto" takes torch's own kernel where nothing is dropped or the
-            batch shares its masks, else the fast CPU backend where it can compute the layer, else the reference.
+            batch shares its masks, else the fast backend of the device where it can compute the layer, else the
+            reference.
         dropout: torch.nn's noise between layers; must be 0.
         device: of the parameters.
         dtype: of the parameters.
@@ -417,7 +418,7 @@ class VariationalLSTM(_VariationalBase, nn.LSTM):
         * `torch.jit.script` does not know the layer; `torch.jit.trace` works in eval mode. Where a tool asks for
           torch.nn.LSTM itself, as for quantisation, let one load this layer's state_dict.
         * Double backward works where torch.nn.LSTM's does (not with cuDNN), and always with backend="reference"; the
-          fast CPU backend refuses it.
+          fast backends refuse it.
 
     Example:
         >>> import torch

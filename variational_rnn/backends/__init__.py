@@ -1,1 +1,42 @@
-"""Fast twins of `functional.unroll`, one file each; the reference is their oracle."""
+"""Fast twins of `functional.unroll`, one file for each kind of device; the reference is the oracle of all of them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from variational_rnn import functional
+from variational_rnn.backends import cpu
+from variational_rnn.masks import LayerMasks
+
+log = logging.getLogger(__name__)
+
+
+def fast_twin(x: Tensor, state: functional.State, weights: functional.Weights, masks: LayerMasks) -> ModuleType | None:
+    """The module whose `unroll` computes this layer fast, or None where it is left to the reference."""
+    if x.size(1) == 0 or weights.hr is not None or any(mask is not None and mask.requires_grad for mask in masks):
+        return None
+    if x.device.type == "cpu":
+        return cpu if cpu.refusal_of(x, *state, *weights, *masks) is None else None
+    parameters_are_float32 = all(tensor is None or tensor.dtype == torch.float32 for tensor in (*state, *weights))
+    if x.device.type == "cuda" and parameters_are_float32 and not cpu.is_traced():
+        return cuda_twin(torch.cuda.get_device_capability(x.device))
+    return None
+
+
+@functools.cache
+def cuda_twin(capability: tuple[int, int]) -> ModuleType | None:
+    """The backend for GPUs of a compute capability, or None where there is none; why is logged once."""
+    reason = f"Triton's kernels need compute capability 8.0, this GPU has {capability[0]}.{capability[1]}"
+    if capability >= (8, 0):
+        try:
+            return importlib.import_module("variational_rnn.backends.cuda")
+        except ImportError as error:
+            reason = f"Triton cannot be imported ({error})"
+    log.warning("variational_rnn: no fast CUDA backend, since %s; the reference is used", reason)
+    return None

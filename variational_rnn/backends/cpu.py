@@ -2,7 +2,7 @@
 
 `cpu.cpp` says how it computes. Here: building it, and the gradient of a whole layer by hand, with no tape over time
 steps. It computes in float32, and under bfloat16 autocast in float32 but for the factors of products, where the
-processor has such instructions. What it cannot do (`refusal`) is left to the reference.
+processor has such instructions. What it cannot do (`refusal_of`) is left to the reference.
 """
 
 from __future__ import annotations
@@ -94,34 +94,30 @@ def extension() -> ctypes.CDLL | None:
         return None
 
 
-def refusal(x: Tensor, state: functional.State, weights: functional.Weights, masks: LayerMasks) -> str | None:
-    """Why a layer is left to the reference, or None if this backend computes it."""
-    if x.size(1) == 0:
-        return "there are no sequences"
-    if weights.hr is not None:
-        return "the LSTM projects its h"
-    if any(mask is not None and mask.requires_grad for mask in masks):
-        return "a mask requires a gradient"
-    return refusal_of(x, *state, *weights, *masks)
-
-
 def refusal_of(x: Tensor, *others: Tensor | None) -> str | None:
     """Why a computation with these tensors is left to torch, or None if this backend can do it."""
-    others = tuple(tensor for tensor in others if tensor is not None)
-    if any(tensor.device.type != "cpu" for tensor in (x, *others)):
+    given = [tensor for tensor in others if tensor is not None]
+    if any(tensor.device.type != "cpu" for tensor in (x, *given)):
         return "it computes on the CPU"
     autocast = torch.is_autocast_enabled("cpu")
-    if any(tensor.dtype != torch.float32 for tensor in others):
+    if any(tensor.dtype != torch.float32 for tensor in given):
         return "it keeps parameters, state and masks in float32"
     if x.dtype != torch.float32 and not (autocast and x.dtype == torch.bfloat16):
         return f"it reads float32, and under autocast bfloat16, not {x.dtype}"
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.maybe_current_level() is not None:
+    if is_traced():
         return "the call is traced"
     if (library := extension()) is None:
         return "it could not be built"
     if autocast and not (torch.get_autocast_dtype("cpu") == torch.bfloat16 and library.vrnn_has_bf16()):
         return f"autocast is on, and this processor has no products for {torch.get_autocast_dtype('cpu')}"
     return None
+
+
+def is_traced() -> bool:
+    """Whether torch looks on what is called, by tensors that hold no data of their own."""
+    return (
+        torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.maybe_current_level() is not None
+    )
 
 
 def _precision() -> int:
@@ -206,11 +202,21 @@ def _step(mask: Tensor, dim: int) -> int:
     return mask.stride(dim) if mask.size(dim) > 1 else 0
 
 
-def _layer(mode: str, precision: int, reverse: bool, masks: LayerMasks, x: Tensor, h_0: Tensor, **tensors: Tensor | None) -> _Layer:
+def _layer(
+    mode: str, precision: int, reverse: bool, masks: LayerMasks, x: Tensor, h_0: Tensor, **tensors: Tensor | None
+) -> _Layer:
     """Describe a layer to the extension; the tensors must live on, and be contiguous."""
     steps, batch, inputs = x.shape
     layer = _Layer(
-        KINDS[mode], functional.GATES[mode], precision, torch.get_num_threads(), reverse, steps, batch, inputs, h_0.size(1)
+        KINDS[mode],
+        functional.GATES[mode],
+        precision,
+        torch.get_num_threads(),
+        reverse,
+        steps,
+        batch,
+        inputs,
+        h_0.size(1),
     )
     for name, tensor in {"x": x, "h0": h_0, "memory": masks.memory, **tensors}.items():
         setattr(layer, name, None if tensor is None else tensor.data_ptr())
@@ -255,8 +261,8 @@ class _Unroll(torch.autograd.Function):
         product_n = torch.empty_like(h) if mode == "GRU" else None
         precision = _precision()
         layer = _layer(
-            mode, precision, reverse, masks, x, h_0, c0=c_0, lengths=lengths, weight_ih=weight_ih, weight_hh=weight_hh, bias=bias,
-            bias_n=bias_n, gate=gate, product_n=product_n, h=h, c=c,
+            mode, precision, reverse, masks, x, h_0, c0=c_0, lengths=lengths, weight_ih=weight_ih,
+            weight_hh=weight_hh, bias=bias, bias_n=bias_n, gate=gate, product_n=product_n, h=h, c=c,
         )  # fmt: skip
         lib: Any = extension()
         lib.vrnn_forward(ctypes.byref(layer))

@@ -1,0 +1,354 @@
+"""Speed: the layers, a training step and MC evaluation beside what else does the same work.
+
+`make bench` measures on the CPU, `make bench-gpu` on the GPU (a few minutes each). Every ratio comes from one run in
+which the competitors take turns; the median of the repetitions counts. Higher is better for this repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_modules.language_model import LanguageModel
+from lightning_modules.optim import DecoupledSGD
+from lightning_modules.trainer import provenance, write_atomically
+from variational_rnn import VariationalGRU, VariationalLSTM
+from variational_rnn.backends import cpu
+
+FOLDER = Path(__file__).parent
+SHAPES = [(35, 20, 200, 200), (35, 20, 650, 650), (35, 20, 1500, 1500), (200, 128, 128, 128)]
+DROPOUT: dict[str, Any] = {"input_dropout": 0.35, "recurrent_dropout": 0.2}
+VOCABULARY, STREAMS = 10_000, 20
+STEPS = {"small": (200, 20), "medium": (650, 35), "large": (1500, 35)}  # hidden size, window
+PRECISIONS = ("float32", "bfloat16")
+
+
+def medians(competitors: dict[str, Callable[[], Any]], seconds: float, device: torch.device) -> dict[str, float]:
+    """Median time in seconds of each, all taking turns, for about `seconds` in all."""
+
+    def time_of(run: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    for _ in range(3):  # kernels are compiled and graphs recorded at first
+        for run in competitors.values():
+            time_of(run)
+    turns = max(3, math.ceil(seconds / sum(time_of(run) for run in competitors.values())))
+    times: dict[str, list[float]] = {name: [] for name in competitors}
+    for _ in range(turns):
+        for name, run in competitors.items():
+            times[name].append(time_of(run))
+    return {name: statistics.median(measured) for name, measured in times.items()}
+
+
+def precision_context(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Autocast to bfloat16, or nothing for float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+class CellLoop(nn.Module):
+    """What people write today: a loop over torch.nn.LSTMCell, with masks on x and h."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(input_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run over [T, B, I]."""
+        h = c = x.new_zeros(x.size(1), self.cell.hidden_size)
+        mask_x = F.dropout(torch.ones_like(x[0]), DROPOUT["input_dropout"])
+        mask_h = F.dropout(torch.ones_like(h), DROPOUT["recurrent_dropout"])
+        outputs = []
+        for x_t in x.unbind(0):
+            h, c = self.cell(x_t * mask_x, (h * mask_h, c))
+            outputs.append(h)
+        return torch.stack(outputs)
+
+
+def keras_lstm(hidden_size: int) -> Any:
+    """Keras' LSTM on torch, or None where Keras is not installed."""
+    os.environ["KERAS_BACKEND"] = "torch"
+    try:
+        import keras
+    except ImportError:
+        return None
+    p, q = DROPOUT.values()
+    layer = keras.layers.LSTM(hidden_size, dropout=p, recurrent_dropout=q, return_sequences=True)
+    return lambda x: layer(x.transpose(0, 1), training=True)
+
+
+def layers(seconds: float, device: torch.device, precision: str) -> list[dict[str, Any]]:
+    """Forward and backward pass of one layer, by shape."""
+    rows = []
+    for steps, batch, inputs, hidden in SHAPES:
+        x = torch.randn(steps, batch, inputs, device=device, requires_grad=True)
+
+        def pass_of(module: Any, x: Tensor = x) -> Callable[[], None]:
+            if isinstance(module, nn.Module):
+                module.to(device)
+
+            def run() -> None:
+                with precision_context(device, precision):
+                    output = module(x)
+                (output[0] if isinstance(output, tuple) else output).sum().backward()
+
+            return run
+
+        competitors = {
+            "nn.LSTM": pass_of(nn.LSTM(inputs, hidden)),
+            "LSTM tied": pass_of(VariationalLSTM(inputs, hidden, **DROPOUT)),
+            "LSTM untied": pass_of(VariationalLSTM(inputs, hidden, **DROPOUT, gate_masks="untied")),
+            "LSTM batch": pass_of(VariationalLSTM(inputs, hidden, **DROPOUT, mask_sharing="batch")),
+            "nn.GRU": pass_of(nn.GRU(inputs, hidden)),
+            "GRU tied": pass_of(VariationalGRU(inputs, hidden, **DROPOUT)),
+            "LSTMCell loop": pass_of(CellLoop(inputs, hidden)),
+            "reference": pass_of(VariationalLSTM(inputs, hidden, **DROPOUT, backend="reference")),
+        }
+        if precision == "float32" and (keras := keras_lstm(hidden)):
+            competitors["Keras"] = pass_of(keras)
+        measured = medians(competitors, seconds, device)
+        rows.append({"shape": [steps, batch, inputs, hidden], "precision": precision, "seconds": measured})
+        print(f"layers {rows[-1]['shape']} {precision} measured", file=sys.stderr)
+    return rows
+
+
+class PlainModel(nn.Module):
+    """The same language model in plain PyTorch, without dropout."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, hidden)
+        self.rnn = nn.LSTM(hidden, hidden, 2)
+        self.softmax = nn.Linear(hidden, VOCABULARY)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Logits of [T, B] words."""
+        return self.softmax(self.rnn(self.embedding(words))[0])
+
+
+def training_step(size: str, who: str, precision: str, device: torch.device) -> Callable[[], None]:
+    """One step of a Penn Treebank run: forward, backward, clip, update."""
+    hidden, window = STEPS[size]
+    inputs, targets = torch.randint(VOCABULARY, (2, window, STREAMS), device=device)
+    context = precision_context(device, precision)
+    if who == "plain":
+        model: nn.Module = PlainModel(hidden).to(device)
+        plain_optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def run() -> None:
+            plain_optimizer.zero_grad()
+            with context:
+                logits = model(inputs)
+                loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / STREAMS
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            plain_optimizer.step()
+
+    else:
+        names = ("word_dropout", "input_dropout", "recurrent_dropout", "output_dropout")
+        dropout: dict[str, Any] = dict(zip(names, (0.2, 0.35, 0.2, 0.35), strict=True))
+        ours = LanguageModel(VOCABULARY, hidden, weight_decay=1e-7, learning_rate=0.1, **dropout).to(device)
+        optimizer = DecoupledSGD(ours.parameters(), lr=0.1, decay=1e-7)
+
+        def run() -> None:
+            optimizer.zero_grad()
+            with context:
+                loss = ours.loss(inputs, targets)[0]
+            loss.backward()
+            optimizer.clip(nn.utils.get_total_norm([p.grad for p in ours.parameters() if p.grad is not None]), 5.0)
+            optimizer.step()
+
+    return run
+
+
+def peak_memory(size: str, who: str, precision: str, device: torch.device) -> float | None:
+    """What three training steps take at the peak, in MB: of a process of their own on the CPU (None but on Linux)."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step = training_step(size, who, precision, device)
+        for _ in range(3):
+            step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    code = f"from benchmarks.speed import print_peak_memory; print_peak_memory({size!r}, {who!r}, {precision!r})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=FOLDER.parent)
+    return float(run.stdout.split()[-1])
+
+
+def print_peak_memory(size: str, who: str, precision: str) -> None:
+    """Measure in this process, for `peak_memory`."""
+
+    def kilobytes(field: str) -> int:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.partition(f"{field}:")[2].split()[0])
+
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts from here
+    before = kilobytes("VmRSS")
+    step = training_step(size, who, precision, torch.device("cpu"))
+    for _ in range(3):
+        step()
+    print((kilobytes("VmHWM") - before) / 1024)
+
+
+def steps(seconds: float, device: torch.device) -> list[dict[str, Any]]:
+    """A training step of the language model, variational and tied, beside the plain one without dropout."""
+    rows = []
+    for size, (_, window) in STEPS.items():
+        named = {f"{who} {precision}": (who, precision) for precision in PRECISIONS for who in ("plain", "ours")}
+        measured = medians({name: training_step(size, *what, device) for name, what in named.items()}, seconds, device)
+        peaks = {name: peak_memory(size, *what, device) for name, what in named.items()}
+        rows.append({"size": size, "words": window * STREAMS, "seconds": measured, "peak_mb": peaks})
+        print(f"training step {size} measured", file=sys.stderr)
+    return rows
+
+
+def monte_carlo(seconds: float, device: torch.device, samples: int = 100) -> dict[str, Any]:
+    """Evaluate a window of one stream under many sampled networks at once, and one network that many times."""
+    hidden, window = STEPS["small"]
+    model = LanguageModel(VOCABULARY, hidden, **DROPOUT, mc_samples=samples).to(device).eval()
+    inputs, targets = torch.randint(VOCABULARY, (2, window, 1), device=device)
+
+    @torch.no_grad()
+    def sampled() -> None:
+        model._mc_log_probs(inputs, targets)
+
+    @torch.no_grad()
+    def one_after_the_other() -> None:
+        for _ in range(samples):
+            model._surprisal((inputs, targets))
+
+    model.on_test_epoch_start()
+    measured = medians({"one after the other": one_after_the_other, "sampled": sampled}, seconds, device)
+    return {"samples": samples, "words": window, "seconds": measured}
+
+
+def _geometric(values: list[float]) -> float:
+    return statistics.geometric_mean(values)
+
+
+PAIRS = {
+    "nn.LSTM": ("nn.LSTM", "LSTM tied"),
+    "nn.LSTM, ours untied": ("nn.LSTM", "LSTM untied"),
+    "nn.LSTM, ours shared by the batch": ("nn.LSTM", "LSTM batch"),
+    "nn.GRU, ours GRU": ("nn.GRU", "GRU tied"),
+    "loop over nn.LSTMCell with masks": ("LSTMCell loop", "LSTM tied"),
+    "our reference": ("reference", "LSTM tied"),
+    "Keras, dropout and recurrent_dropout": ("Keras", "LSTM tied"),
+}
+"""What is compared: label, the other, ours."""
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    return str(pd.DataFrame(rows).fillna("–").to_markdown(index=False, disable_numparse=True))
+
+
+def tables(result: dict[str, Any]) -> str:
+    """The measurements as Markdown."""
+    origin = result["provenance"]
+    hardware, versions = origin["hardware"], origin["versions"]
+    processor = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
+    text = [
+        f"{processor}; torch {versions['torch']}, Python {versions['python']}; commit {origin['commit'][:7]}"
+        f"{' with changes' if origin['dirty'] else ''}, {origin['date'][:10]}.",
+        "**A layer, forward and backward**: time of the other / ours, tied masks per sequence unless it says else. In "
+        "bfloat16 both are under autocast. Shapes are steps, sequences, input size, hidden size.",
+    ]
+    rows = []
+    for precision in PRECISIONS:
+        for label, (other, ours) in PAIRS.items():
+            ratios = {
+                ", ".join(map(str, row["shape"])): row["seconds"][other] / row["seconds"][ours]
+                for row in result["layers"]
+                if row["precision"] == precision and other in row["seconds"]
+            }
+            if not ratios and precision == "bfloat16":
+                continue
+            mean = f"{statistics.geometric_mean(ratios.values()):.2f}" if ratios else "not installed"
+            shown = {shape: f"{ratio:.2f}" for shape, ratio in ratios.items()}
+            rows.append({"other": label, "precision": precision, **shown, "geometric mean": mean})
+    text.append(_markdown(rows))
+    text.append(
+        "**A training step of the language model** in words/s, tied, all dropout on, beside plain PyTorch without it."
+    )
+    rows = []
+    for row in result["steps"]:
+        for precision in PRECISIONS:
+            plain, ours, plain_32 = (f"plain {precision}", f"ours {precision}", "plain float32")
+            peaks = row["peak_mb"]
+            rate = {name: row["words"] / seconds for name, seconds in row["seconds"].items()}
+            rows.append(
+                {
+                    "size": row["size"],
+                    "precision": precision,
+                    "plain": f"{rate[plain]:,.0f}",
+                    "ours": f"{rate[ours]:,.0f}",
+                    "ours / plain": f"{rate[ours] / rate[plain]:.2f}",
+                    "ours / plain float32": f"{rate[ours] / rate[plain_32]:.2f}",
+                    "peak memory, plain / ours": f"{peaks[plain] / peaks[ours]:.2f}" if peaks[ours] else "not measured",
+                }
+            )
+    text.append(_markdown(rows))
+    mc = result["monte_carlo"]
+    ratio = mc["seconds"]["one after the other"] / mc["seconds"]["sampled"]
+    rate_of_samples = mc["words"] * mc["samples"] / mc["seconds"]["sampled"]
+    text.append(
+        f"**MC evaluation**, small, float32: {mc['samples']} sampled networks at once {rate_of_samples:,.0f} words x "
+        f"samples/s, {ratio:.1f} times as many as {mc['samples']} passes of the approximation one after the other."
+    )
+    return "\n\n".join(text)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, and write benchmarks/results/DEVICE.json and the tables of benchmarks/README.md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--seconds", type=float, default=15.0, help="for each comparison (15)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, help="file to write (benchmarks/results/DEVICE.json)")
+    parser.add_argument("--readme", type=Path, default=FOLDER / "README.md")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here; make bench measures on the CPU")
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    if device.type == "cpu" and cpu.extension() is None:
+        print("the fast CPU backend is not there: the reference is measured", file=sys.stderr)
+    result = {
+        "provenance": provenance(device, 1),
+        "layers": [row for precision in PRECISIONS for row in layers(options.seconds, device, precision)],
+        "steps": steps(options.seconds, device),
+        "monte_carlo": monte_carlo(options.seconds, device),
+    }
+    output = options.output or FOLDER / "results" / f"{device.type}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, json.dumps(result, indent=2) + "\n")
+    text = options.readme.read_text(encoding="utf-8")
+    begin, end = f"<!-- {device.type}:begin -->", f"<!-- {device.type}:end -->"
+    before, after = text.partition(begin)[0], text.partition(end)[2]
+    write_atomically(options.readme, f"{before}{begin}\n\n{tables(result)}\n\n{end}{after}")
+    print(tables(result))
+
+
+if __name__ == "__main__":
+    main()
