@@ -319,6 +319,37 @@ def tables(result: dict[str, Any]) -> str:
     return "\n\n".join(text)
 
 
+def perplexities() -> str:
+    """Runs in bfloat16 beside the same rows and seeds in float32, as Markdown."""
+    rows = []
+    for file in sorted((FOLDER / "results" / "bf16").glob("ptb/*/*/seed*.json")):
+        name = file.relative_to(FOLDER / "results" / "bf16")
+        for precision, path in (("float32", FOLDER.parent / "results" / name), ("bfloat16", file)):
+            result = json.loads(path.read_text(encoding="utf-8"))
+            metrics = result["metrics"]
+            rows.append(
+                {
+                    "row": f"{result['group']} {result['row']}, seed {result['seed']}",
+                    "precision": precision,
+                    "epochs": f"{result['epochs']} of {result['planned_epochs']}",
+                    "train": f"{metrics['train_ppl']:.2f}",
+                    "valid": f"{metrics['valid_ppl']:.2f}",
+                    "test": f"{metrics['test_ppl']:.2f}",
+                    "test, MC": f"{metrics['test_ppl_mc']:.2f}" if metrics.get("test_ppl_mc") else "–",
+                    "commit": result["provenance"]["commit"][:7],
+                }
+            )
+    return _markdown(rows)
+
+
+def write_into(readme: Path, place: str, text: str) -> None:
+    """Replace what stands between the marks of a place."""
+    begin, end = f"<!-- {place}:begin -->", f"<!-- {place}:end -->"
+    old = readme.read_text(encoding="utf-8")
+    before, after = old.partition(begin)[0], old.partition(end)[2]
+    write_atomically(readme, f"{before}{begin}\n\n{text}\n\n{end}{after}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, and write benchmarks/results/DEVICE.json and the tables of benchmarks/README.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -343,10 +374,8 @@ def main(arguments: list[str] | None = None) -> None:
     output = options.output or FOLDER / "results" / f"{device.type}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, json.dumps(result, indent=2) + "\n")
-    text = options.readme.read_text(encoding="utf-8")
-    begin, end = f"<!-- {device.type}:begin -->", f"<!-- {device.type}:end -->"
-    before, after = text.partition(begin)[0], text.partition(end)[2]
-    write_atomically(options.readme, f"{before}{begin}\n\n{tables(result)}\n\n{end}{after}")
+    write_into(options.readme, device.type, tables(result))
+    write_into(options.readme, "precision", perplexities())
     print(tables(result))
 
 

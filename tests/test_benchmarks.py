@@ -17,13 +17,20 @@ def test_the_readme_shows_the_committed_measurements():
         assert speed.tables(result) in (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_readme_shows_the_committed_perplexities_of_both_precisions():
+    assert speed.perplexities() in (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_run_writes_its_result_and_the_tables_into_the_readme(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(speed, "SHAPES", [(2, 3, 4, 5), (3, 2, 5, 4)])
     monkeypatch.setattr(speed, "STEPS", {"small": (8, 5), "medium": (12, 4)})
     monkeypatch.setattr(speed, "VOCABULARY", 50)
     monkeypatch.setattr(speed, "peak_memory", lambda *_: None)
     readme = tmp_path / "README.md"
-    readme.write_text(f"above\n<!-- cpu:begin -->\nold\n<!-- cpu:end -->\nbelow\n", encoding="utf-8")
+    readme.write_text(
+        "above\n<!-- cpu:begin -->\nold\n<!-- cpu:end -->\n<!-- precision:begin --><!-- precision:end -->\nbelow\n",
+        encoding="utf-8",
+    )
     speed.main(["--seconds", "0.01", "--threads", "1", "--output", str(tmp_path / "cpu.json"), "--readme", str(readme)])
     text, result = readme.read_text(encoding="utf-8"), json.loads((tmp_path / "cpu.json").read_text(encoding="utf-8"))
     assert text.startswith("above\n")

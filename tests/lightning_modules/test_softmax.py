@@ -7,6 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_modules.softmax import softmax_nll
+from variational_rnn.backends import cpu
+
+needs_bf16 = pytest.mark.skipif(
+    cpu.extension() is None or not cpu.extension().vrnn_has_bf16(), reason="this processor has no products of bf16"
+)
 
 
 def results(function, *tensors):
@@ -63,3 +68,59 @@ def test_a_word_outside_the_vocabulary_is_refused(word):
     targets = torch.tensor([0, word]).repeat(50)
     with pytest.raises(IndexError, match=f"{word}"):
         softmax_nll(torch.randn(100, 8, requires_grad=True), torch.randn(33, 8), torch.randn(33), targets)
+
+
+def softmax_nll_in_bf16(*arguments):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return softmax_nll(*arguments)
+
+
+def rounded(factor):
+    return factor.bfloat16().double()
+
+
+@needs_bf16
+@settings(max_examples=100)
+@given(
+    rows=st.integers(64, 200),
+    hidden_size=st.integers(1, 40),
+    words=st.integers(1, 90),
+    scale=st.sampled_from([1.0, 0.05]),
+)
+def test_under_autocast_the_factors_of_its_three_products_are_rounded_and_nothing_else(rows, hidden_size, words, scale):
+    torch.manual_seed(0)
+    hidden, weight, bias = torch.randn(rows, hidden_size), torch.randn(words, hidden_size), torch.randn(words)
+    targets = torch.randint(words, (rows,))
+    loss, nll, *gradients = results(lambda *leaves: softmax_nll_in_bf16(*leaves, targets, scale), hidden, weight, bias)
+    logits = rounded(hidden) @ rounded(weight).t() + bias
+    expected_nll = F.cross_entropy(logits, targets, reduction="none")
+    dlogits = scale * (logits.softmax(dim=-1) - F.one_hot(targets, words))
+    products = rounded(dlogits) @ rounded(weight), rounded(dlogits).t() @ rounded(hidden), dlogits.sum(dim=0)
+    expected = scale * expected_nll.sum(), expected_nll, *(3 * product for product in products)
+    # A gradient of a logit that differs in its last bits may round the other way.
+    for one, other, tolerance in zip((loss, nll, *gradients), expected, (1e-5, 1e-5, 5e-4, 5e-4, 1e-5), strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() <= tolerance * other.norm()
+
+
+@needs_bf16
+def test_under_autocast_hidden_may_be_bfloat16_and_all_but_its_gradient_is_float32():
+    hidden, weight, bias, targets = torch.randn(70, 8), torch.randn(33, 8), torch.randn(33), torch.randint(33, (70,))
+    hidden = hidden.bfloat16()
+    loss, nll, dhidden, *gradients = results(lambda *x: softmax_nll_in_bf16(*x, targets), hidden, weight, bias)
+    expected = results(lambda *x: softmax_nll_in_bf16(*x, targets), hidden.float(), weight, bias)
+    assert {part.dtype for part in (loss, nll, *gradients)} == {torch.float32}
+    torch.testing.assert_close(
+        (loss, nll, dhidden, *gradients), (*expected[:2], expected[2].bfloat16(), *expected[3:]), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("function", [softmax_nll, pytest.param(softmax_nll_in_bf16, marks=needs_bf16)])
+def test_hidden_weight_and_bias_may_be_strided(function):
+    shapes, targets = [(70, 8), (33, 8), (33,)], torch.randint(33, (70,))
+    tensors = [torch.randn(*shape, 2)[..., 0] for shape in shapes]
+    strided, contiguous = (
+        results(lambda *x: function(*x, targets), *leaves)
+        for leaves in (tensors, [tensor.contiguous() for tensor in tensors])
+    )
+    torch.testing.assert_close(strided, contiguous)

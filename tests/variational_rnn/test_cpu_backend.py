@@ -1,11 +1,15 @@
 """The fast CPU backend computes what the reference computes."""
 
+import contextlib
 import copy
+import functools
 import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -13,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from variational_rnn import VariationalGRU, VariationalLSTM, VariationalRNN
+from variational_rnn import VariationalGRU, VariationalLSTM, VariationalRNN, functional
 from variational_rnn.backends import cpu
+from variational_rnn.masks import LayerMasks
 
 LAYERS = {
     "lstm": (VariationalLSTM, {}),
@@ -24,8 +29,12 @@ LAYERS = {
     "rnn_relu": (VariationalRNN, {"nonlinearity": "relu"}),
 }
 DROPOUT = {"input_dropout": 0.3, "recurrent_dropout": 0.5}
+bf16_autocast = functools.partial(torch.autocast, "cpu", dtype=torch.bfloat16)
 any_layer = pytest.mark.parametrize("layer", LAYERS)
 is_built = pytest.mark.skipif(cpu.extension() is None, reason="the fast CPU backend cannot be built here")
+needs_bf16 = pytest.mark.skipif(
+    cpu.extension() is None or not cpu.extension().vrnn_has_bf16(), reason="this processor has no products of bf16"
+)
 
 
 def layer_and_its_reference(layer, *sizes, **kwargs):
@@ -37,30 +46,21 @@ def layer_and_its_reference(layer, *sizes, **kwargs):
 
 
 def run(rnn, x, hx, masks, lengths=None):
-    """Output and state, and the gradients of x, hx and every parameter."""
+    """Output and states, and the gradients of x, hx and every parameter."""
     input = x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)
     output, state = rnn(input, hx, masks)
     output = output if lengths is None else output.data
-    states = state if isinstance(state, tuple) else (state,)
-    loss = sum(part.square().sum() for part in (output, *states))
+    outputs = (output, *(state if isinstance(state, tuple) else (state,)))
+    loss = sum(part.square().sum() for part in outputs)
     leaves = [x, *(hx if isinstance(hx, tuple) else (hx,)), *rnn.parameters()]
-    return output, states, torch.autograd.grad(loss, leaves)
-
-
-def assert_equal_to_the_reference(fast, reference, x, masks, lengths=None):
-    shape = (fast.num_layers * (1 + fast.bidirectional), x.size(1), fast.hidden_size)
-    hx = torch.randn(shape, requires_grad=True)
-    if isinstance(fast, VariationalLSTM):
-        hx = (hx, torch.randn(shape, requires_grad=True))
-    assert_close_for_their_size(*(run(rnn, x, hx, masks, lengths) for rnn in (fast, reference)))
+    return outputs, torch.autograd.grad(loss, leaves)
 
 
 def assert_close_for_their_size(results, expected):
     """Sums of many products round differently: the error is measured by the largest entry."""
-    (output, states, gradients), (other_output, other_states, other_gradients) = results, expected
-    pairs = zip((output, *states, *gradients), (other_output, *other_states, *other_gradients), strict=True)
-    for one, other in pairs:
+    for one, other in zip(results, expected, strict=True):
         assert one.shape == other.shape
+        assert one.dtype == other.dtype
         assert (one - other).abs().max() <= 1e-5 * max(1.0, other.abs().max())
 
 
@@ -72,44 +72,58 @@ def no_reference(monkeypatch):
     monkeypatch.setattr("variational_rnn.functional.unroll", unroll)
 
 
-@is_built
-@settings(max_examples=300)
-@given(
-    layer=st.sampled_from(list(LAYERS)),
-    input_size=st.integers(1, 70),
-    hidden_size=st.integers(1, 70),
-    num_layers=st.integers(1, 2),
-    bidirectional=st.booleans(),
-    bias=st.booleans(),
-    dropout=st.fixed_dictionaries({name: st.sampled_from([0.0, 0.5]) for name in DROPOUT}),
-    gate_masks=st.sampled_from(["tied", "untied"]),
-    time_masks=st.sampled_from(["constant", "fresh"]),
-    mask_rows=st.sampled_from(["one each", "one"]),
-    steps=st.integers(1, 24),
-    batch=st.integers(1, 30),
-    packed=st.booleans(),
-    threads=st.sampled_from([1, 2]),
-)
-def test_outputs_states_and_gradients_equal_the_references(
-    layer, input_size, hidden_size, num_layers, bidirectional, bias, dropout, gate_masks, time_masks, mask_rows, steps,
-    batch, packed, threads,
-):  # fmt: skip
+CASES = {
+    "layer": st.sampled_from(list(LAYERS)),
+    "input_size": st.integers(1, 70),
+    "hidden_size": st.integers(1, 70),
+    "num_layers": st.integers(1, 2),
+    "bidirectional": st.booleans(),
+    "bias": st.booleans(),
+    "input_dropout": st.sampled_from([0.0, 0.3, 0.5]),
+    "recurrent_dropout": st.sampled_from([0.0, 0.3, 0.5]),
+    "gate_masks": st.sampled_from(["tied", "untied"]),
+    "time_masks": st.sampled_from(["constant", "fresh"]),
+    "mask_rows": st.sampled_from(["one each", "one"]),
+    "steps": st.integers(1, 24),
+    "batch": st.integers(1, 30),
+    "packed": st.booleans(),
+}
+
+
+def case_of(layer, input_size, hidden_size, num_layers, steps, batch, mask_rows, packed, **options):
+    """A layer and its reference, and what `run` runs them on."""
     torch.manual_seed(0)
-    fast, reference = layer_and_its_reference(
-        layer, input_size, hidden_size, num_layers, bidirectional=bidirectional, bias=bias, **dropout,
-        gate_masks=gate_masks, time_masks=time_masks,
-    )  # fmt: skip
+    fast, reference = layer_and_its_reference(layer, input_size, hidden_size, num_layers, **options)
     x = torch.randn(steps, batch, input_size, requires_grad=True)
+    shape = (fast.num_layers * (1 + fast.bidirectional), batch, hidden_size)
+    hx = torch.randn(shape, requires_grad=True)
+    if isinstance(fast, VariationalLSTM):
+        hx = (hx, torch.randn(shape, requires_grad=True))
     masks = fast.sample_masks(batch if mask_rows == "one each" else 1, steps)
     lengths = torch.randint(1, steps + 1, (batch,)) if packed else None
     if packed:
         lengths[0] = steps
+    return fast, reference, (x, hx, masks, lengths)
+
+
+@contextlib.contextmanager
+def threads_set(threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        assert_equal_to_the_reference(fast, reference, x, masks, lengths)
+        yield
     finally:
         torch.set_num_threads(before)
+
+
+@is_built
+@settings(max_examples=300)
+@given(case=st.fixed_dictionaries(CASES), threads=st.sampled_from([1, 2]))
+def test_outputs_states_and_gradients_equal_the_references(case, threads):
+    fast, reference, arguments = case_of(**case)
+    with threads_set(threads):
+        (outputs, gradients), expected = run(fast, *arguments), run(reference, *arguments)
+    assert_close_for_their_size((*outputs, *gradients), (*expected[0], *expected[1]))
 
 
 @is_built
@@ -242,7 +256,12 @@ def test_what_it_does_not_compute_is_left_to_the_reference(monkeypatch):
     masks = learned.sample_masks(2)
     masks.layers[0].input.requires_grad_()
     learned(x, masks=masks)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.float16):
+        VariationalLSTM(3, 4, **DROPOUT)(x)
+    with bf16_autocast():
+        VariationalLSTM(3, 4, **DROPOUT)(x.half())
+        VariationalLSTM(3, 4, **DROPOUT).bfloat16()(x.bfloat16())
+        monkeypatch.setattr(cpu, "extension", lambda: SimpleNamespace(vrnn_has_bf16=lambda: 0))  # an older processor
         VariationalLSTM(3, 4, **DROPOUT)(x)
 
 
@@ -295,3 +314,191 @@ def test_with_the_instructions_of_an_older_processor_it_computes_the_same():
     )
     root = Path(__file__).parent.parent.parent
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root, env=os.environ | {"ATEN_CPU_CAPABILITY": "avx2"})
+
+
+# --- bfloat16 ---------------------------------------------------------------------------------------------------------
+
+
+class RoundedLinear(torch.autograd.Function):
+    """x W^T with the factors of its products rounded, in the backward pass too."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        x, weight = x.bfloat16().float(), weight.bfloat16().float()
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensors
+        dy = dy.bfloat16().float()
+        return dy @ weight, dy.flatten(0, -2).t() @ x.flatten(0, -2)
+
+
+def rounded_masked_linear(x, weight, bias, mask):
+    masks = (torch.ones(()),) if mask is None else mask.unbind(-3)
+    weights = weight.chunk(len(masks))
+    product = torch.cat([RoundedLinear.apply(x * z, w) for z, w in zip(masks, weights, strict=True)], dim=-1)
+    return product if bias is None else product + bias
+
+
+def run_in_bf16(fast, reference, arguments, threads=1):
+    """What `run` gives under autocast, and the reference in float32 with the factors of its products rounded."""
+    without_torchs_kernels = mock.patch.object(LayerMasks, "is_shared", False)
+    with bf16_autocast(), without_torchs_kernels, threads_set(threads):
+        results = run(fast, *arguments)
+    with mock.patch.object(functional, "masked_linear", rounded_masked_linear):
+        return results, run(reference, *arguments)
+
+
+def assert_close_by_norm(tolerance, results, expected):
+    for one, other in zip(results, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() <= tolerance * other.norm()
+
+
+def bf16_cases(**given):
+    return st.fixed_dictionaries(CASES | given).filter(lambda case: case["input_dropout"] or case["recurrent_dropout"])
+
+
+@needs_bf16
+@settings(max_examples=150)
+@given(case=bf16_cases(num_layers=st.just(1), steps=st.just(1)), threads=st.sampled_from([1, 2]))
+def test_under_autocast_a_step_is_the_references_with_its_factors_rounded(case, threads):
+    (outputs, gradients), (other_outputs, other_gradients) = run_in_bf16(*case_of(**case), threads)
+    assert_close_for_their_size(outputs, other_outputs)
+    assert_close_by_norm(0.005, gradients, other_gradients)
+
+
+@needs_bf16
+@settings(max_examples=150)
+@given(case=bf16_cases(), threads=st.sampled_from([1, 2]))
+def test_under_autocast_outputs_states_and_gradients_are_the_references_with_its_factors_rounded(case, threads):
+    fast, reference, arguments = case_of(**case)
+    for parameter in fast.parameters():
+        torch.nn.init.uniform_(parameter, -0.1, 0.1)
+    reference.load_state_dict(fast.state_dict())
+    results, expected = run_in_bf16(fast, reference, arguments, threads)
+    for one, other in zip(results, expected, strict=True):
+        assert_close_by_norm(0.01, one, other)  # h differs in its last bits, and may then round the other way
+
+
+@needs_bf16
+@settings(max_examples=150)
+@given(
+    case=bf16_cases(
+        layer=st.just("rnn_relu"), num_layers=st.just(1), steps=st.integers(1, 3),
+        input_dropout=st.sampled_from([0.0, 0.5]), recurrent_dropout=st.sampled_from([0.0, 0.5]),
+    ),
+    threads=st.sampled_from([1, 2]),
+)  # fmt: skip
+def test_under_autocast_integers_give_exactly_what_the_reference_gives_with_its_factors_rounded(case, threads):
+    fast, reference, (x, h_0, masks, lengths) = case_of(**case)
+    with torch.no_grad():
+        for tensor in (x, h_0, *fast.parameters()):
+            tensor.copy_(torch.randint_like(tensor, -1, 2))
+    reference.load_state_dict(fast.state_dict())
+    results, expected = run_in_bf16(fast, reference, (x, h_0, masks, lengths), threads)
+    torch.testing.assert_close(results, expected, rtol=0, atol=0)
+
+
+@needs_bf16
+@any_layer
+def test_under_autocast_results_at_the_sizes_of_the_paper_are_close_to_those_in_float32(layer):
+    fast, reference = layer_and_its_reference(layer, 200, 200, **DROPOUT, gate_masks="untied")
+    for parameter in fast.parameters():
+        torch.nn.init.uniform_(parameter, -0.05, 0.05)
+    reference.load_state_dict(fast.state_dict())
+    x = torch.randn(20, 24, 200, requires_grad=True)
+    masks = fast.sample_masks(24)
+    with bf16_autocast():
+        results = run_from_zeros(fast, x, masks)
+    tolerance = 0.06 if layer == "rnn_relu" else 0.006  # a rectifier near zero opens or closes
+    assert_close_by_norm(tolerance, results, run_from_zeros(reference, x, masks))
+
+
+@needs_bf16
+@any_layer
+def test_under_autocast_saturated_gates_stay_finite(layer):
+    fast, reference = layer_and_its_reference(layer, 3, 20, **DROPOUT)
+    x = (1e4 * torch.randn(5, 2, 3)).requires_grad_()
+    masks = fast.sample_masks(2)
+    with bf16_autocast():
+        results = run_from_zeros(fast, x, masks)
+    with mock.patch.object(functional, "masked_linear", rounded_masked_linear):
+        assert_close_by_norm(0.01, results, run_from_zeros(reference, x, masks))
+    assert all(part.isfinite().all() for part in results)
+
+
+@needs_bf16
+@any_layer
+def test_under_autocast_x_may_be_bfloat16_and_all_but_its_gradient_is_float32(layer, no_reference):
+    fast, _ = layer_and_its_reference(layer, 3, 20, 2, **DROPOUT)
+    x, masks = torch.randn(5, 2, 3).bfloat16(), fast.sample_masks(2)
+    h_0 = torch.randn(2, 2, 20, requires_grad=True)
+    hx = (h_0, torch.randn(2, 2, 20, requires_grad=True)) if isinstance(fast, VariationalLSTM) else h_0
+    with bf16_autocast():
+        (outputs, (dx, *gradients)), (others, (other_dx, *other_gradients)) = (
+            run(fast, leaf.detach().requires_grad_(), hx, masks) for leaf in (x, x.float())
+        )
+    assert {part.dtype for part in (*outputs, *gradients)} == {torch.float32}
+    torch.testing.assert_close((outputs, gradients), (others, other_gradients), rtol=0, atol=0)
+    torch.testing.assert_close(dx, other_dx.bfloat16(), rtol=0, atol=0)
+
+
+@needs_bf16
+@any_layer
+@pytest.mark.parametrize("autocast", [True, False])
+def test_the_backward_pass_has_the_precision_of_the_forward_pass_inside_of_autocast_and_outside(layer, autocast):
+    fast, _ = layer_and_its_reference(layer, 3, 20, **DROPOUT)
+    with bf16_autocast(enabled=autocast):
+        output, _ = fast(torch.randn(5, 2, 3), masks=fast.sample_masks(2))
+    loss = output.square().sum()
+    outside = torch.autograd.grad(loss, list(fast.parameters()), retain_graph=True)
+    with bf16_autocast():
+        torch.testing.assert_close(torch.autograd.grad(loss, list(fast.parameters())), outside, rtol=0, atol=0)
+
+
+@needs_bf16
+@any_layer
+def test_the_same_seed_gives_the_same_masks_under_autocast(layer):
+    fast, _ = layer_and_its_reference(layer, 3, 20, **DROPOUT)
+    x, outputs = torch.randn(5, 2, 3), []
+    for enabled in (True, False):
+        torch.manual_seed(1)
+        with bf16_autocast(enabled=enabled):
+            outputs.append(fast(x)[0])
+    assert_close_by_norm(0.01, outputs[:1], outputs[1:])
+
+
+def strided(rows, columns, row_step=1, column_step=1):
+    """A random matrix among entries that are not its own."""
+    storage = torch.full((rows * row_step + 1, columns * column_step + 1), torch.nan)
+    return storage[:-1:row_step, :-1:column_step].copy_(torch.randn(rows, columns))
+
+
+@is_built
+@pytest.mark.parametrize("autocast", [False, pytest.param(True, marks=needs_bf16)])
+@settings(max_examples=150)
+@given(
+    rows=st.integers(1, 50) | st.just(300),
+    columns=st.integers(1, 70),
+    depth=st.integers(1, 70) | st.integers(1022, 1027),
+    turned=st.tuples(st.booleans(), st.booleans()),
+    steps=st.tuples(*[st.tuples(st.integers(1, 2), st.integers(1, 2))] * 2),
+    bias=st.booleans(),
+    threads=st.sampled_from([1, 2]),
+)
+def test_a_product_has_float32_sums_of_factors_rounded_under_autocast(
+    rows, columns, depth, turned, steps, bias, threads, autocast
+):
+    torch.manual_seed(0)
+    a = strided(depth, rows, *steps[0]).t() if turned[0] else strided(rows, depth, *steps[0])
+    b = strided(columns, depth, *steps[1]).t() if turned[1] else strided(depth, columns, *steps[1])
+    bias = torch.randn(columns) if bias else None
+    with bf16_autocast(enabled=autocast), threads_set(threads):
+        result = cpu.matmul(a, b, bias)
+    a, b = ((factor.bfloat16() if autocast else factor).double() for factor in (a, b))
+    bias = torch.zeros(columns) if bias is None else bias
+    assert result.dtype == torch.float32
+    assert ((result - (a @ b + bias)).abs() <= 1e-5 * (a.abs() @ b.abs() + bias.abs())).all()

@@ -148,13 +148,15 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     Under bfloat16 autocast a and b are rounded; the sums and the result stay float32.
 
     Args:
-        a: [M, K], row by row or column by column.
+        a: [M, K], with any strides.
         b: [K, N], with any strides.
         bias: [N].
 
     Returns:
         [M, N].
     """
+    if 1 not in a.stride():
+        a = a.contiguous()
     out = a.new_empty(a.size(0), b.size(1))
     integer, pointer = ctypes.c_int64, ctypes.c_void_p
     lib: Any = extension()
