@@ -20,8 +20,8 @@ def softmax_nll(
     """Negative log-likelihood of targets under softmax(hidden W^T + b).
 
     On the CPU the gradient is computed along with the loss, in the memory of the logits: one [N, V] buffer instead of
-    three. Elsewhere torch's own functions are used. Autocast makes them round logits (one of 10 by up to 0.03 in
-    bfloat16), which is left to training: without gradients, logits have the parameters' precision.
+    three. Elsewhere torch's own functions are used. Under autocast, logits are rounded (one of 10 by up to 0.03 in
+    bfloat16) only by torch's functions and only where there is a gradient.
 
     Args:
         hidden: [N, H].

@@ -292,6 +292,20 @@ def test_where_it_cannot_be_built_the_reference_computes_and_why_is_said_once(
         cpu.extension.cache_clear()
 
 
+@needs_bf16
+def test_a_compiler_that_knows_no_bf16_builds_the_rest(monkeypatch, tmp_path):
+    compiler = tmp_path / "old-compiler"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *avx512bf16*) exit 1;; esac\nexec c++ "$@"\n', encoding="utf-8")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cpu.extension.cache_clear()
+    try:
+        assert not cpu.extension().vrnn_has_bf16()
+    finally:
+        cpu.extension.cache_clear()
+
+
 @is_built
 def test_it_is_built_anew_in_an_empty_cache_and_leaves_one_file(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -1,12 +1,12 @@
 // One recurrent layer in one direction on the CPU, with the backward pass by hand. The twin of functional.unroll.
 //
-// A step is a product of B rows only, repeated T times with the same weights. The weights are therefore packed once into
-// panels that a register tile reads in order; the pointwise work on a panel's units follows at once, while their gates are
-// in cache; and all steps run in one parallel region. A mask per gate costs little, since every gate's product is one of
-// its own. Plain C++ with the vector types of GCC and Clang: nothing of torch is included or linked.
+// A step is a product of B rows only, repeated T times with the same weights. The weights are therefore packed once
+// into panels that a register tile reads in order; the pointwise work on a panel's units follows at once, while their
+// gates are in cache; and all steps run in one parallel region. A mask per gate costs little, since every gate's
+// product is one of its own. Plain C++ with the vector types of GCC and Clang: nothing of torch is included or linked.
 //
-// Everything is fp32, but the factors of products may be rounded to bf16: with P = BF16 two of them, neighbours along K,
-// fill the place of a float, and depth_of(K) places hold K. Their sums are fp32.
+// Everything is fp32, but the factors of products may be rounded to bf16: with P = BF16 two of them, neighbours along
+// K, fill the place of a float, and depth_of(K) places hold K. Their sums are fp32.
 //
 // Shapes: T steps, B sequences, H units, G gates. Matrices are row-major; masks have strides, 0 for what is shared.
 
@@ -29,10 +29,10 @@ constexpr int V = 8, R = 6;
 #else
 constexpr int V = 4, R = 8;
 #endif
-constexpr int U = 2 * V;       // columns of a panel
-constexpr int64_t DEPTH = 512;          // rows of a panel that a large product goes through at a time
-constexpr int64_t ROWS = 192;           // rows, of one or several steps, whose input product is computed at once
-constexpr int64_t CACHED = 64 * 1024;   // floats of a block that stay in the second-level cache
+constexpr int U = 2 * V;               // columns of a panel
+constexpr int64_t DEPTH = 512;         // rows of a panel that a large product goes through at a time
+constexpr int64_t ROWS = 192;          // rows, of one or several steps, whose input product is computed at once
+constexpr int64_t CACHED = 64 * 1024;  // floats of a block that stay in the second-level cache
 
 typedef float vf __attribute__((vector_size(V * 4)));
 typedef float vf_unaligned __attribute__((vector_size(V * 4), aligned(4), may_alias));
@@ -127,27 +127,28 @@ struct Start {
     Start rows(int64_t m) const { return {p ? p + m * ld : p, ld}; }
 };
 
-// C[rows, n] = start + A[rows, K] times a panel [K, U]; A is read as a[row * step_m + k * step_k].
-template <Precision P, int rows>
+// C[rows, n] = start + A[rows, K] times a panel [K, U], of which only the left half is used unless it is `wide`; A is
+// read as a[row * step_m + k * step_k].
+template <Precision P, int rows, bool wide>
 void tile(int64_t K, const float* a, int64_t step_m, int64_t step_k, const float* panel, float* c, int64_t ldc, int n,
           Start start) {
     vf left[rows], right[rows];
     for (int r = 0; r < rows; r++) {
         left[r] = start.p ? load(start.p + r * start.ld, n) : vf{};
-        right[r] = start.p && n > V ? load(start.p + r * start.ld + V, n - V) : vf{};
+        if (wide) right[r] = start.p ? load(start.p + r * start.ld + V, n - V) : vf{};
     }
     for (int64_t k = 0; k < K; k++) {
-        vf b_left = load(panel + k * U), b_right = load(panel + k * U + V);
+        vf b_left = load(panel + k * U), b_right = wide ? load(panel + k * U + V) : vf{};
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
             float x = a[r * step_m + k * step_k];
             multiply_add<P>(left[r], x, b_left);
-            multiply_add<P>(right[r], x, b_right);
+            if (wide) multiply_add<P>(right[r], x, b_right);
         }
     }
     for (int r = 0; r < rows; r++) {
         store(c + r * ldc, left[r], n);
-        if (n > V) store(c + r * ldc + V, right[r], n - V);
+        if (wide) store(c + r * ldc + V, right[r], n - V);
     }
 }
 
@@ -161,14 +162,17 @@ void multiply(int64_t M, int64_t K, const float* a, int64_t step_m, int64_t step
         const float* from = a + m * step_m;
         float* to = c + m * ldc;
         switch (rows) {
-#define ROWS(r) \
-    case r: tile<P, r>(K, from, step_m, step_k, panel, to, ldc, n, start.rows(m)); break;
-            ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
+#define ROWS(r)                                                                                                    \
+    case r:                                                                                                        \
+        (n > V ? tile<P, r, true> : tile<P, r, false>)(K, from, step_m, step_k, panel, to, ldc, n, start.rows(m)); \
+        break;
+            ROWS(1)
+            ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6)
 #if !defined(__AVX__) || defined(__AVX512F__)
-            ROWS(7) ROWS(8)
+                ROWS(7) ROWS(8)
 #endif
 #if defined(__AVX512F__)
-            ROWS(9) ROWS(10) ROWS(11) ROWS(12)
+                    ROWS(9) ROWS(10) ROWS(11) ROWS(12)
 #endif
 #undef ROWS
         }
@@ -231,11 +235,18 @@ void pack(int64_t K, const float* b, int64_t step_k, int64_t step_n, int n, floa
 
 struct Buffer {
     float* data;
-    explicit Buffer(int64_t n) : data((float*)::operator new(std::max<int64_t>(n, 1) * sizeof(float), std::align_val_t(64))) {}
+    explicit Buffer(int64_t n)
+        : data((float*)::operator new(std::max<int64_t>(n, 1) * sizeof(float), std::align_val_t(64))) {}
     ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
 };
 
 inline int panels_of(int64_t n) { return (int)((n + U - 1) / U); }
+
+// Rows of a tile, which is what threads share in a step: of about the same size.
+inline int64_t tile_rows_of(int64_t B) {
+    const int64_t tiles = (B + R - 1) / R;
+    return (B + tiles - 1) / tiles;
+}
 
 enum Kind { LSTM, GRU, RNN_TANH, RNN_RELU };
 
@@ -248,15 +259,19 @@ void pack_all(int64_t N, int64_t K, const float* b, int64_t b_k, int64_t b_n, fl
                 packed + p * depth_of<P>(K) * U);
 }
 
-// C[M, N] = start + A[M, K] B[K, N] by all threads of the team, B in panels; A has a step of 1 in one of its directions.
-// By pieces of K, and every block of rows goes through all panels while it is in cache. `add` adds to C instead of to a bias.
+// C[M, N] = start + A[M, K] B[K, N] by all threads of the team, B in panels; A has a step of 1 in one of its
+// directions. By pieces of K, and every block of rows goes through all panels while it is in cache. `add` adds to C
+// instead of to a bias.
 template <Precision P>
 void product(int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64_t a_k, const float* packed, float* c,
              int64_t ldc, bool add, const float* bias = nullptr) {
     constexpr int pair = P == BF16 ? 2 : 1;
     const int panels = panels_of(N);
-    const int64_t places = depth_of<P>(K), pieces = (places + DEPTH - 1) / DEPTH, depth = (places + pieces - 1) / pieces;
-    const int64_t rows = std::max<int64_t>(CACHED / depth / R, 1) * R, blocks = (M + rows - 1) / rows;
+    const int64_t places = depth_of<P>(K), pieces = (places + DEPTH - 1) / DEPTH,
+                  depth = (places + pieces - 1) / pieces;
+    // Few panels go with small blocks, for threads to share evenly.
+    const int64_t most = std::max<int64_t>(panels < 16 ? 4 : CACHED / depth / R, 1) * R;
+    const int64_t blocks = (M + most - 1) / most, rows = (M + blocks - 1) / blocks;
     const bool turned = a_m == 1 && panels > 2;  // a transposed block is copied once, so that tiles read it in order
     const bool copied = turned || P == BF16;
     Buffer copy(copied ? std::min(rows, M) * depth : 0);
@@ -280,15 +295,18 @@ void product(int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64
                                 for (int64_t i = 0; i < high; i += V) {
                                     const int n = (int)(high - i);
                                     const bool two = pair * (k0 + k) + 1 < K;
-                                    store(copy.data + k * high + i, pairs_of(load(from + i, n), two ? load(from + a_k + i, n) : vf{}), n);
+                                    store(copy.data + k * high + i,
+                                          pairs_of(load(from + i, n), two ? load(from + a_k + i, n) : vf{}), n);
                                 }
                         }
                 }
                 copied_block = block;
                 const Start start = add || k0 ? Start{to, ldc} : Start{bias ? bias + n0 : nullptr, 0};
                 multiply<P>(high, deep, copied ? copy.data : from, !copied || a_m == 1 ? a_m : deep,
-                            !copied ? a_k : a_m == 1 ? high : 1, packed + (p * places + k0) * U, to, ldc,
-                            (int)std::min<int64_t>(U, N - n0), start);
+                            !copied    ? a_k
+                            : a_m == 1 ? high
+                                       : 1,
+                            packed + (p * places + k0) * U, to, ldc, (int)std::min<int64_t>(U, N - n0), start);
             }
     }
 #pragma omp barrier
@@ -305,8 +323,8 @@ struct Mask {
 
 // What gates read: x times its masks, for each different mask.
 template <Precision P>
-void read_through(const Mask& mask, int distinct, int64_t t, int64_t b, int64_t from, int64_t n, const float* x, float* to,
-                  int64_t to_gate) {
+void read_through(const Mask& mask, int distinct, int64_t t, int64_t b, int64_t from, int64_t n, const float* x,
+                  float* to, int64_t to_gate) {
     for (int g = 0; g < distinct; g++) {
         const float* z = mask.row(t, g, b);
         float* out = to + g * to_gate;
@@ -325,8 +343,8 @@ void read_through(const Mask& mask, int distinct, int64_t t, int64_t b, int64_t 
 }
 
 template <Precision P>
-void matmul(int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64_t a_k, const float* b, int64_t b_k,
-            int64_t b_n, const float* bias, float* c) {
+void matmul(int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64_t a_k, const float* b,
+            int64_t b_k, int64_t b_n, const float* bias, float* c) {
     Buffer packed(panels_of(N) * depth_of<P>(K) * U);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -339,105 +357,117 @@ struct Layer {
     int32_t kind, gates, precision, threads, reverse;
     int64_t T, B, I, H;
     const float *x, *weight_ih, *weight_hh;  // [T, B, I], [G*H, I], [G*H, H]
-    const float *bias, *bias_n;              // of both products, [G*H]; of a GRU's candidate within the reset gate, [H]; or null
+    const float *bias, *bias_n;  // of both products, [G*H]; of a GRU's candidate within the reset gate, [H]; or null
     Mask input, recurrent;
-    const float* memory;                     // LSTM: memory mask with a step for sequence, or null
+    const float* memory;  // LSTM: memory mask with a step for sequence, or null
     int64_t memory_b;
-    const int64_t* lengths;                  // [B], or null where all sequences have T steps
-    const float *h0, *c0;                    // [B, H]
-    float *gate, *product_n;                 // activations [T, B, G*H]; GRU: the candidate's recurrent product [T, B, H]
-    float *h, *c;                            // [T, B, H]
-    const float *dh, *dh_T, *dc_T;           // gradients of h [T, B, H], of the final h and c [B, H], or null
+    const int64_t* lengths;         // [B], or null where all sequences have T steps
+    const float *h0, *c0;           // [B, H]
+    float *gate, *product_n;        // activations [T, B, G*H]; GRU: the candidate's recurrent product [T, B, H]
+    float *h, *c;                   // [T, B, H]
+    const float *dh, *dh_T, *dc_T;  // gradients of h [T, B, H], of the final h and c [B, H], or null
     float *dx, *dh0, *dc0, *dweight_ih, *dweight_hh;  // gradients to compute; dx may be null
-    float *dbias, *dbias_n;                  // [G*H] and [H]
+    float *dbias, *dbias_n;                           // [G*H] and [H]
 };
 
 template <Precision P>
 void forward(const Layer& L) {
     const int64_t T = L.T, B = L.B, H = L.H, I = L.I, G = L.gates;
     const int64_t panels = panels_of(H), deep = depth_of<P>(H), deep_x = depth_of<P>(I);
-    const int distinct_x = L.input.data && L.input.g ? (int)G : 1, distinct = L.recurrent.data && L.recurrent.g ? (int)G : 1;
-    const int64_t together = std::min(T, std::max<int64_t>(ROWS / B, 1));  // steps whose input product is computed at once
-    const int64_t read_rows = together * B;
+    const int distinct_x = L.input.data && L.input.g ? (int)G : 1,
+              distinct = L.recurrent.data && L.recurrent.g ? (int)G : 1;
+    const int64_t together =
+        std::min(T, std::max<int64_t>(ROWS / B, 1));  // steps whose input product is computed at once
+    const int64_t read_rows = together * B, tile_rows = tile_rows_of(B);
     Buffer weight_ih(panels * G * deep_x * U), weight_hh(panels * G * deep * U);
     Buffer read_x(L.input.data ? distinct_x * read_rows * I : 0), read(2 * distinct * B * deep);
 #pragma omp parallel num_threads(L.threads) if (L.threads > 1)
     {
-        for (int g = 0; g < G; g++) pack_all<P>(H, I, L.weight_ih + g * H * I, 1, I, weight_ih.data + g * panels * deep_x * U);
-        for (int g = 0; g < G; g++) pack_all<P>(H, H, L.weight_hh + g * H * H, 1, H, weight_hh.data + g * panels * deep * U);
+        for (int g = 0; g < G; g++)
+            pack_all<P>(H, I, L.weight_ih + g * H * I, 1, I, weight_ih.data + g * panels * deep_x * U);
+        for (int g = 0; g < G; g++)
+            pack_all<P>(H, H, L.weight_hh + g * H * H, 1, H, weight_hh.data + g * panels * deep * U);
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < B; b++)
-            read_through<P>(L.recurrent, distinct, L.reverse ? T - 1 : 0, b, 0, H, L.h0 + b * H, read.data + b * deep, B * deep);
+            read_through<P>(L.recurrent, distinct, L.reverse ? T - 1 : 0, b, 0, H, L.h0 + b * H, read.data + b * deep,
+                            B * deep);
 
         for (int64_t s = 0; s < T; s++) {
-            const int64_t t = L.reverse ? T - 1 - s : s, before = L.reverse ? t + 1 : t - 1, after = L.reverse ? t - 1 : t + 1;
+            const int64_t t = L.reverse ? T - 1 - s : s, before = L.reverse ? t + 1 : t - 1,
+                          after = L.reverse ? t - 1 : t + 1;
             if (s % together == 0) {
                 const int64_t steps = std::min(together, T - s), first = L.reverse ? t - steps + 1 : t;
                 const float* x = L.x + first * B * I;
                 if (L.input.data) {
 #pragma omp for schedule(static)
                     for (int64_t i = 0; i < steps * B; i++)
-                        read_through<FP32>(L.input, distinct_x, first + i / B, i % B, 0, I, x + i * I, read_x.data + i * I, read_rows * I);
+                        read_through<FP32>(L.input, distinct_x, first + i / B, i % B, 0, I, x + i * I,
+                                           read_x.data + i * I, read_rows * I);
                     x = read_x.data;
                 }
                 for (int g = 0; g < G; g++)
                     product<P>(steps * B, H, I, x + (distinct_x > 1 ? g * read_rows * I : 0), I, 1,
-                            weight_ih.data + g * panels * deep_x * U, L.gate + first * B * G * H + g * H, G * H, false,
-                            L.bias ? L.bias + g * H : nullptr);
+                               weight_ih.data + g * panels * deep_x * U, L.gate + first * B * G * H + g * H, G * H,
+                               false, L.bias ? L.bias + g * H : nullptr);
             }
             const float* h_read = read.data + (s % 2) * distinct * B * deep;
             float* next_read = read.data + ((s + 1) % 2) * distinct * B * deep;
             const float* h_before = s ? L.h + before * B * H : L.h0;
             const float* c_before = s && L.c ? L.c + before * B * H : L.c0;
-#pragma omp for schedule(static)
-            for (int p = 0; p < panels; p++) {
-                const int64_t u = (int64_t)p * U;
-                const int n = (int)std::min<int64_t>(U, H - u);
-                for (int g = 0; g < G; g++) {
-                    const bool candidate = L.kind == GRU && g == 2;
-                    float* to = candidate ? L.product_n + t * B * H + u : L.gate + t * B * G * H + g * H + u;
-                    const int64_t ld = candidate ? H : G * H;
-                    multiply<P>(B, deep, h_read + (distinct > 1 ? g : 0) * B * deep, deep, 1, weight_hh.data + (g * panels + p) * deep * U,
-                             to, ld, n, candidate ? Start{L.bias_n ? L.bias_n + u : nullptr, 0} : Start{to, ld});
-                }
-                for (int64_t b = 0; b < B; b++) {
-                    float* gate = L.gate + (t * B + b) * G * H + u;
-                    float* h = L.h + (t * B + b) * H + u;
-                    const float* h_b = h_before + b * H + u;
-                    const bool ended = L.lengths && t >= L.lengths[b];
-                    for (int k = 0; k < n; k += V) {
-                        const int m = n - k;
-                        vf new_h;
-                        if (L.kind == LSTM) {
-                            vf i = sigmoid(load(gate + k, m)), f = sigmoid(load(gate + H + k, m));
-                            vf g = vtanh(load(gate + 2 * H + k, m)), o = sigmoid(load(gate + 3 * H + k, m));
-                            vf old_c = load(c_before + b * H + u + k, m);
-                            vf c = f * old_c + i * g;
-                            vf kept = all(1.f);
-                            if (L.memory) {
-                                kept = load(L.memory + b * L.memory_b + u + k, m);
-                                c = kept != 0.f ? c : vf{};
-                            }
-                            new_h = kept * o * vtanh(c);
-                            store(gate + k, i, m), store(gate + H + k, f, m);
-                            store(gate + 2 * H + k, g, m), store(gate + 3 * H + k, o, m);
-                            store(L.c + (t * B + b) * H + u + k, ended ? old_c : c, m);
-                        } else if (L.kind == GRU) {
-                            vf q = load(L.product_n + (t * B + b) * H + u + k, m);
-                            vf r = sigmoid(load(gate + k, m)), z = sigmoid(load(gate + H + k, m));
-                            vf c = vtanh(load(gate + 2 * H + k, m) + r * q);
-                            new_h = c + z * (load(h_b + k, m) - c);
-                            store(gate + k, r, m), store(gate + H + k, z, m), store(gate + 2 * H + k, c, m);
-                        } else {
-                            vf y = load(gate + k, m);
-                            new_h = L.kind == RNN_TANH ? vtanh(y) : y < 0.f ? vf{} : y;
-                            store(gate + k, new_h, m);
-                        }
-                        store(h + k, ended ? load(h_b + k, m) : new_h, m);
+#pragma omp for schedule(static) collapse(2)
+            for (int p = 0; p < panels; p++)
+                for (int64_t b0 = 0; b0 < B; b0 += tile_rows) {
+                    const int64_t u = (int64_t)p * U, b1 = std::min(b0 + tile_rows, B);
+                    const int n = (int)std::min<int64_t>(U, H - u);
+                    for (int g = 0; g < G; g++) {
+                        const bool candidate = L.kind == GRU && g == 2;
+                        float* to =
+                            candidate ? L.product_n + (t * B + b0) * H + u : L.gate + (t * B + b0) * G * H + g * H + u;
+                        const int64_t ld = candidate ? H : G * H;
+                        multiply<P>(b1 - b0, deep, h_read + ((distinct > 1 ? g : 0) * B + b0) * deep, deep, 1,
+                                    weight_hh.data + (g * panels + p) * deep * U, to, ld, n,
+                                    candidate ? Start{L.bias_n ? L.bias_n + u : nullptr, 0} : Start{to, ld});
                     }
-                    if (s + 1 < T) read_through<P>(L.recurrent, distinct, after, b, u, n, h, next_read + b * deep + depth_of<P>(u), B * deep);
+                    for (int64_t b = b0; b < b1; b++) {
+                        float* gate = L.gate + (t * B + b) * G * H + u;
+                        float* h = L.h + (t * B + b) * H + u;
+                        const float* h_b = h_before + b * H + u;
+                        const bool ended = L.lengths && t >= L.lengths[b];
+                        for (int k = 0; k < n; k += V) {
+                            const int m = n - k;
+                            vf new_h;
+                            if (L.kind == LSTM) {
+                                vf i = sigmoid(load(gate + k, m)), f = sigmoid(load(gate + H + k, m));
+                                vf g = vtanh(load(gate + 2 * H + k, m)), o = sigmoid(load(gate + 3 * H + k, m));
+                                vf old_c = load(c_before + b * H + u + k, m);
+                                vf c = f * old_c + i * g;
+                                vf kept = all(1.f);
+                                if (L.memory) {
+                                    kept = load(L.memory + b * L.memory_b + u + k, m);
+                                    c = kept != 0.f ? c : vf{};
+                                }
+                                new_h = kept * o * vtanh(c);
+                                store(gate + k, i, m), store(gate + H + k, f, m);
+                                store(gate + 2 * H + k, g, m), store(gate + 3 * H + k, o, m);
+                                store(L.c + (t * B + b) * H + u + k, ended ? old_c : c, m);
+                            } else if (L.kind == GRU) {
+                                vf q = load(L.product_n + (t * B + b) * H + u + k, m);
+                                vf r = sigmoid(load(gate + k, m)), z = sigmoid(load(gate + H + k, m));
+                                vf c = vtanh(load(gate + 2 * H + k, m) + r * q);
+                                new_h = c + z * (load(h_b + k, m) - c);
+                                store(gate + k, r, m), store(gate + H + k, z, m), store(gate + 2 * H + k, c, m);
+                            } else {
+                                vf y = load(gate + k, m);
+                                new_h = L.kind == RNN_TANH ? vtanh(y) : y < 0.f ? vf{} : y;
+                                store(gate + k, new_h, m);
+                            }
+                            store(h + k, ended ? load(h_b + k, m) : new_h, m);
+                        }
+                        if (s + 1 < T)
+                            read_through<P>(L.recurrent, distinct, after, b, u, n, h,
+                                            next_read + b * deep + depth_of<P>(u), B * deep);
+                    }
                 }
-            }
         }
     }
 }
@@ -446,16 +476,19 @@ template <Precision P>
 void backward(const Layer& L) {
     const int64_t T = L.T, B = L.B, H = L.H, I = L.I, G = L.gates;
     const int64_t panels = panels_of(H), panels_x = panels_of(I), deep = depth_of<P>(H);
-    const int distinct_x = L.input.data && L.input.g ? (int)G : 1, distinct = L.recurrent.data && L.recurrent.g ? (int)G : 1;
+    const int distinct_x = L.input.data && L.input.g ? (int)G : 1,
+              distinct = L.recurrent.data && L.recurrent.g ? (int)G : 1;
     const int64_t share_x = G / distinct_x, share = G / distinct;  // gates with the same mask
     const int64_t deep_share = depth_of<P>(share_x * H);
     const int64_t together = std::min(T, std::max<int64_t>(2 * ROWS / B, 1)), rows = together * B;
-    // Gradients of the gates before their activation, for the steps that go into one product: of the input product and of
-    // the recurrent one, which differ in a GRU's candidate.
+    const int64_t tile_rows = tile_rows_of(B);
+    // Gradients of the gates before their activation, for the steps that go into one product: of the input product and
+    // of the recurrent one, which differ in a GRU's candidate.
     Buffer dgate_x(rows * G * H), dgate_of_gru(L.kind == GRU ? rows * G * H : 0), dgate_steps(2 * B * G * deep);
     float* dgate_h = L.kind == GRU ? dgate_of_gru.data : dgate_x.data;
     Buffer weight(panels * G * deep * U), weight_ih(L.dx ? distinct_x * panels_x * deep_share * U : 0);
-    Buffer read(rows * std::max(I, H)), packed(panels_of(std::max(I, H)) * depth_of<P>(rows) * U), part(L.dx && distinct_x > 1 ? rows * I : 0);
+    Buffer read(rows * std::max(I, H)), packed(panels_of(std::max(I, H)) * depth_of<P>(rows) * U),
+        part(L.dx && distinct_x > 1 ? rows * I : 0);
     Buffer dc_carried(B * H), direct(B * H);
     auto begin = [&](Buffer& to, const float* from) {
         if (from) memcpy(to.data, from, B * H * sizeof(float));
@@ -466,107 +499,130 @@ void backward(const Layer& L) {
     if (L.dbias_n) std::fill_n(L.dbias_n, H, 0.f);
 #pragma omp parallel num_threads(L.threads) if (L.threads > 1)
     {
-        Buffer through(B * U);
-        for (int g = 0; g < G; g++) pack_all<P>(H, H, L.weight_hh + g * H * H, H, 1, weight.data + g * panels * deep * U);
+        Buffer through(tile_rows * U);
+        for (int g = 0; g < G; g++)
+            pack_all<P>(H, H, L.weight_hh + g * H * H, H, 1, weight.data + g * panels * deep * U);
         if (L.dx)
             for (int d = 0; d < distinct_x; d++)
-                pack_all<P>(I, share_x * H, L.weight_ih + d * share_x * H * I, I, 1, weight_ih.data + d * panels_x * deep_share * U);
+                pack_all<P>(I, share_x * H, L.weight_ih + d * share_x * H * I, I, 1,
+                            weight_ih.data + d * panels_x * deep_share * U);
 
         for (int64_t s = T - 1; s >= -1; s--) {  // s = -1: the gradient of the initial state
-            const int64_t t = L.reverse ? T - 1 - s : s, before = L.reverse ? t + 1 : t - 1, after = L.reverse ? t - 1 : t + 1;
-            const int64_t last = std::min(T - 1, s / together * together + together - 1), first = s / together * together;
-            const int64_t place = L.reverse ? last - s : s - first;  // among the steps of this product, in the order of t
+            const int64_t t = L.reverse ? T - 1 - s : s, before = L.reverse ? t + 1 : t - 1,
+                          after = L.reverse ? t - 1 : t + 1;
+            const int64_t last = std::min(T - 1, s / together * together + together - 1),
+                          first = s / together * together;
+            const int64_t place =
+                L.reverse ? last - s : s - first;  // among the steps of this product, in the order of t
             const float* h_before = s > 0 ? L.h + before * B * H : L.h0;
             const float* c_before = s > 0 && L.c ? L.c + before * B * H : L.c0;
-#pragma omp for schedule(static)
-            for (int p = 0; p < panels; p++) {
-                const int64_t u = (int64_t)p * U;
-                const int n = (int)std::min<int64_t>(U, H - u);
-                // `direct` holds what reaches h other than through the recurrent product; add what comes through it.
-                if (s < T - 1)
-                    for (int g = 0; g < G; g++) {
-                        const float* from = dgate_steps.data + ((s + 1) % 2 * B * G + g) * deep;
-                        const bool sum = distinct == 1 && g > 0;
-                        multiply<P>(B, deep, from, G * deep, 1, weight.data + (g * panels + p) * deep * U, through.data, U, U,
-                                 sum ? Start{through.data, U} : Start{nullptr, 0});
-                        if (distinct == 1 && g < G - 1) continue;
-                        for (int64_t b = 0; b < B; b++) {
-                            const float* z = L.recurrent.row(after, g, b);
-                            const float* from_b = through.data + b * U;
-                            float* to = direct.data + b * H + u;
-                            if (z)
-                                for (int k = 0; k < n; k++) to[k] += z[u + k] * from_b[k];
-                            else
-                                for (int k = 0; k < n; k++) to[k] += from_b[k];
-                        }
-                    }
-                if (s < 0) continue;
-                for (int64_t b = 0; b < B; b++) {
-                    const float* gate = L.gate + (t * B + b) * G * H + u;
-                    float* dgate = dgate_x.data + (place * B + b) * G * H + u;
-                    float* dgate_r = dgate_h + (place * B + b) * G * H + u;
-                    float* dh_b = direct.data + b * H + u;
-                    const bool ended = L.lengths && t >= L.lengths[b];
-                    for (int k = 0; k < n; k += V) {
-                        const int m = n - k;
-                        vf dh = load(dh_b + k, m);
-                        if (L.dh) dh += load(L.dh + (t * B + b) * H + u + k, m);
-                        if (ended) {  // the state only passed through
-                            for (int g = 0; g < G; g++) store(dgate + g * H + k, vf{}, m), store(dgate_r + g * H + k, vf{}, m);
-                            store(dh_b + k, dh, m);
-                            continue;
-                        }
-                        vf passed = {}, d[4] = {};
-                        if (L.kind == LSTM) {
-                            vf i = load(gate + k, m), f = load(gate + H + k, m);
-                            vf g = load(gate + 2 * H + k, m), o = load(gate + 3 * H + k, m);
-                            vf squashed = vtanh(load(L.c + (t * B + b) * H + u + k, m));
-                            float* carried = dc_carried.data + b * H + u + k;
-                            vf dc = load(carried, m);
-                            vf kept = L.memory ? load(L.memory + b * L.memory_b + u + k, m) : all(1.f);
-                            dh *= kept;
-                            dc += dh * o * (1.f - squashed * squashed);
-                            dc = kept != 0.f ? dc : vf{};
-                            d[0] = dc * g * i * (1.f - i);
-                            d[1] = dc * load(c_before + b * H + u + k, m) * f * (1.f - f);
-                            d[2] = dc * i * (1.f - g * g);
-                            d[3] = dh * squashed * o * (1.f - o);
-                            store(carried, dc * f, m);
-                        } else if (L.kind == GRU) {
-                            vf r = load(gate + k, m), z = load(gate + H + k, m), c = load(gate + 2 * H + k, m);
-                            vf q = load(L.product_n + (t * B + b) * H + u + k, m), old_h = load(h_before + b * H + u + k, m);
-                            d[2] = dh * (1.f - z) * (1.f - c * c);
-                            d[0] = d[2] * q * r * (1.f - r), d[1] = dh * (old_h - c) * z * (1.f - z);
-                            store(dgate_r + k, d[0], m), store(dgate_r + H + k, d[1], m), store(dgate_r + 2 * H + k, d[2] * r, m);
-                            if (L.dbias_n) store(L.dbias_n + u + k, load(L.dbias_n + u + k, m) + d[2] * r, m);
-                            passed = dh * z;
-                        } else {
-                            vf h = load(gate + k, m);
-                            d[0] = L.kind == RNN_TANH ? dh * (1.f - h * h) : h <= 0.f ? vf{} : dh;
-                        }
+#pragma omp for schedule(static) collapse(2)
+            for (int p = 0; p < panels; p++)
+                for (int64_t b0 = 0; b0 < B; b0 += tile_rows) {
+                    const int64_t u = (int64_t)p * U, b1 = std::min(b0 + tile_rows, B);
+                    const int n = (int)std::min<int64_t>(U, H - u);
+                    // `direct` holds what reaches h other than through the recurrent product; add what comes through
+                    // it.
+                    if (s < T - 1)
                         for (int g = 0; g < G; g++) {
-                            store(dgate + g * H + k, d[g], m);
-                            float* bias = L.dbias + g * H + u + k;
-                            if (L.dbias) store(bias, load(bias, m) + d[g], m);
+                            const float* from = dgate_steps.data + (((s + 1) % 2 * B + b0) * G + g) * deep;
+                            const bool sum = distinct == 1 && g > 0;
+                            multiply<P>(b1 - b0, deep, from, G * deep, 1, weight.data + (g * panels + p) * deep * U,
+                                        through.data, U, U, sum ? Start{through.data, U} : Start{nullptr, 0});
+                            if (distinct == 1 && g < G - 1) continue;
+                            for (int64_t b = b0; b < b1; b++) {
+                                const float* z = L.recurrent.row(after, g, b);
+                                const float* from_b = through.data + (b - b0) * U;
+                                float* to = direct.data + b * H + u;
+                                if (z)
+                                    for (int k = 0; k < n; k++) to[k] += z[u + k] * from_b[k];
+                                else
+                                    for (int k = 0; k < n; k++) to[k] += from_b[k];
+                            }
                         }
-                        store(dh_b + k, passed, m);
+                    if (s < 0) continue;
+                    for (int64_t b = b0; b < b1; b++) {
+                        const float* gate = L.gate + (t * B + b) * G * H + u;
+                        float* dgate = dgate_x.data + (place * B + b) * G * H + u;
+                        float* dgate_r = dgate_h + (place * B + b) * G * H + u;
+                        float* dh_b = direct.data + b * H + u;
+                        const bool ended = L.lengths && t >= L.lengths[b];
+                        for (int k = 0; k < n; k += V) {
+                            const int m = n - k;
+                            vf dh = load(dh_b + k, m);
+                            if (L.dh) dh += load(L.dh + (t * B + b) * H + u + k, m);
+                            if (ended) {  // the state only passed through
+                                for (int g = 0; g < G; g++)
+                                    store(dgate + g * H + k, vf{}, m), store(dgate_r + g * H + k, vf{}, m);
+                                store(dh_b + k, dh, m);
+                                continue;
+                            }
+                            vf passed = {}, d[4] = {};
+                            if (L.kind == LSTM) {
+                                vf i = load(gate + k, m), f = load(gate + H + k, m);
+                                vf g = load(gate + 2 * H + k, m), o = load(gate + 3 * H + k, m);
+                                vf squashed = vtanh(load(L.c + (t * B + b) * H + u + k, m));
+                                float* carried = dc_carried.data + b * H + u + k;
+                                vf dc = load(carried, m);
+                                vf kept = L.memory ? load(L.memory + b * L.memory_b + u + k, m) : all(1.f);
+                                dh *= kept;
+                                dc += dh * o * (1.f - squashed * squashed);
+                                dc = kept != 0.f ? dc : vf{};
+                                d[0] = dc * g * i * (1.f - i);
+                                d[1] = dc * load(c_before + b * H + u + k, m) * f * (1.f - f);
+                                d[2] = dc * i * (1.f - g * g);
+                                d[3] = dh * squashed * o * (1.f - o);
+                                store(carried, dc * f, m);
+                            } else if (L.kind == GRU) {
+                                vf r = load(gate + k, m), z = load(gate + H + k, m), c = load(gate + 2 * H + k, m);
+                                vf q = load(L.product_n + (t * B + b) * H + u + k, m),
+                                   old_h = load(h_before + b * H + u + k, m);
+                                d[2] = dh * (1.f - z) * (1.f - c * c);
+                                d[0] = d[2] * q * r * (1.f - r), d[1] = dh * (old_h - c) * z * (1.f - z);
+                                store(dgate_r + k, d[0], m), store(dgate_r + H + k, d[1], m),
+                                    store(dgate_r + 2 * H + k, d[2] * r, m);
+                                passed = dh * z;
+                            } else {
+                                vf h = load(gate + k, m);
+                                d[0] = L.kind == RNN_TANH ? dh * (1.f - h * h) : h <= 0.f ? vf{} : dh;
+                            }
+                            for (int g = 0; g < G; g++) store(dgate + g * H + k, d[g], m);
+                            store(dh_b + k, passed, m);
+                        }
                     }
+                    for (int64_t b = b0; b < b1; b++)  // what the product of the step before reads
+                        for (int g = 0; g < G; g++)
+                            factors<P>(n, dgate_h + ((place * B + b) * G + g) * H + u,
+                                       dgate_steps.data + ((s % 2 * B + b) * G + g) * deep + depth_of<P>(u));
                 }
-                for (int64_t b = 0; b < B; b++)  // what the product of the step before reads
-                    for (int g = 0; g < G; g++)
-                        factors<P>(n, dgate_h + ((place * B + b) * G + g) * H + u,
-                                   dgate_steps.data + ((s % 2 * B + b) * G + g) * deep + depth_of<P>(u));
-            }
             if (s < 0 || s > first) continue;
 
-            const int64_t n = (last - first + 1) * B, begins = L.reverse ? T - 1 - last : first;  // rows of this product
+            const int64_t n = (last - first + 1) * B,
+                          begins = L.reverse ? T - 1 - last : first;  // rows of this product
             const bool add = last < T - 1;
+            auto add_rows = [&](float* to, int64_t columns, const float* from) {
+#pragma omp for schedule(static) nowait
+                for (int64_t k = 0; k < columns; k += U) {
+                    const int left = (int)(columns - k), right = left - V;
+                    vf sum_left = load(to + k, left), sum_right = right > 0 ? load(to + k + V, right) : vf{};
+                    for (int64_t i = 0; i < n; i++) {
+                        const float* row = from + i * G * H + k;
+                        sum_left += load(row, left);
+                        if (right > 0) sum_right += load(row + V, right);
+                    }
+                    store(to + k, sum_left, left);
+                    if (right > 0) store(to + k + V, sum_right, right);
+                }
+            };
+            if (L.dbias) add_rows(L.dbias, G * H, dgate_x.data);
+            if (L.dbias_n) add_rows(L.dbias_n, H, dgate_h + 2 * H);
             for (int d = 0; d < distinct_x; d++) {
                 const int64_t from = d * share_x * H;
                 if (L.dx) {
                     float* dx = L.dx + begins * B * I;
                     float* to = distinct_x > 1 ? part.data : dx;
-                    product<P>(n, I, share_x * H, dgate_x.data + from, G * H, 1, weight_ih.data + d * panels_x * deep_share * U, to, I, false);
+                    product<P>(n, I, share_x * H, dgate_x.data + from, G * H, 1,
+                               weight_ih.data + d * panels_x * deep_share * U, to, I, false);
                     if (L.input.data)
 #pragma omp for schedule(static)
                         for (int64_t i = 0; i < n; i++) {
@@ -589,7 +645,8 @@ void backward(const Layer& L) {
                     x = read.data;
                 }
                 pack_all<P>(I, n, x, I, 1, packed.data);
-                product<P>(share_x * H, I, n, dgate_x.data + from, 1, G * H, packed.data, L.dweight_ih + from * I, I, add);
+                product<P>(share_x * H, I, n, dgate_x.data + from, 1, G * H, packed.data, L.dweight_ih + from * I, I,
+                           add);
             }
             for (int d = 0; d < distinct; d++) {
                 const int64_t from = d * share * H;
@@ -601,8 +658,7 @@ void backward(const Layer& L) {
                     float* to = read.data + i * H;
                     if (z)
                         for (int64_t k = 0; k < H; k++) to[k] = h[k] * z[k];
-                    else
-                        memcpy(to, h, H * sizeof(float));
+                    else memcpy(to, h, H * sizeof(float));
                 }
                 pack_all<P>(H, n, read.data, H, 1, packed.data);
                 product<P>(share * H, H, n, dgate_h + from, 1, G * H, packed.data, L.dweight_hh + from * H, H, add);
@@ -617,9 +673,10 @@ void backward(const Layer& L) {
 
 extern "C" {
 
-// Rows of logits [N, V]: nll = ln sum exp - logit of the target; if asked for, the logits become scale * (p - 1[target]).
-void vrnn_softmax_nll(int threads, int64_t N, int64_t words, float* logits, const int64_t* targets, float scale, float* nll,
-                      int with_gradient) {
+// Rows of logits [N, V]: nll = ln sum exp - logit of the target; if asked for, the logits become scale * (p -
+// 1[target]).
+void vrnn_softmax_nll(int threads, int64_t N, int64_t words, float* logits, const int64_t* targets, float scale,
+                      float* nll, int with_gradient) {
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (int64_t row = 0; row < N; row++) {
         float* x = logits + row * words;
@@ -664,7 +721,8 @@ int vrnn_has_bf16() {
 #define IN_ITS_PRECISION(precision, call) (call<FP32>)
 #endif
 
-// C[M, N] = bias + A[M, K] B[K, N]; B with steps of its own, so that it may be transposed, A with a step of 1 in one direction.
+// C[M, N] = bias + A[M, K] B[K, N]; B with steps of its own, so that it may be transposed, A with a step of 1 in one
+// direction.
 void vrnn_matmul(int precision, int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64_t a_k,
                  const float* b, int64_t b_k, int64_t b_n, const float* bias, float* c) {
     IN_ITS_PRECISION(precision, matmul)(threads, M, N, K, a, a_m, a_k, b, b_k, b_n, bias, c);

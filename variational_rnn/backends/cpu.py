@@ -70,28 +70,38 @@ def extension() -> ctypes.CDLL | None:
         missing = "no C++ compiler is found" if compiler is None else f"it does not know the processor ({capability})"
         log.warning("variational_rnn: no fast CPU backend, since %s; the reference is used", missing)
         return None
-    source = Path(__file__).with_name("cpu.cpp")
-    command = [compiler, "-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
+    flags = FLAGS[capability]
     has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    flags = [*FLAGS[capability], *(["-mavx512bf16"] if capability == "AVX512" and has_bf16() else [])]
-    command += [*flags, str(source)]
-    key = hashlib.sha256(source.read_bytes() + " ".join(command).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "variational_rnn"
-    file = folder / f"cpu-{key}.so"
     try:
-        if not file.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-                built = Path(unfinished) / file.name
-                subprocess.run([*command, "-o", str(built)], check=True, capture_output=True, text=True)
-                built.replace(file)  # at once, whoever else builds it at the same time
-        return ctypes.CDLL(str(file))
+        if capability == "AVX512" and has_bf16():
+            try:
+                return ctypes.CDLL(str(_built(compiler, [*flags, "-mavx512bf16"])))
+            except subprocess.CalledProcessError:  # an older compiler, as likely as not
+                log.info("variational_rnn: %s does not know bf16 instructions; they are not used", compiler)
+        return ctypes.CDLL(str(_built(compiler, flags)))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[0]
         log.warning(
             "variational_rnn: no fast CPU backend, since it cannot be built (%s); the reference is used", reason
         )
         return None
+
+
+def _built(compiler: str, flags: list[str]) -> Path:
+    """The compiled cpu.cpp, made where it is not yet in the cache."""
+    source = Path(__file__).with_name("cpu.cpp")
+    command = [compiler, "-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
+    command += [*flags, str(source)]
+    key = hashlib.sha256(source.read_bytes() + " ".join(command).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "variational_rnn"
+    file = folder / f"cpu-{key}.so"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+            built = Path(unfinished) / file.name
+            subprocess.run([*command, "-o", str(built)], check=True, capture_output=True, text=True)
+            built.replace(file)  # at once, whoever else builds it at the same time
+    return file
 
 
 def refusal_of(x: Tensor, *others: Tensor | None) -> str | None:
