@@ -310,6 +310,7 @@ def _origin(run: Result) -> str:
     commit = f"commit {origin['commit'][:7]}" if origin.get("commit") else "no commit"
     machine = hardware.get("gpu") or f"{hardware.get('cpu')} ({hardware.get('cores')} cores)"
     devices = hardware.get("devices", 1)
+    precision = run.config.get("trainer", {}).get("precision") or "32-true"
     minutes, seconds = divmod(round(origin["wall_time_s"]), 60)
     hours, minutes = divmod(minutes, 60)
     return ", ".join(
@@ -318,6 +319,7 @@ def _origin(run: Result) -> str:
             origin["date"][:10],
             f"{devices} × {machine}" if devices > 1 else machine,
             f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s",
+            *([precision] if precision != "32-true" else []),
             f"tested after epoch {run.tested_epoch} of {run.planned_epochs}",
         ]
     )

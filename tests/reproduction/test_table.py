@@ -175,6 +175,11 @@ def test_the_origin_of_each_result_stands_below_its_table(folder: Path, write_re
     ) in to_markdown(load_results(folder), ["ptb"])
 
 
+def test_the_origin_of_a_run_in_lower_precision_says_so(folder: Path, write_result: WriteResult) -> None:
+    write_result("ptb", "small", "zaremba", config={"trainer": {"precision": "bf16-mixed"}})
+    assert "1 h 2 min, bf16-mixed, tested after" in to_markdown(load_results(folder), ["ptb"])
+
+
 def test_size_leaves_out_the_other_sizes() -> None:
     text = to_markdown([], ["ptb"], ["large"])
     assert "2 × 1500 units" in text

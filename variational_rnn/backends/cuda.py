@@ -404,9 +404,10 @@ class _Steps(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         weight = weight.to(precision).contiguous()
         recurrent, memory = (None if mask is None else mask.contiguous() for mask in (recurrent, memory))
-        gate, product_n, h, c = _forward(
-            x_gates, h_0, c_0, weight, bias_n, recurrent, memory, lengths, mode=mode, reverse=reverse
-        )
+        with torch.cuda.device_of(x_gates):  # Triton launches on the current device
+            gate, product_n, h, c = _forward(
+                x_gates, h_0, c_0, weight, bias_n, recurrent, memory, lengths, mode=mode, reverse=reverse
+            )
         ctx.mode, ctx.reverse, ctx.has_bias_n = mode, reverse, bias_n is not None
         ctx.save_for_backward(gate, product_n, h, c, weight, recurrent, memory, lengths)
         assert h is not None
@@ -419,10 +420,11 @@ class _Steps(torch.autograd.Function):
     def backward(ctx: Any, dh: Tensor, dh_T: Tensor, dc_T: Tensor | None) -> tuple[Any, ...]:
         gate, product_n, h, c, weight, recurrent, memory, lengths = ctx.saved_tensors
         dh, dh_T = dh.contiguous(), dh_T.contiguous()
-        dgate, dgate_h, dh_0, dc_0 = _backward(
-            gate, product_n, h, c, weight, recurrent, memory, lengths, dh, dh_T,
-            None if c is None or dc_T is None else dc_T.contiguous(), mode=ctx.mode, reverse=ctx.reverse,
-        )  # fmt: skip
+        with torch.cuda.device_of(gate):
+            dgate, dgate_h, dh_0, dc_0 = _backward(
+                gate, product_n, h, c, weight, recurrent, memory, lengths, dh, dh_T,
+                None if c is None or dc_T is None else dc_T.contiguous(), mode=ctx.mode, reverse=ctx.reverse,
+            )  # fmt: skip
         assert dgate_h is not None
         h_before = h[1:] if ctx.reverse else h[:-1]
         gates = 1 if recurrent is None else recurrent.size(1)
