@@ -49,8 +49,8 @@ class LanguageModel(Experiment):
 
     Logged: `train_ppl` (mean over the epoch, dropout on), `valid_ppl` (exact), `valid_ppl_lua` (as the original code
     prints it: the sum of floor(R/T) windows divided by the un-floored quotient), `train_eval_ppl` (dropout off, if the
-    data serve training windows for it), `test_ppl` (dropout approximation) and `test_ppl_mc` (the probabilities of
-    `mc_samples` sampled networks, averaged).
+    data serve training windows for it), `test_ppl` (dropout approximation), `test_ppl_mc` (the probabilities of
+    `mc_samples` sampled networks, averaged) and `test_ppl_mc_1`, `_2`, `_5`, `_10`, ... (those of the first 1, 2, ... only).
 
     Args:
         vocab_size: number of word types V.
@@ -150,13 +150,20 @@ class LanguageModel(Experiment):
 
         # Means over words. torchmetrics keeps float32 by default, where many losses are summed here, and leaves nan
         # out, which would hide that a run has diverged; with "disable" it ignores weights: losses come word by word.
-        self.train_nll, self.train_eval_nll, self.valid_nll, self.test_nll, self.test_nll_mc = (
-            MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(5)
+        self.train_nll, self.train_eval_nll, self.valid_nll, self.test_nll, *mc = (
+            MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(4 + len(self.mc_counts))
         )
+        self.test_nll_mc = nn.ModuleList(mc)
         self._train_state: State = None
         self._eval_state: State = None
         self._mc_state: State = None
         self._mc_sample: LanguageModelMasks | None = None
+
+    @property
+    def mc_counts(self) -> list[int]:
+        """The numbers of sampled networks whose perplexity is measured: 1, 2, 5, 10, 20, ... and mc_samples."""
+        steps = (digit * 10**power for power in range(len(str(self.mc_samples))) for digit in (1, 2, 5))
+        return [*(count for count in steps if count < self.mc_samples), self.mc_samples] if self.mc_samples else []
 
     def sample_masks(self, batch_size: int, steps: int | None = None) -> LanguageModelMasks:
         """Draw one network for each of `batch_size` sequences; `steps` T where masks are fresh or by token."""
@@ -277,8 +284,9 @@ class LanguageModel(Experiment):
         """Evaluate one window of the test stream by the dropout approximation, and by MC if mc_samples > 0."""
         self.test_nll.update(self._surprisal(batch))
         if self.mc_samples:
-            log_probs = self._mc_log_probs(*batch)
-            self.test_nll_mc.update(-log_mean_exp(log_probs.double(), dim=1))
+            log_probs = self._mc_log_probs(*batch).double()
+            for count, nll in zip(self.mc_counts, self.test_nll_mc, strict=True):
+                nll.update(-log_mean_exp(log_probs[:, :count], dim=1))
 
     def _mc_log_probs(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Log probabilities [T, K] of one stream's targets under each of the K sampled networks.
@@ -301,9 +309,11 @@ class LanguageModel(Experiment):
         self.log("test_ppl", self.test_nll.compute().exp())
         self.test_nll.reset()
         if self.mc_samples:
-            self.log("test_ppl_mc", self.test_nll_mc.compute().exp())
+            for count, nll in zip(self.mc_counts, self.test_nll_mc, strict=True):
+                name = "test_ppl_mc" if count == self.mc_samples else f"test_ppl_mc_{count}"
+                self.log(name, nll.compute().exp())
+                nll.reset()
             self.log("mc_samples", float(self.mc_samples))
-            self.test_nll_mc.reset()
 
     def on_predict_epoch_start(self) -> None:
         """Start from zeros."""

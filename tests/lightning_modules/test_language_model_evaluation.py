@@ -230,6 +230,13 @@ def perplexity_of_averaged_probabilities(log_probs_KT: list[Tensor]) -> float:
     return math.exp(-mean_probability.log().mean().item())
 
 
+@pytest.mark.parametrize(
+    ("samples", "counts"), [(0, []), (1, [1]), (2, [1, 2]), (10, [1, 2, 5, 10]), (60, [1, 2, 5, 10, 20, 50, 60])]
+)
+def test_perplexity_is_measured_at_a_series_of_numbers_of_samples(samples: int, counts: list[int]) -> None:
+    assert LanguageModel(11, 6, mc_samples=samples).mc_counts == counts
+
+
 @pytest.mark.parametrize("gate_masks", ["tied", "untied"])
 @pytest.mark.parametrize("mc_word_dropout", [False, True])
 def test_mc_averages_the_probabilities_of_networks_that_are_kept_for_the_whole_stream(
@@ -244,6 +251,9 @@ def test_mc_averages_the_probabilities_of_networks_that_are_kept_for_the_whole_s
     log_probs = [sampled_log_probs(model, drawn[0], k, words, mc_word_dropout)[0] for k in range(6)]
     assert metrics["test_ppl_mc"] == pytest.approx(perplexity_of_averaged_probabilities(log_probs), rel=1e-6)
     assert metrics["mc_samples"] == 6
+    for count in (1, 2, 5):  # those of the first samples only
+        expected = perplexity_of_averaged_probabilities(log_probs[:count])
+        assert metrics[f"test_ppl_mc_{count}"] == pytest.approx(expected, rel=1e-6)
     mean_of_logs = math.exp(-torch.stack(log_probs).mean().item())
     assert mean_of_logs > metrics["test_ppl_mc"] * 1.001, "averaged logs would not be told from averaged probabilities"
 
