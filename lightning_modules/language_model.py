@@ -50,7 +50,7 @@ class LanguageModel(Experiment):
     Logged: `train_ppl` (mean over the epoch, dropout on), `valid_ppl` (exact), `valid_ppl_lua` (as the original code
     prints it: the sum of floor(R/T) windows divided by the un-floored quotient), `train_eval_ppl` (dropout off, if the
     data serve training windows for it), `test_ppl` (dropout approximation), `test_ppl_mc` (the probabilities of
-    `mc_samples` sampled networks, averaged) and `test_ppl_mc_1`, `_2`, `_5`, `_10`, ... (those of the first 1, 2, ... only).
+    `mc_samples` sampled networks, averaged) and `test_ppl_mc_1`, `_2`, `_5`, `_10`, ... (of the first of them only).
 
     Args:
         vocab_size: number of word types V.
@@ -153,7 +153,7 @@ class LanguageModel(Experiment):
         self.train_nll, self.train_eval_nll, self.valid_nll, self.test_nll, *mc = (
             MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(4 + len(self.mc_counts))
         )
-        self.test_nll_mc = nn.ModuleList(mc)
+        self.test_nll_mc: Any = nn.ModuleList(mc)
         self._train_state: State = None
         self._eval_state: State = None
         self._mc_state: State = None

@@ -63,6 +63,24 @@ def draw_language_models(group: str, results: list[Result]) -> Figure:
     return figure
 
 
+def draw_mc(group: str, results: list[Result]) -> Figure:
+    """Test perplexity by the number of MC samples, beside that of the approximation, of one Penn Treebank size."""
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    figure.suptitle(title("ptb", group), x=0.01, ha="left", fontweight="bold")
+    axes = figure.subplots()
+    for run in results:
+        counts, values = run.mc_points
+        if not counts:
+            continue
+        colour = COLOURS.get(run.row, GREY)
+        axes.plot(counts, values, color=colour, marker="o", label=run.label)
+        axes.axhline(run.metrics["test_ppl"], color=colour, linestyle="--")
+    axes.set(title="Test, MC dropout", xlabel="samples K", ylabel="perplexity per word", xscale="log")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    _legend(figure, [Line2D([], [], color=GREY, linestyle="--", label="dropout approximation")])
+    return figure
+
+
 def draw_sentiment(group: str, results: list[Result]) -> Figure:
     """Training and test RMSE in rating units per epoch: Figure 3 of the paper (2 and 10 of its first version)."""
     figure, (left, right) = _panels(title("sentiment", group))
@@ -188,6 +206,9 @@ def main(arguments: list[str] | None = None) -> None:
             for group, runs in groups_with(experiment, results).items()
             if runs
         }
+        for group, runs in groups_with("ptb", results).items() if options.experiment in (None, "ptb") else ():
+            if any(len(run.mc_points[0]) > 1 for run in runs):
+                figures[f"ptb_{group}_mc"] = draw_mc(group, runs)
         demo = [run for run in results if run.experiment == "demo"]
         if demo and options.experiment in (None, "demo"):
             figures["demo"] = draw_demo(demo)

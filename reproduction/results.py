@@ -111,6 +111,16 @@ class Result:
         entries = [entry for entry in self.curve if metric in entry]
         return [entry["epoch"] for entry in entries], [entry[metric] for entry in entries]
 
+    @property
+    def mc_points(self) -> tuple[list[int], list[float]]:
+        """Numbers of MC samples at which the test perplexity was measured, and its values there."""
+        named = {int(name.rpartition("_")[2]): value for name, value in self.metrics.items()
+                 if name.startswith("test_ppl_mc_")}  # fmt: skip
+        if "test_ppl_mc" in self.metrics:
+            named[int(self.metrics["mc_samples"])] = self.metrics["test_ppl_mc"]
+        counts = sorted(named)
+        return counts, [named[count] for count in counts]
+
 
 def load_results(folder: Path) -> list[Result]:
     """Every result below `folder`, rows in the order of the tables.

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from reproduction.figures import draw_demo, draw_language_models, draw_sentiment, main
+from reproduction.figures import draw_demo, draw_language_models, draw_mc, draw_sentiment, main
 from reproduction.results import load_results
 
 WriteResult = Callable[..., Path]
@@ -116,3 +116,16 @@ def test_the_same_results_give_the_same_files(folder: Path, tmp_path: Path, writ
 def test_without_results_figures_say_what_to_do(folder: Path) -> None:
     with pytest.raises(SystemExit, match="no results to draw; run `make demo` first"):
         main(["--results", str(folder)])
+
+
+def test_mc_has_a_line_over_the_number_of_samples_and_the_approximation_beside_it(
+    folder: Path, write_result: WriteResult
+) -> None:
+    metrics = {"valid_ppl": 90.0, "test_ppl": 85.0, "test_ppl_mc": 83.0, "mc_samples": 5.0}
+    write_result("ptb", "small", "variational_tied", metrics=metrics | {"test_ppl_mc_2": 95.0, "test_ppl_mc_1": 120.0})
+    write_result("ptb", "small", "zaremba")
+    [axes] = draw_mc("small", load_results(folder)).axes
+    line, approximation = axes.get_lines()
+    assert list(line.get_xdata()) == [1, 2, 5]
+    assert list(line.get_ydata()) == [120.0, 95.0, 83.0]
+    assert list(approximation.get_ydata()) == [85.0, 85.0]
