@@ -1,6 +1,6 @@
 """Speed: the layers, a training step and MC evaluation beside what else does the same work.
 
-`make bench` measures on the CPU, `make bench-gpu` on the GPU (a few minutes each). Every ratio comes from one run in
+`make bench` measures on the CPU, `make bench-gpu` on the GPU (ten minutes each). Every ratio comes from one run in
 which the competitors take turns; the median of the repetitions counts. Higher is better for this repository.
 """
 
@@ -180,35 +180,30 @@ def training_step(size: str, who: str, precision: str, device: torch.device) -> 
 
 
 def peak_memory(size: str, who: str, precision: str, device: torch.device) -> float | None:
-    """What three training steps take at the peak, in MB: of a process of their own on the CPU (None but on Linux)."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step = training_step(size, who, precision, device)
-        for _ in range(3):
-            step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    if not Path("/proc/self/clear_refs").exists():
+    """What three training steps take at the peak, in MB, in a process of their own; None for a CPU but on Linux."""
+    if device.type == "cpu" and not Path("/proc/self/clear_refs").exists():
         return None
-    code = f"from benchmarks.speed import print_peak_memory; print_peak_memory({size!r}, {who!r}, {precision!r})"
+    arguments = f"{size!r}, {who!r}, {precision!r}, {device.type!r}"
+    code = f"from benchmarks.speed import print_peak_memory; print_peak_memory({arguments})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=FOLDER.parent)
     return float(run.stdout.split()[-1])
 
 
-def print_peak_memory(size: str, who: str, precision: str) -> None:
+def print_peak_memory(size: str, who: str, precision: str, device: str) -> None:
     """Measure in this process, for `peak_memory`."""
 
     def kilobytes(field: str) -> int:
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return int(status.partition(f"{field}:")[2].split()[0])
 
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts from here
-    before = kilobytes("VmRSS")
-    step = training_step(size, who, precision, torch.device("cpu"))
+    before = 0
+    if device == "cpu":
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts from here
+        before = kilobytes("VmRSS")
+    step = training_step(size, who, precision, torch.device(device))
     for _ in range(3):
         step()
-    print((kilobytes("VmHWM") - before) / 1024)
+    print((kilobytes("VmHWM") - before) / 1024 if device == "cpu" else torch.cuda.max_memory_allocated() / 2**20)
 
 
 def steps(seconds: float, device: torch.device) -> list[dict[str, Any]]:
@@ -241,10 +236,6 @@ def monte_carlo(seconds: float, device: torch.device, samples: int = 100) -> dic
     model.on_test_epoch_start()
     measured = medians({"one after the other": one_after_the_other, "sampled": sampled}, seconds, device)
     return {"samples": samples, "words": window, "seconds": measured}
-
-
-def _geometric(values: list[float]) -> float:
-    return statistics.geometric_mean(values)
 
 
 PAIRS = {

@@ -79,9 +79,9 @@ class Experiment(L.LightningModule):
         self._gradient_norm = norm.detach()
         if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val is not None and isinstance(optimizer, DecoupledSGD):
+        elif gradient_clip_val and isinstance(optimizer, DecoupledSGD):
             optimizer.clip(norm, gradient_clip_val)
-        elif gradient_clip_val is not None:
+        elif gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
 
     def on_train_epoch_end(self) -> None:

@@ -13,7 +13,7 @@ class DecoupledSGD(torch.optim.Optimizer):
     """Plain SGD followed by weight decay on the already updated parameters: w <- w - lr*g, then w <- w - decay*w.
 
     The decay is not multiplied by the learning rate (protocol section 1.3), unlike that of torch.optim.SGD, which adds
-    it to the gradient. Clipping, update and decay are one pass over the parameters.
+    it to the gradient. Where torch's fused SGD can, it clips, updates and decays in one pass over the parameters.
 
     Args:
         params: parameters or parameter groups.
@@ -21,12 +21,12 @@ class DecoupledSGD(torch.optim.Optimizer):
         decay: fraction that every parameter shrinks by in each step.
 
     Raises:
-        ValueError: lr is not positive, or decay is not in [0, 1).
+        ValueError: lr is negative, or decay is not in [0, 1).
     """
 
     def __init__(self, params: Any, lr: float, decay: float = 0.0) -> None:
-        if not lr > 0.0:
-            raise ValueError(f"learning_rate must be positive, got {lr}")
+        if not lr >= 0.0:
+            raise ValueError(f"learning_rate must be at least 0, got {lr}")
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"weight_decay must lie in [0, 1), got {decay}")
         super().__init__(params, {"lr": lr})
@@ -46,13 +46,28 @@ class DecoupledSGD(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            # (w - lr*g)(1 - decay) = w - rate*(g + decay/rate * w), which is what torch's fused SGD computes.
+            gradients = [p.grad for p in parameters]
             rate = group["lr"] * (1.0 - self.decay)
-            torch._fused_sgd_(
-                parameters, [p.grad for p in parameters], [], weight_decay=self.decay / rate, momentum=0.0, lr=rate,
-                dampening=0.0, nesterov=False, maximize=False, is_first_step=False, grad_scale=self._gradient_divisor,
-            )  # fmt: skip
+            if rate > 0.0 and parameters and all(map(_can_be_fused, parameters, gradients)):
+                # (w - lr*g)(1 - decay) = w - rate*(g + decay/rate * w), which is what torch's fused SGD computes.
+                torch._fused_sgd_(
+                    parameters, gradients, [], weight_decay=self.decay / rate, momentum=0.0, lr=rate, dampening=0.0,
+                    nesterov=False, maximize=False, is_first_step=False, grad_scale=self._gradient_divisor,
+                )  # fmt: skip
+                continue
+            if self._gradient_divisor is not None:
+                torch._foreach_div_(gradients, self._gradient_divisor)
+            torch._foreach_add_(parameters, gradients, alpha=-group["lr"])
+            torch._foreach_mul_(parameters, 1.0 - self.decay)
         self._gradient_divisor = None
         return loss
+
+
+def _can_be_fused(parameter: Tensor, gradient: Tensor) -> bool:
+    """The fused kernels read memory in order, and that of the CPU leaves parameters of lower precision as they are."""
+    return (
+        parameter.device.type in ("cpu", "cuda")
+        and parameter.dtype in (torch.float32, torch.float64)
+        and parameter.is_contiguous()
+        and gradient.is_contiguous()
+    )

@@ -33,7 +33,8 @@ def softmax_nll(
     Returns:
         Their scaled sum, in nats, which has a gradient, and each of them, [N], which has none.
     """
-    if len(targets) >= ROWS and cpu.refusal_of(hidden, weight, bias) is None:
+    rows = len(targets)
+    if (rows >= ROWS or torch.is_autocast_enabled("cpu")) and cpu.refusal_of(hidden, weight, bias) is None:
         with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, weight, bias))
         return _SoftmaxNLL.apply(hidden.float(), weight, bias, targets, scale, with_gradient)
     if torch.is_grad_enabled():

@@ -291,7 +291,7 @@ def test_reproduce_leaves_a_result_with_its_configuration(
 def test_an_interrupted_run_is_resumed_from_its_last_epoch_and_not_from_its_best(
     call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path, result: Path
 ) -> None:
-    still = ("--model.init_args.learning_rate", "1e-30")  # no epoch is better than the first
+    still = ("--model.init_args.learning_rate", "0.0")  # no epoch is better than the first
     call("reproduce", *tiny_run(tmp_path, *still, "--epochs", "3"), "--result", str(result))
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt")["epoch"] == 2
     first = json.loads(result.read_text())

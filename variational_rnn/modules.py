@@ -242,10 +242,11 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
     def _forward_steps(
         self, input: Tensor | PackedSequence, state: functional.State, layers: tuple[LayerMasks, ...]
     ) -> tuple[Any, Any]:
-        lengths = None
+        lengths = steps_of_each = None
         unbatched = False
         if isinstance(input, PackedSequence):
             x, lengths = pad_packed_sequence(input)
+            steps_of_each = lengths.to(x.device)
         else:
             unbatched = input.dim() == 2
             x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if self.batch_first else input
@@ -269,7 +270,7 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
                     initial,
                     weights,
                     layers[index],
-                    lengths=None if lengths is None else lengths.to(x.device),
+                    lengths=steps_of_each,
                     reverse=direction == 1,
                 )
                 outputs.append(output)

@@ -261,24 +261,42 @@ def test_what_it_does_not_compute_is_left_to_the_reference(monkeypatch):
     with bf16_autocast():
         VariationalLSTM(3, 4, **DROPOUT)(x.half())
         VariationalLSTM(3, 4, **DROPOUT).bfloat16()(x.bfloat16())
-        monkeypatch.setattr(cpu, "extension", lambda: SimpleNamespace(vrnn_has_bf16=lambda: 0))  # an older processor
-        VariationalLSTM(3, 4, **DROPOUT)(x)
+
+
+@is_built
+@any_layer
+def test_on_a_processor_without_bf16_products_it_computes_float32_under_autocast(layer, monkeypatch, no_reference):
+    fast, _ = layer_and_its_reference(layer, 3, 20, **DROPOUT)
+    x, masks = torch.randn(5, 2, 3), fast.sample_masks(2)
+    expected = fast(x, masks=masks)[0]
+    library = cpu.extension()
+    older = SimpleNamespace(
+        vrnn_has_bf16=lambda: 0, vrnn_forward=library.vrnn_forward, vrnn_backward=library.vrnn_backward
+    )
+    monkeypatch.setattr(cpu, "extension", lambda: older)
+    with bf16_autocast():
+        assert torch.equal(fast(x, masks=masks)[0], expected)
+
+
+def no_home():
+    raise RuntimeError("there is no home")
 
 
 @pytest.mark.parametrize(
     ("prepare", "reason"),
     [
-        (lambda patch, tmp: patch.setenv("CXX", "no-such-compiler"), "no C++ compiler is found"),
-        (lambda patch, tmp: patch.setenv("CXX", "false"), "cannot be built"),
+        (lambda patch, tmp: patch.setenv("CXX", "no-such-compiler"), "there is no compiler no-such-compiler"),
+        (lambda patch, tmp: patch.setenv("CXX", "false --now"), "cannot be built (false failed)"),
+        (lambda patch, tmp: patch.setattr(Path, "home", no_home), "cannot be built (there is no home)"),
         (lambda patch, tmp: (tmp / "variational_rnn").write_text("in the way"), "cannot be built"),
         (lambda patch, tmp: patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "VSX"), "processor (VSX)"),
     ],
-    ids=["no compiler", "broken compiler", "no cache folder", "another processor"],
+    ids=["no compiler", "broken compiler", "no home", "no cache folder", "another processor"],
 )
 def test_where_it_cannot_be_built_the_reference_computes_and_why_is_said_once(
     monkeypatch, tmp_path, caplog, prepare, reason
 ):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "" if reason.endswith("home)") else str(tmp_path))
     prepare(monkeypatch, tmp_path)
     cpu.extension.cache_clear()
     try:

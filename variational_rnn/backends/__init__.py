@@ -23,10 +23,10 @@ def fast_twin(x: Tensor, state: functional.State, weights: functional.Weights, m
         return None
     if x.device.type == "cpu":
         return cpu if cpu.refusal_of(x, *state, *weights, *masks) is None else None
+    if x.device.type != "cuda" or torch.version.hip or cpu.is_traced():
+        return None
     parameters_are_float32 = all(tensor is None or tensor.dtype == torch.float32 for tensor in (*state, *weights))
-    if x.device.type == "cuda" and parameters_are_float32 and not cpu.is_traced():
-        return cuda_twin(torch.cuda.get_device_capability(x.device))
-    return None
+    return cuda_twin(torch.cuda.get_device_capability(x.device)) if parameters_are_float32 else None
 
 
 @functools.cache
@@ -35,8 +35,10 @@ def cuda_twin(capability: tuple[int, int]) -> ModuleType | None:
     reason = f"Triton's kernels need compute capability 8.0, this GPU has {capability[0]}.{capability[1]}"
     if capability >= (8, 0):
         try:
-            return importlib.import_module("variational_rnn.backends.cuda")
-        except ImportError as error:
-            reason = f"Triton cannot be imported ({error})"
+            twin = importlib.import_module("variational_rnn.backends.cuda")
+            twin.try_out()
+            return twin
+        except Exception as error:  # whatever Triton, the compiler that it needs, or the driver raise
+            reason = f"Triton does not work here ({type(error).__name__}: {error})"
     log.warning("variational_rnn: no fast CUDA backend, since %s; the reference is used", reason)
     return None

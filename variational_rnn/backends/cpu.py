@@ -1,8 +1,8 @@
 """The fast twin of `functional.unroll` on the CPU: a small C++ extension, built when it is first needed.
 
 `cpu.cpp` says how it computes. Here: building it, and the gradient of a whole layer by hand, with no tape over time
-steps. It computes in float32, and under bfloat16 autocast in float32 but for the factors of products, where the
-processor has such instructions. What it cannot do (`refusal_of`) is left to the reference.
+steps. It computes in float32; under bfloat16 autocast the factors of products are rounded, if the processor has
+instructions for them. What it cannot do (`refusal_of`) is left to the reference.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -65,9 +66,13 @@ def extension() -> ctypes.CDLL | None:
     compiler is `c++`, or what CXX names.
     """
     capability = torch.backends.cpu.get_cpu_capability()
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if capability not in FLAGS or compiler is None:
-        missing = "no C++ compiler is found" if compiler is None else f"it does not know the processor ({capability})"
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    if capability not in FLAGS or shutil.which(compiler[0]) is None:
+        missing = (
+            f"there is no compiler {compiler[0]}"
+            if capability in FLAGS
+            else f"it does not know the processor ({capability})"
+        )
         log.warning("variational_rnn: no fast CPU backend, since %s; the reference is used", missing)
         return None
     flags = FLAGS[capability]
@@ -77,23 +82,25 @@ def extension() -> ctypes.CDLL | None:
             try:
                 return ctypes.CDLL(str(_built(compiler, [*flags, "-mavx512bf16"])))
             except subprocess.CalledProcessError:  # an older compiler, as likely as not
-                log.info("variational_rnn: %s does not know bf16 instructions; they are not used", compiler)
+                log.info("variational_rnn: %s does not know bf16 instructions; they are not used", compiler[0])
         return ctypes.CDLL(str(_built(compiler, flags)))
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[0]
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home folder
+        is_silent = isinstance(error, subprocess.CalledProcessError) and not error.stderr
+        reason = f"{compiler[0]} failed" if is_silent else (getattr(error, "stderr", "") or str(error)).strip()
+        reason = reason.splitlines()[0]
         log.warning(
             "variational_rnn: no fast CPU backend, since it cannot be built (%s); the reference is used", reason
         )
         return None
 
 
-def _built(compiler: str, flags: list[str]) -> Path:
+def _built(compiler: list[str], flags: list[str]) -> Path:
     """The compiled cpu.cpp, made where it is not yet in the cache."""
     source = Path(__file__).with_name("cpu.cpp")
-    command = [compiler, "-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
-    command += [*flags, str(source)]
+    options = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
+    command = [*compiler, *options, *flags, str(source)]
     key = hashlib.sha256(source.read_bytes() + " ".join(command).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "variational_rnn"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "variational_rnn"
     file = folder / f"cpu-{key}.so"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,10 +123,10 @@ def refusal_of(x: Tensor, *others: Tensor | None) -> str | None:
         return f"it reads float32, and under autocast bfloat16, not {x.dtype}"
     if is_traced():
         return "the call is traced"
-    if (library := extension()) is None:
+    if autocast and torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        return f"it has no products of {torch.get_autocast_dtype('cpu')}"
+    if extension() is None:
         return "it could not be built"
-    if autocast and not (torch.get_autocast_dtype("cpu") == torch.bfloat16 and library.vrnn_has_bf16()):
-        return f"autocast is on, and this processor has no products for {torch.get_autocast_dtype('cpu')}"
     return None
 
 
@@ -131,7 +138,8 @@ def is_traced() -> bool:
 
 
 def _precision() -> int:
-    return BF16 if torch.is_autocast_enabled("cpu") else FP32
+    library: Any = extension()
+    return BF16 if torch.is_autocast_enabled("cpu") and library.vrnn_has_bf16() else FP32
 
 
 def unroll(
@@ -278,9 +286,9 @@ class _Unroll(torch.autograd.Function):
         )  # fmt: skip
         lib: Any = extension()
         lib.vrnn_forward(ctypes.byref(layer))
-        ctx.mode, ctx.precision, ctx.reverse, ctx.lengths, ctx.masks = mode, precision, reverse, lengths, masks
+        ctx.mode, ctx.precision, ctx.reverse, ctx.lengths = mode, precision, reverse, lengths
         ctx.has_bias = bias is not None
-        ctx.save_for_backward(x, h_0, c_0, weight_ih, weight_hh, gate, product_n, h, c)
+        ctx.save_for_backward(x, h_0, c_0, weight_ih, weight_hh, gate, product_n, h, c, *masks)
         ctx.set_materialize_grads(False)
         last = 0 if reverse else steps - 1
         return h, h[last].clone(), None if c is None else c[last].clone()
@@ -288,7 +296,7 @@ class _Unroll(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dh: Tensor | None, dh_T: Tensor | None, dc_T: Tensor | None) -> tuple[Any, ...]:
-        x, h_0, c_0, weight_ih, weight_hh, gate, product_n, h, c = ctx.saved_tensors
+        x, h_0, c_0, weight_ih, weight_hh, gate, product_n, h, c, *masks = ctx.saved_tensors
         dh, dh_T, dc_T = _contiguous(dh), _contiguous(dh_T), _contiguous(dc_T)
         dx = torch.empty_like(x) if ctx.needs_input_grad[4] else None
         dh_0, dc_0 = torch.empty_like(h_0), None if c_0 is None else torch.empty_like(c_0)
@@ -296,9 +304,10 @@ class _Unroll(torch.autograd.Function):
         dbias = x.new_empty(gate.size(-1)) if ctx.has_bias else None
         dbias_n = torch.empty_like(h_0[0]) if ctx.has_bias and ctx.mode == "GRU" else None
         layer = _layer(
-            ctx.mode, ctx.precision, ctx.reverse, ctx.masks, x, h_0, c0=c_0, lengths=ctx.lengths, weight_ih=weight_ih,
-            weight_hh=weight_hh, gate=gate, product_n=product_n, h=h, c=c, dh=dh, dh_T=dh_T, dc_T=dc_T, dx=dx, dh0=dh_0,
-            dc0=dc_0, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias, dbias_n=dbias_n,
+            ctx.mode, ctx.precision, ctx.reverse, LayerMasks(*masks), x, h_0, c0=c_0, lengths=ctx.lengths,
+            weight_ih=weight_ih, weight_hh=weight_hh, gate=gate, product_n=product_n, h=h, c=c, dh=dh, dh_T=dh_T,
+            dc_T=dc_T, dx=dx, dh0=dh_0, dc0=dc_0, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias,
+            dbias_n=dbias_n,
         )  # fmt: skip
         lib: Any = extension()
         lib.vrnn_backward(ctypes.byref(layer))

@@ -9,7 +9,8 @@ Importing this module needs Triton. With TRITON_INTERPRET=1 the kernels run on t
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import threading
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -26,15 +27,18 @@ LSTM, GRU, RNN_TANH, RNN_RELU = (tl.constexpr(kind) for kind in range(4))
 KINDS = {"LSTM": 0, "GRU": 1, "RNN_TANH": 2, "RNN_RELU": 3}
 UNITS = 16
 """Units of a program."""
-WARM_UP, KEPT_GRAPHS = 2, 16
-"""Calls before a computation is recorded as a graph, and graphs kept."""
+WARM_UP, KEPT_GRAPHS, LARGEST_GRAPH = 2, 4, 2**25
+"""Calls before a computation is recorded as a graph; graphs kept; numbers in the input of one."""
 
 
 @triton.jit
 def _tanh(x):  # type: ignore[no-untyped-def]
     e = tl.exp(-2.0 * tl.abs(x))
-    y = (1.0 - e) / (1.0 + e)
-    return tl.where(x < 0, -y, y)
+    large = (1.0 - e) / (1.0 + e)
+    z = x * x  # Cephes' polynomial, since the quotient cancels where x is small
+    small = ((((-5.70498872745e-3 * z + 2.06390887954e-2) * z - 5.37397155531e-2) * z + 1.33314422036e-1) * z
+             - 3.33332819422e-1) * z * x + x  # fmt: skip
+    return tl.where(tl.abs(x) < 0.625, small, tl.where(x < 0, -large, large))
 
 
 @triton.jit
@@ -246,41 +250,59 @@ def backward_step(  # type: ignore[no-untyped-def]
 
 
 class Graphs:
-    """A function of tensors on the GPU that becomes a CUDA graph when it is called repeatedly with the same shapes."""
+    """A function of tensors on the GPU that becomes a CUDA graph when it is called repeatedly with the same shapes.
+
+    Launching a kernel for every step takes longer than a small step itself; a graph launches all of them at once.
+    """
+
+    recording = threading.Lock()  # of which torch allows one at a time
 
     def __init__(self, function: Callable[..., tuple[Tensor | None, ...]]) -> None:
         self.function = function
-        self.calls: OrderedDict[Any, Any] = OrderedDict()  # number of calls, then the graph with its inputs and outputs
+        self.calls: Counter[Any] = Counter()
+        self.graphs: OrderedDict[Any, Any] = OrderedDict()  # with their inputs and outputs, the last used one last
 
     def __call__(self, *tensors: Tensor | None, **constants: Any) -> tuple[Tensor | None, ...]:
         """Compute; the results are the caller's own."""
-        on_gpu = any(tensor is not None and tensor.is_cuda for tensor in tensors)
-        if not on_gpu or torch.cuda.is_current_stream_capturing():
+        given = [tensor for tensor in tensors if tensor is not None]
+        is_small = sum(tensor.numel() for tensor in given) <= LARGEST_GRAPH
+        if not given[0].is_cuda or not is_small or torch.cuda.is_current_stream_capturing():
             return self.function(*tensors, **constants)
         shapes = tuple(None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors)
-        key = (shapes, tuple(constants.items()))
-        known = self.calls.pop(key, 0)
-        if isinstance(known, int) and known < WARM_UP:
-            self._keep(key, known + 1)
-            return self.function(*tensors, **constants)
-        if isinstance(known, int):
-            inputs = [None if t is None else t.detach().clone() for t in tensors]
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                outputs = self.function(*inputs, **constants)
-            known = (graph, inputs, outputs)
-        self._keep(key, known)
+        key = (shapes, tuple(constants.items()), torch.cuda.current_stream().cuda_stream)
+        known = self.graphs.pop(key, None)  # while it is in use, no other thread has it
+        if known is None:
+            self.calls[key] += 1
+            if self.calls[key] <= WARM_UP:
+                return self.function(*tensors, **constants)
+            known = self.record(tensors, constants)
         graph, inputs, outputs = known
-        for kept, given in zip(inputs, tensors, strict=True):
+        for kept, tensor in zip(inputs, tensors, strict=True):
             if kept is not None:
-                kept.copy_(given)
+                kept.copy_(tensor)
         graph.replay()
-        return tuple(None if output is None else output.clone() for output in outputs)
+        results = tuple(None if output is None else output.clone() for output in outputs)
+        self.graphs[key] = known
+        if len(self.graphs) > KEPT_GRAPHS:
+            self.graphs.popitem(last=False)
+        return results
 
-    def _keep(self, key: Any, known: Any) -> None:
-        self.calls[key] = known
-        if len(self.calls) > KEPT_GRAPHS:
-            self.calls.popitem(last=False)
+    def record(self, tensors: tuple[Tensor | None, ...], constants: dict[str, Any]) -> tuple[Any, ...]:
+        """A graph with its inputs and outputs; they serve training although they may be made in evaluation."""
+        with Graphs.recording, torch.inference_mode(False), torch.no_grad():
+            inputs = [None if t is None else torch.empty_like(t).copy_(t) for t in tensors]
+            self.function(*inputs, **constants)  # kernels for tensors that are aligned like these may be missing yet
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
+                outputs = self.function(*inputs, **constants)
+        return graph, inputs, outputs
+
+
+def try_out() -> None:
+    """Compile and run a step on the GPU; raises what Triton raises if it cannot."""
+    zeros = torch.zeros(1, 1, 1, device="cuda")
+    weights = functional.Weights(zeros[0], zeros[0])
+    unroll("RNN_TANH", zeros, (zeros[0],), weights, LayerMasks())
 
 
 def unroll(
@@ -307,10 +329,28 @@ def unroll(
     x_gates = functional.masked_linear(x, weights.ih, bias, masks.input)
     device = x.device.type
     precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights.hh.dtype
+    products = "tf32" if precision == torch.float32 and _tf32_is_allowed() else "ieee"
     h, h_T, c_T = _Steps.apply(
-        mode, reverse, precision, lengths, masks.recurrent, masks.memory, x_gates.float(), h_0, c_0, weights.hh, bias_n
+        mode,
+        reverse,
+        precision,
+        products,
+        lengths,
+        masks.recurrent,
+        masks.memory,
+        x_gates.float(),
+        h_0,
+        c_0,
+        weights.hh,
+        bias_n,
     )
     return h, ((h_T, c_T) if mode == "LSTM" else (h_T,))
+
+
+def _tf32_is_allowed() -> bool:
+    """What the user has set for matrix products; newer torch has another name for it and may refuse the old one."""
+    settings: Any = torch.backends.cuda.matmul
+    return settings.fp32_precision == "tf32" if hasattr(settings, "fp32_precision") else settings.allow_tf32
 
 
 def _order(steps: int, reverse: bool) -> list[tuple[int, int, int]]:
@@ -320,19 +360,18 @@ def _order(steps: int, reverse: bool) -> list[tuple[int, int, int]]:
 
 def _options(
     mode: str, batch: int, hidden: int, recurrent: Tensor | None, memory: Tensor | None, lengths: Tensor | None,
-    precision: torch.dtype,
+    precision: torch.dtype, products: str,
 ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
     rows = min(max(16, triton.next_power_of_2(batch)), 32)
     is_untied = recurrent is not None and recurrent.size(1) > 1
     # Columns of the weights that products go through at a time, so that shared memory of 99 KB is enough.
     depth = (32 if precision == torch.float32 else 64) * (1 if is_untied else 2)
     grid = (triton.cdiv(hidden, UNITS), triton.cdiv(batch, rows))
-    tf32 = precision == torch.float32 and torch.backends.cuda.matmul.allow_tf32
     return grid, {
         "H": hidden, "KIND": KINDS[mode], "G": functional.GATES[mode], "MASKED": recurrent is not None,
         "UNTIED": is_untied, "MEMORY": memory is not None, "LENGTHS": lengths is not None, "ROWS": rows, "UNITS": UNITS,
         "DEPTH": depth,
-        "PRECISION": "tf32" if tf32 else "ieee", "num_stages": 3,
+        "PRECISION": products, "num_stages": 3,
     }  # fmt: skip
 
 
@@ -344,7 +383,7 @@ def _steps_of(mask: Tensor | None, *dims: int) -> list[int]:
 @Graphs
 def _forward(
     x_gates: Tensor, h_0: Tensor, c_0: Tensor | None, weight: Tensor, bias_n: Tensor | None, recurrent: Tensor | None,
-    memory: Tensor | None, lengths: Tensor | None, *, mode: str, reverse: bool,
+    memory: Tensor | None, lengths: Tensor | None, *, mode: str, reverse: bool, products: str,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     steps, batch, hidden = *x_gates.shape[:2], h_0.size(1)
     gate = x_gates.clone(memory_format=torch.contiguous_format)
@@ -356,7 +395,7 @@ def _forward(
     product_n = gate.new_empty(steps, batch, hidden) if mode == "GRU" else None
     if mode == "GRU" and bias_n is None:
         bias_n = gate.new_zeros(hidden)
-    grid, options = _options(mode, batch, hidden, recurrent, memory, lengths, weight.dtype)
+    grid, options = _options(mode, batch, hidden, recurrent, memory, lengths, weight.dtype, products)
     for t, now, before in _order(steps, reverse):
         forward_step[grid](
             gate, product_n, h, c, weight, bias_n, recurrent, *_steps_of(recurrent, 0, 1, 2), memory,
@@ -369,13 +408,13 @@ def _forward(
 def _backward(
     gate: Tensor, product_n: Tensor | None, h: Tensor, c: Tensor | None, weight: Tensor, recurrent: Tensor | None,
     memory: Tensor | None, lengths: Tensor | None, dh: Tensor, dh_T: Tensor, dc_T: Tensor | None, *, mode: str,
-    reverse: bool,
+    reverse: bool, products: str,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     steps, batch, hidden = dh.shape
     dgate = torch.empty_like(gate)
     dgate_h = torch.empty_like(gate) if mode == "GRU" else dgate
     direct, dc = dh_T.clone(), None if dc_T is None else dc_T.clone()
-    grid, options = _options(mode, batch, hidden, recurrent, memory, lengths, weight.dtype)
+    grid, options = _options(mode, batch, hidden, recurrent, memory, lengths, weight.dtype, products)
     after = -1  # none behind the last step, and no step for the initial state
     for t, now, before in [*reversed(_order(steps, reverse)), (-1, 0, 0)]:
         backward_step[grid](
@@ -393,6 +432,7 @@ class _Steps(torch.autograd.Function):
         mode: str,
         reverse: bool,
         precision: torch.dtype,
+        products: str,
         lengths: Tensor | None,
         recurrent: Tensor | None,
         memory: Tensor | None,
@@ -406,9 +446,19 @@ class _Steps(torch.autograd.Function):
         recurrent, memory = (None if mask is None else mask.contiguous() for mask in (recurrent, memory))
         with torch.cuda.device_of(x_gates):  # Triton launches on the current device
             gate, product_n, h, c = _forward(
-                x_gates, h_0, c_0, weight, bias_n, recurrent, memory, lengths, mode=mode, reverse=reverse
+                x_gates,
+                h_0,
+                c_0,
+                weight,
+                bias_n,
+                recurrent,
+                memory,
+                lengths,
+                mode=mode,
+                reverse=reverse,
+                products=products,
             )
-        ctx.mode, ctx.reverse, ctx.has_bias_n = mode, reverse, bias_n is not None
+        ctx.constants, ctx.has_bias_n = {"mode": mode, "reverse": reverse, "products": products}, bias_n is not None
         ctx.save_for_backward(gate, product_n, h, c, weight, recurrent, memory, lengths)
         assert h is not None
         last = 0 if reverse else -1
@@ -423,10 +473,10 @@ class _Steps(torch.autograd.Function):
         with torch.cuda.device_of(gate):
             dgate, dgate_h, dh_0, dc_0 = _backward(
                 gate, product_n, h, c, weight, recurrent, memory, lengths, dh, dh_T,
-                None if c is None or dc_T is None else dc_T.contiguous(), mode=ctx.mode, reverse=ctx.reverse,
+                None if c is None or dc_T is None else dc_T.contiguous(), **ctx.constants,
             )  # fmt: skip
         assert dgate_h is not None
-        h_before = h[1:] if ctx.reverse else h[:-1]
+        h_before = h[1:] if ctx.constants["reverse"] else h[:-1]
         gates = 1 if recurrent is None else recurrent.size(1)
         parts = []
         for gate_of_mask, d in enumerate(dgate_h.unflatten(-1, (gates, -1)).unbind(-2)):
@@ -434,4 +484,4 @@ class _Steps(torch.autograd.Function):
             parts.append(d.flatten(0, 1).t().to(weight.dtype) @ read.flatten(0, 1).to(weight.dtype))
         dweight = torch.cat(parts).float()
         dbias_n = dgate_h[..., 2 * h.size(-1) :].sum((0, 1)) if ctx.has_bias_n else None
-        return None, None, None, None, None, None, dgate, dh_0, dc_0, dweight, dbias_n
+        return None, None, None, None, None, None, None, dgate, dh_0, dc_0, dweight, dbias_n
