@@ -46,9 +46,11 @@ class DecoupledSGD(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
             gradients = [p.grad for p in parameters]
             rate = group["lr"] * (1.0 - self.decay)
-            if rate > 0.0 and parameters and all(map(_can_be_fused, parameters, gradients)):
+            if rate > 0.0 and all(map(_can_be_fused, parameters, gradients)):
                 # (w - lr*g)(1 - decay) = w - rate*(g + decay/rate * w), which is what torch's fused SGD computes.
                 torch._fused_sgd_(
                     parameters, gradients, [], weight_decay=self.decay / rate, momentum=0.0, lr=rate, dampening=0.0,
