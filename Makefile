@@ -17,7 +17,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 names = $(filter-out common,$(basename $(notdir $(wildcard configs/$(1)/*.yaml))))
 SIZES := $(patsubst configs/ptb/%/common.yaml,%,$(wildcard configs/ptb/*/common.yaml))
 FIGURES := $(patsubst configs/sentiment/%/common.yaml,%,$(wildcard configs/sentiment/*/common.yaml))
-ROWS ?= non_regularized moon moon_embedding zaremba variational_tied variational_untied
+ROWS ?= $(filter $(call names,ptb/$(SIZE)),non_regularized moon moon_embedding zaremba variational_tied variational_untied)
 CURVES ?= $(foreach figure,$(FIGURES),$(call names,sentiment/$(figure)))
 
 VARIABLES := PYTHON CONSTRAINTS DATA_DIR RESULTS RUNS SEEDS SIZE ROWS CURVES EPOCHS DEVICES ARGS

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib import style
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -14,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from reproduction.results import GROUPS, Result, ResultError, groups_with, load_results, title
-from reproduction.table import constant_rmse
+from reproduction.table import LOG, constant_rmse
 
 # Okabe and Ito's palette, which stays distinct under the common kinds of colour blindness. Schemes that are the same
 # method have the same colour in every figure.
@@ -55,6 +56,10 @@ def draw_language_models(group: str, results: list[Result]) -> Figure:
     figure, (left, right) = _panels(title("ptb", group))
     draw_curves(left, results, "train_ppl")
     draw_curves(right, results, "valid_ppl")
+    if group == "gal1250":
+        log = pd.read_csv(LOG)
+        for axes, metric in ((left, "train_ppl_with_dropout_running"), (right, "valid_ppl_as_printed")):
+            axes.plot(log["epoch"], log[metric], color=GREY, linestyle=":", label="the authors' log (valid as printed)")
     left.set(title="Training (dropout on)", xlabel="epoch", ylabel="perplexity per word")
     right.set(title="Validation (dropout off)", xlabel="epoch")
     _perplexity_axis(left)

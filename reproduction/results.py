@@ -46,6 +46,7 @@ GROUPS: dict[str, dict[str, Group]] = {
         "v1": Group("Penn Treebank, v1 (first version of the paper, 2 × 200 units, constant learning rate)", PTB_ROWS),
         "medium": Group("Penn Treebank, medium (2 × 650 units)", PTB_ROWS),
         "large": Group("Penn Treebank, large (2 × 1500 units)", PTB_ROWS),
+        "gal1250": Group("Penn Treebank, 2 × 1250 units (the authors' public log)", ["variational_untied"]),
     },
     "sentiment": {
         "figure2": Group(

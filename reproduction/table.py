@@ -21,6 +21,7 @@ from rich.table import Table
 
 from reproduction.results import GROUPS, LABELS, Result, ResultError, groups_with, load_results, title
 
+LOG = Path(__file__).with_name("gal_1250_untied.csv")
 PUBLISHED: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -80,6 +81,19 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
                     "seeds": _seeds(runs, "test_ppl_mc"),
                 }
             )
+    return pd.DataFrame(lines)
+
+
+def trajectory_table(runs: list[Result]) -> pd.DataFrame:
+    """Validation perplexity, as printed, of the authors' public log and of our runs, by epoch (protocol 1.7)."""
+    log = pd.read_csv(LOG, index_col="epoch")["valid_ppl_as_printed"]
+    lines = []
+    for epoch in (1, 2, 3, 5, 8, 10, 11, 12, 15, 20, 25, 30, 40, 50, 55):
+        reached = [run for run in runs if run.epochs >= epoch]
+        values = [dict(zip(*run.points("valid_ppl_lua"), strict=True))[epoch] for run in reached]
+        ours = _mean_sd(reached, values, 1)
+        ratio = f"{sum(values) / len(values) / log[epoch]:.3f}" if values else "–"
+        lines.append({"epoch": str(epoch), "the authors' log": f"{log[epoch]:.1f}", "ours": ours, "ours / log": ratio})
     return pd.DataFrame(lines)
 
 
@@ -162,6 +176,9 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
             remarks.append(DISCARD_REMARK)
         origins = [f"{run.label}, seed {run.seed}: {_origin(run)}" for run in runs]
         parts.append(Section(title(experiment, group), table, remarks, origins))
+        if group == "gal1250":
+            trajectory = trajectory_table([run for run in runs if run.row == "variational_untied"])
+            parts.append(Section("Validation perplexity as printed, by epoch, 2 × 1250 units", trajectory, [], []))
     return parts
 
 
@@ -193,7 +210,7 @@ def print_tables(
                 header = column.replace(", ", "\n").replace("as printed", "printed")
                 table.add_column(header, justify="left" if column == "row" else "right", no_wrap=True)
             for _, line in narrow.iterrows():
-                if line["seeds"] == "0":  # said once, so that the table stays narrow
+                if line.get("seeds") == "0":  # said once, so that the table stays narrow
                     line = line.replace("not run", "–")
                     line["epochs"] = "not run"
                 table.add_row(*(_narrow(cell) for cell in line))

@@ -92,7 +92,7 @@ def test_every_documented_target_exists(make: Make) -> None:
 @pytest.mark.parametrize(
     ("arguments", "value", "choices"),
     [
-        (["reproduce-ptb", "SIZE=foo"], 'SIZE="foo"', ["large", "medium", "small", "v1"]),
+        (["reproduce-ptb", "SIZE=foo"], 'SIZE="foo"', ["gal1250", "large", "medium", "small", "v1"]),
         (["reproduce-ptb", "SIZE=small", "ROWS=foo"], 'ROWS="foo"', ROWS),
         (["reproduce-ptb", "SIZE=small", "ROWS=moon foo zaremba"], 'ROWS="foo"', ROWS),
         (["reproduce-sentiment", "CURVES=foo"], 'CURVES="foo"', CURVES),

@@ -245,3 +245,15 @@ def test_in_a_terminal_of_100_columns_no_number_is_cut_off(folder: Path, write_r
     assert "0.1550±.0071" in text
     assert "0.19146" in text
     assert "…" not in text
+
+
+def test_the_trajectory_holds_our_validation_perplexity_against_the_authors_log(
+    folder: Path, write_result: WriteResult
+) -> None:
+    curve = [{"epoch": epoch, "valid_ppl_lua": ppl} for epoch, ppl in ((1, 300.0), (2, 200.0), (3, 170.0))]
+    write_result("ptb", "gal1250", "variational_untied", curve=curve)
+    text = to_markdown(load_results(folder), ["ptb"], ["gal1250"])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert ["1", "292.8", "300.0", "1.025"] in lines
+    assert ["3", "172.9", "170.0", "0.984"] in lines
+    assert ["55", "79.1", "not run", "–"] in lines
