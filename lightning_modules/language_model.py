@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -71,6 +72,8 @@ class LanguageModel(Experiment):
         constant_epochs: Zaremba's max_epoch: epochs 1 to constant_epochs + 1 use the full learning rate.
         weight_decay: fraction that all parameters shrink by in each step, after the update.
         carry_state: whether the state goes on from window to window; if not, each window starts from zeros.
+        epoch_start: "zeros", or "validation": every epoch but the first starts from the final state of the validation
+            streams, as the original code did by accident (protocol 1.4).
         mc_samples: number K of sampled networks in the test; 0 for none.
         mc_masks: "stream" keeps a sample for the whole test stream, as the original code did; "window" draws anew for
             each window.
@@ -103,6 +106,7 @@ class LanguageModel(Experiment):
         constant_epochs: int = 0,
         weight_decay: float = 0.0,
         carry_state: bool = True,
+        epoch_start: Literal["zeros", "validation"] = "zeros",
         mc_samples: int = 0,
         mc_masks: Literal["stream", "window"] = "stream",
         mc_word_dropout: bool = False,
@@ -111,6 +115,8 @@ class LanguageModel(Experiment):
         super().__init__()
         if cell not in ("lstm", "gru"):
             raise ValueError(f"cell must be 'lstm' or 'gru', got {cell!r}")
+        if epoch_start not in ("zeros", "validation"):
+            raise ValueError(f"epoch_start must be 'zeros' or 'validation', got {epoch_start!r}")
         if mc_masks not in ("stream", "window"):
             raise ValueError(f"mc_masks must be 'stream' or 'window', got {mc_masks!r}")
         if mc_samples < 0:
@@ -124,6 +130,7 @@ class LanguageModel(Experiment):
         self.constant_epochs = constant_epochs
         self.weight_decay = weight_decay
         self.carry_state = carry_state
+        self.epoch_start = epoch_start
         self.mc_samples = mc_samples
         self.mc_masks = mc_masks
         self.mc_word_dropout = mc_word_dropout
@@ -156,6 +163,7 @@ class LanguageModel(Experiment):
         self.test_nll_mc: Any = nn.ModuleList(mc)
         self._train_state: State = None
         self._eval_state: State = None
+        self._valid_state: State = None
         self._mc_state: State = None
         self._mc_sample: LanguageModelMasks | None = None
 
@@ -198,14 +206,17 @@ class LanguageModel(Experiment):
     # --- training -----------------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self) -> None:
-        """Start the streams from zeros."""
+        """Start the streams from zeros, or where the validation streams ended."""
         super().on_train_epoch_start()
         self._train_state = None
+        if self.epoch_start == "validation" and self._valid_state is not None:
+            # Cloned, since validation is in inference mode, whose tensors have no gradients to come.
+            self._train_state = _each(lambda part: part.to(self.device, copy=True), self._valid_state)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Loss of one window: cross-entropy in nats, summed over time, averaged over streams."""
         loss, nll, state = self.loss(*batch, self._train_state)
-        self._train_state = _detached(state) if self.carry_state else None
+        self._train_state = _each(Tensor.detach, state) if self.carry_state else None
         self.train_nll.update(nll)
         self.count_words(batch[1])
         return loss
@@ -243,6 +254,17 @@ class LanguageModel(Experiment):
 
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, rate)]
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state that the next epoch starts from."""
+        super().on_save_checkpoint(checkpoint)
+        if self.epoch_start == "validation":
+            checkpoint["valid_state"] = self._valid_state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint fits, and take over where it stood."""
+        super().on_load_checkpoint(checkpoint)
+        self._valid_state = checkpoint.get("valid_state")
+
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     def _surprisal(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -262,6 +284,8 @@ class LanguageModel(Experiment):
         if batch_index == 0:
             self._eval_state = None  # the streams start from zeros
         (self.valid_nll if dataloader_idx == 0 else self.train_eval_nll).update(self._surprisal(batch))
+        if dataloader_idx == 0:
+            self._valid_state = self._eval_state
 
     def on_validation_epoch_end(self) -> None:
         """Log the exact validation perplexity, and the one that the original code would print (protocol 1.6)."""
@@ -324,5 +348,5 @@ class LanguageModel(Experiment):
         return self._surprisal(batch)
 
 
-def _detached(state: State) -> State:
-    return tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+def _each(function: Callable[[Tensor], Tensor], state: Any) -> State:
+    return tuple(map(function, state)) if isinstance(state, tuple) else function(state)

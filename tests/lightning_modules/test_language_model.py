@@ -81,6 +81,7 @@ def test_every_parameter_starts_uniform_within_init_scale(scale: float) -> None:
         ({"time_masks": "never"}, "time_masks .*'constant', 'fresh'.*'never'"),
         ({"word_masks": "letter"}, "word_masks .*'type'.*'token'.*'letter'"),
         ({"mc_word_dropout": True, "word_masks": "token", "mc_masks": "stream"}, "mc_masks='window'"),
+        ({"epoch_start": "here"}, "epoch_start.*'zeros'.*'validation'.*'here'"),
         ({"cell": "rnn"}, "cell.*'lstm'.*'gru'.*'rnn'"),
         ({"mc_masks": "forever"}, "mc_masks.*'stream'.*'window'.*'forever'"),
         ({"mc_samples": -1}, "mc_samples.*-1"),
@@ -280,6 +281,23 @@ def test_each_window_starts_from_the_detached_state_of_the_one_before(
         for (_, _, final), (_, initial, _) in pairwise(epoch):
             assert all(torch.equal(a, b) for a, b in zip(initial, final, strict=True))
             assert not any(s.requires_grad for s in initial)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_an_epoch_may_start_from_the_final_state_of_validation_as_in_the_original_code(
+    cell: str, streams: Any, trainer: Any
+) -> None:
+    model = Recording(11, 6, cell=cell, recurrent_dropout=0.4, epoch_start="validation")
+    trainer(max_epochs=3).fit(model, datamodule=streams(train_eval_windows=1))
+    assert model.passes[0][2] is None, "the first epoch must start from zeros"
+    kinds = [training for training, *_ in model.passes]
+    starts = [i for i in range(1, len(kinds)) if kinds[i] and not kinds[i - 1]]
+    assert len(starts) == 2
+    for start in starts:
+        final = model.passes[start - 2][3]  # the evaluation of a training window comes between
+        initial = model.passes[start][2]
+        for one, other in zip(*(s if cell == "lstm" else (s,) for s in (initial, final)), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_without_carry_state_every_window_starts_from_zeros(streams: Any, trainer: Any) -> None:

@@ -244,12 +244,13 @@ def test_a_prolonged_run_equals_one_in_one_go(run: Run) -> None:
     assert without_timings(in_parts) == without_timings(at_once)
 
 
-def test_a_run_killed_within_an_epoch_and_resumed_equals_one_in_one_go(run: Run) -> None:
-    at_once = run(folder="at_once")
+@pytest.mark.parametrize("epoch_start", ["zeros", "validation"])
+def test_a_run_killed_within_an_epoch_and_resumed_equals_one_in_one_go(run: Run, epoch_start: str) -> None:
+    at_once = run(folder="at_once", epoch_start=epoch_start)
     for epoch in (2, 3):
         with pytest.raises(RuntimeError, match="power cut"):
-            run(None, Interrupt(epoch), folder="in_parts")
-    in_parts = run(folder="in_parts")
+            run(None, Interrupt(epoch), folder="in_parts", epoch_start=epoch_start)
+    in_parts = run(folder="in_parts", epoch_start=epoch_start)
     assert without_timings(in_parts) == without_timings(at_once)
     assert len(in_parts["provenance"]["resumed"]) == 2
 
