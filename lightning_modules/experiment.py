@@ -95,7 +95,9 @@ class Experiment(L.LightningModule):
         self.curve.append(entry)
         shown = (name for name in entry if name not in ("epoch", "gradient_norm", "learning_rate"))
         values = "  ".join(f"{name} {_rounded(entry[name])}" for name in shown)
-        self.print(f"{self.run_name}  epoch {self.current_epoch + 1}/{self.trainer.max_epochs}  {values}")
+        epochs_left = (self.trainer.max_epochs or 0) - self.current_epoch - 1
+        left = f"  about {_duration(epochs_left * entry['seconds'])} left" if epochs_left > 0 else ""
+        self.print(f"{self.run_name}  epoch {self.current_epoch + 1}/{self.trainer.max_epochs}  {values}{left}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the curve, the provenance and the state of the random numbers."""
@@ -147,6 +149,11 @@ class Experiment(L.LightningModule):
 
 def _rounded(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def _shape(state_dict: dict[str, Tensor], name: str) -> list[int] | str:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_modules import LanguageModel, SentimentRegressor
 from lightning_modules import trainer as module
+from lightning_modules.experiment import _duration
 from lightning_modules.trainer import write_atomically
 
 TIMINGS = {"seconds", "words_per_s"}
@@ -385,6 +386,15 @@ def test_every_epoch_prints_one_line_with_its_number_and_perplexities(
         ["ptb/tiny/some_row seed 3", "epoch 2/2"],
     ]
     assert all("valid_ppl " in line and "words_per_s " in line for line in lines)
+    assert lines[0].endswith("about 0 min left")
+    assert not lines[-1].endswith("left")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(20.0, "0 min"), (3540.0, "59 min"), (3600.0, "1 h 0 min"), (93_000.0, "25 h 50 min")]
+)
+def test_durations_are_in_hours_and_minutes(seconds: float, shown: str) -> None:
+    assert _duration(seconds) == shown
 
 
 def test_gradient_norm_is_that_before_clipping(streams: Any, trainer: Any, recorder: Any, language_model: Any) -> None:
