@@ -4,6 +4,7 @@ Numbers of this repository come from result files, published ones from `publishe
 """
 
 import argparse
+import html
 import json
 import math
 import re
@@ -197,6 +198,33 @@ def to_markdown(results: list[Result], experiments: list[str], sizes: list[str] 
     return "\n\n".join(blocks)
 
 
+def to_csv(results: list[Result], experiments: list[str], sizes: list[str] | None = None) -> str:
+    """The tables of these experiments as one table of comma-separated values, with a column for the title of each."""
+    every = [section for experiment in experiments for section in sections(experiment, results, sizes)]
+    tables = [section.table.assign(table=section.title) for section in every]
+    return str(pd.concat(tables).set_index("table").to_csv())
+
+
+def to_html(results: list[Result], experiments: list[str], sizes: list[str] | None = None) -> str:
+    """The tables of these experiments as HTML, without a page around them."""
+    every = [section for experiment in experiments for section in sections(experiment, results, sizes)]
+    return "\n".join(f"<h4>{html.escape(part.title)}</h4>\n{part.table.to_html(index=False)}" for part in every)
+
+
+def to_latex(results: list[Result], experiments: list[str], sizes: list[str] | None = None) -> str:
+    """The tables of these experiments in LaTeX, for a preamble with booktabs."""
+    every = [section for experiment in experiments for section in sections(experiment, results, sizes)]
+    parts = []
+    for section in every:
+        alignment = "l" + "r" * (len(section.table.columns) - 1)
+        text = section.table.to_latex(index=False, escape=True, column_format=alignment, caption=section.title)
+        parts.append(text.replace("±", r"$\pm$").replace("×", r"$\times$").replace("–", "--"))
+    return "\n".join(parts)
+
+
+FORMATS = {"markdown": to_markdown, "latex": to_latex, "csv": to_csv, "html": to_html}
+
+
 def print_tables(
     console: Console, results: list[Result], experiments: list[str], sizes: list[str] | None = None
 ) -> None:
@@ -351,6 +379,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of result files (%(default)s)")
     parser.add_argument("--experiment", nargs="+", choices=list(GROUPS), help="experiments (default: all)")
     parser.add_argument("--size", nargs="+", choices=list(GROUPS["ptb"]), help="Penn Treebank sizes (default: all)")
+    parser.add_argument("--format", choices=list(FORMATS), help="print in this format (default: for reading)")
     parser.add_argument("--readme", type=Path, help=f"replace what stands between {BEGIN} and {END} in this file")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the tables in --readme are stale")
     options = parser.parse_args(arguments)
@@ -364,10 +393,10 @@ def main(arguments: list[str] | None = None) -> None:
     experiments = options.experiment or list(GROUPS)
 
     if not options.readme:
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not options.format:
             print_tables(Console(highlight=False), results, experiments, options.size)
         else:
-            print(to_markdown(results, experiments, options.size))
+            print(FORMATS[options.format or "markdown"](results, experiments, options.size))
         return
     text = options.readme.read_text(encoding="utf-8")
     try:

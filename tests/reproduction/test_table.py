@@ -1,5 +1,6 @@
 import io
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,3 +258,20 @@ def test_the_trajectory_holds_our_validation_perplexity_against_the_authors_log(
     assert ["1", "292.8", "300.0", "1.025"] in lines
     assert ["3", "172.9", "170.0", "0.984"] in lines
     assert ["55", "79.1", "not run", "–"] in lines
+
+
+def test_every_format_has_the_same_cells(folder: Path, write_result: WriteResult, capsys: Any) -> None:
+    write_result("ptb", "small", "zaremba")
+    arguments = ["--results", str(folder), "--experiment", "ptb", "--size", "small", "--format"]
+    main([*arguments, "csv"])
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out), dtype=str)
+    [line] = table[table["row"] == "Zaremba et al."].to_dict("records")
+    assert (line["table"], line["test, ours"]) == ("Penn Treebank, small (2 × 200 units)", "85.0")
+    main([*arguments, "html"])
+    text = capsys.readouterr().out
+    assert re.findall(r"<tr>\s*<td>(.*?)</td>", text) == table["row"].tolist()
+    assert "<td>85.0</td>" in text
+    main([*arguments, "latex"])
+    latex = capsys.readouterr().out
+    assert r"\caption{Penn Treebank, small (2 $\times$ 200 units)}" in latex
+    assert "Zaremba et al. &" in latex
