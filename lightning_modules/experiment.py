@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lightning_modules.optim import DecoupledSGD
 
+FIRST, LAST = 10, 50  # batches between which is measured what the run will take
+
 
 class Experiment(L.LightningModule):
     """Base of the LightningModules: records every epoch, measures words/s, and checks checkpoints before loading.
@@ -41,6 +43,8 @@ class Experiment(L.LightningModule):
         self._epoch_start = 0.0
         self._learning_rate = 0.0
         self._gradient_norm: Tensor | None = None
+        self._is_estimated = False
+        self._measured_from = 0.0
 
     def on_fit_start(self) -> None:
         """Give every process its own dropout masks."""
@@ -61,6 +65,19 @@ class Experiment(L.LightningModule):
         self._words = 0
         self._epoch_start = time.perf_counter()
         self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]  # the schedule moves on before the end
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Say early on about how long training will take."""
+        if self._is_estimated:
+            return
+        if batch_index == FIRST:
+            self._measured_from = time.perf_counter()
+        if batch_index == LAST:
+            per_batch = (time.perf_counter() - self._measured_from) / (LAST - FIRST)
+            epochs = (self.trainer.max_epochs or 0) - self.current_epoch
+            seconds = per_batch * int(self.trainer.num_training_batches) * epochs
+            self.print(f"{self.run_name}  about {_duration(seconds)} for {epochs} epochs, evaluation not counted")
+            self._is_estimated = True
 
     def count_words(self, words: Tensor) -> None:
         """Add a batch's words to the epoch's throughput; `words` [T, B] are one process's share."""

@@ -1,5 +1,6 @@
 """A run from start to result file: `Trainer.reproduce`, checkpoints and resumption."""
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -388,6 +389,18 @@ def test_every_epoch_prints_one_line_with_its_number_and_perplexities(
     assert all("valid_ppl " in line and "words_per_s " in line for line in lines)
     assert lines[0].endswith("about 0 min left")
     assert not lines[-1].endswith("left")
+
+
+def test_what_training_will_take_is_said_once_and_early(
+    run: Run, streams: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(step=60.0)
+    monkeypatch.setattr("lightning_modules.experiment.time.perf_counter", lambda: next(clock))
+    run(2, data=streams(window=5, sizes=(2000, 61, 23)))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "evaluation not counted" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("ptb/tiny/some_row seed 3  about ")
+    assert lines[0].endswith(" for 2 epochs, evaluation not counted")
 
 
 @pytest.mark.parametrize(
