@@ -76,8 +76,9 @@ class LanguageModel(Experiment):
             streams, as the original code did by accident (protocol 1.4).
         mc_samples: number K of sampled networks in the test; 0 for none.
         mc_masks: "stream" keeps a sample for the whole test stream, as the original code did; "window" draws anew for
-            each window.
-        mc_word_dropout: whether words are dropped in the sampled networks; the original code did not.
+            each window, as the theory has it; "both" evaluates both, the second as `test_ppl_mc_window`.
+        mc_word_dropout: whether words are dropped in the sampled networks; by default not with "stream", as in the
+            original code, and with "window".
         backend: of the recurrent layers.
 
     Raises:
@@ -108,8 +109,8 @@ class LanguageModel(Experiment):
         carry_state: bool = True,
         epoch_start: Literal["zeros", "validation"] = "zeros",
         mc_samples: int = 0,
-        mc_masks: Literal["stream", "window"] = "stream",
-        mc_word_dropout: bool = False,
+        mc_masks: Literal["stream", "window", "both"] = "stream",
+        mc_word_dropout: bool | None = None,
         backend: Literal["auto", "reference"] = "auto",
     ) -> None:
         super().__init__()
@@ -117,11 +118,11 @@ class LanguageModel(Experiment):
             raise ValueError(f"cell must be 'lstm' or 'gru', got {cell!r}")
         if epoch_start not in ("zeros", "validation"):
             raise ValueError(f"epoch_start must be 'zeros' or 'validation', got {epoch_start!r}")
-        if mc_masks not in ("stream", "window"):
-            raise ValueError(f"mc_masks must be 'stream' or 'window', got {mc_masks!r}")
+        if mc_masks not in ("stream", "window", "both"):
+            raise ValueError(f"mc_masks must be 'stream', 'window' or 'both', got {mc_masks!r}")
         if mc_samples < 0:
             raise ValueError(f"mc_samples must be at least 0, got {mc_samples}")
-        if mc_word_dropout and word_masks == "token" and mc_masks == "stream":
+        if mc_word_dropout and word_masks == "token" and mc_masks != "window":
             raise ValueError("word_masks='token' draws for every position: use mc_masks='window' with mc_word_dropout")
         # What is chosen at test time must not come back from a checkpoint over the command line's value.
         self.save_hyperparameters(ignore=["mc_samples", "mc_masks", "mc_word_dropout", "backend"])
@@ -157,21 +158,32 @@ class LanguageModel(Experiment):
 
         # Means over words. torchmetrics keeps float32 by default, where many losses are summed here, and leaves nan
         # out, which would hide that a run has diverged; with "disable" it ignores weights: losses come word by word.
-        self.train_nll, self.train_eval_nll, self.valid_nll, self.test_nll, *mc = (
-            MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(4 + len(self.mc_counts))
+        self.train_nll, self.train_eval_nll, self.valid_nll, self.test_nll = (
+            MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(4)
         )
-        self.test_nll_mc: Any = nn.ModuleList(mc)
+        self.test_nll_mc: Any = nn.ModuleDict(
+            {
+                name: nn.ModuleList(MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in self.mc_counts)
+                for name in self.mc_passes
+            }
+        )
         self._train_state: State = None
         self._eval_state: State = None
         self._valid_state: State = None
-        self._mc_state: State = None
-        self._mc_sample: LanguageModelMasks | None = None
+        self._mc: dict[str, tuple[State, LanguageModelMasks]] = {}
 
     @property
     def mc_counts(self) -> list[int]:
         """The numbers of sampled networks whose perplexity is measured: 1, 2, 5, 10, 20, ... and mc_samples."""
         steps = (digit * 10**power for power in range(len(str(self.mc_samples))) for digit in (1, 2, 5))
         return [*(count for count in steps if count < self.mc_samples), self.mc_samples] if self.mc_samples else []
+
+    @property
+    def mc_passes(self) -> dict[str, str]:
+        """The MC evaluations of the test: name of the metric, and how long masks are kept."""
+        if self.mc_masks == "both":
+            return {"test_ppl_mc": "stream", "test_ppl_mc_window": "window"}
+        return {"test_ppl_mc": self.mc_masks}
 
     def sample_masks(self, batch_size: int, steps: int | None = None) -> LanguageModelMasks:
         """Draw one network for each of `batch_size` sequences; `steps` T where masks are fresh or by token."""
@@ -300,30 +312,32 @@ class LanguageModel(Experiment):
             self.train_eval_nll.reset()
 
     def on_test_epoch_start(self) -> None:
-        """Start the test stream from zeros, and draw the sampled networks."""
-        self._eval_state = self._mc_state = None
-        self._mc_sample = None
+        """Start the test stream from zeros, for the networks that will be sampled, too."""
+        self._eval_state = None
+        self._mc = {}
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         """Evaluate one window of the test stream by the dropout approximation, and by MC if mc_samples > 0."""
         self.test_nll.update(self._surprisal(batch))
-        if self.mc_samples:
-            log_probs = self._mc_log_probs(*batch).double()
-            for count, nll in zip(self.mc_counts, self.test_nll_mc, strict=True):
+        for name in self.mc_passes if self.mc_samples else ():
+            log_probs = self._mc_log_probs(*batch, name).double()
+            for count, nll in zip(self.mc_counts, self.test_nll_mc[name], strict=True):
                 nll.update(-log_mean_exp(log_probs[:, :count], dim=1))
 
-    def _mc_log_probs(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Log probabilities [T, K] of one stream's targets under each of the K sampled networks.
+    def _mc_log_probs(self, inputs: Tensor, targets: Tensor, name: str = "test_ppl_mc") -> Tensor:
+        """Log probabilities [T, K] of one stream's targets under each of the K sampled networks of an MC evaluation.
 
         All samples are streamed at once as K rows of one batch; each keeps its own state and masks.
         """
         inputs, targets = (ids.expand(-1, self.mc_samples) for ids in (inputs, targets))
-        if self._mc_sample is None or self.mc_masks == "window" or self.rnn.time_masks == "fresh":
-            self._mc_sample = self.sample_masks(self.mc_samples, inputs.size(0))
-            if not self.mc_word_dropout:
-                self._mc_sample = self._mc_sample._replace(words=None)
-        hidden, state = self._hidden(inputs, self._mc_state, self._mc_sample)
-        self._mc_state = state if self.carry_state else None
+        kept = self.mc_passes[name]
+        state, sample = self._mc.get(name, (None, None))
+        if sample is None or kept == "window" or self.rnn.time_masks == "fresh":
+            sample = self.sample_masks(self.mc_samples, inputs.size(0))
+            if not (kept == "window" if self.mc_word_dropout is None else self.mc_word_dropout):
+                sample = sample._replace(words=None)
+        hidden, state = self._hidden(inputs, state, sample)
+        self._mc[name] = (state if self.carry_state else None, sample)
         rows = zip(hidden.flatten(0, 1).split(LOGIT_ROWS), targets.flatten().split(LOGIT_ROWS), strict=True)
         nll = torch.cat([softmax_nll(h, self.softmax.weight, self.softmax.bias, t)[1] for h, t in rows])
         return -nll.view_as(targets)
@@ -333,10 +347,10 @@ class LanguageModel(Experiment):
         self.log("test_ppl", self.test_nll.compute().exp())
         self.test_nll.reset()
         if self.mc_samples:
-            for count, nll in zip(self.mc_counts, self.test_nll_mc, strict=True):
-                name = "test_ppl_mc" if count == self.mc_samples else f"test_ppl_mc_{count}"
-                self.log(name, nll.compute().exp())
-                nll.reset()
+            for name, metrics in self.test_nll_mc.items():
+                for count, nll in zip(self.mc_counts, metrics, strict=True):
+                    self.log(name if count == self.mc_samples else f"{name}_{count}", nll.compute().exp())
+                    nll.reset()
             self.log("mc_samples", float(self.mc_samples))
 
     def on_predict_epoch_start(self) -> None:

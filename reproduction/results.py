@@ -1,6 +1,7 @@
 """Load result files: what a finished training run leaves at `<experiment>/<group>/<row>/seed<k>.json`."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,8 @@ class Result:
     @property
     def mc_points(self) -> tuple[list[int], list[float]]:
         """Numbers of MC samples at which the test perplexity was measured, and its values there."""
-        named = {int(name.rpartition("_")[2]): value for name, value in self.metrics.items()
-                 if name.startswith("test_ppl_mc_")}  # fmt: skip
+        matches = {re.fullmatch(r"test_ppl_mc_(\d+)", name): value for name, value in self.metrics.items()}
+        named = {int(match[1]): value for match, value in matches.items() if match}
         if "test_ppl_mc" in self.metrics:
             named[int(self.metrics["mc_samples"])] = self.metrics["test_ppl_mc"]
         counts = sorted(named)

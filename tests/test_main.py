@@ -172,7 +172,7 @@ def result_options(tmp_path: Path) -> list[str]:
         (["--model.init_args.recurrent_dropout", "lots"], ["recurrent_dropout", "float", "lots"]),
         (["--model.init_args.weight_decay", "2"], ["weight_decay", "[0, 1)", "2"]),
         (["--model.init_args.cell", "rnn"], ["cell", "'lstm', 'gru'", "rnn"]),
-        (["--model.init_args.mc_masks", "forever"], ["mc_masks", "'stream', 'window'", "forever"]),
+        (["--model.init_args.mc_masks", "forever"], ["mc_masks", "'stream', 'window', 'both'", "forever"]),
         (["--trainer.tested_weights", "first"], ["tested_weights", "'last', 'best'", "first"]),
         (["--epochs", "0"], ["epochs must be at least 1", "0"]),
         (["--data.init_args.vocab_size", "99"], ["vocab_size=99", "12 word types"]),

@@ -83,7 +83,7 @@ def test_every_parameter_starts_uniform_within_init_scale(scale: float) -> None:
         ({"mc_word_dropout": True, "word_masks": "token", "mc_masks": "stream"}, "mc_masks='window'"),
         ({"epoch_start": "here"}, "epoch_start.*'zeros'.*'validation'.*'here'"),
         ({"cell": "rnn"}, "cell.*'lstm'.*'gru'.*'rnn'"),
-        ({"mc_masks": "forever"}, "mc_masks.*'stream'.*'window'.*'forever'"),
+        ({"mc_masks": "forever"}, "mc_masks.*'stream'.*'window'.*'both'.*'forever'"),
         ({"mc_samples": -1}, "mc_samples.*-1"),
     ],
 )

@@ -262,7 +262,7 @@ def test_mc_averages_the_probabilities_of_networks_that_are_kept_for_the_whole_s
 def test_mc_window_masks_are_drawn_anew_for_each_window_while_the_state_is_carried_on_if_asked(
     carry_state: bool, language_model: Callable[..., LanguageModel], streams: Any, trainer: Any
 ) -> None:
-    model = language_model(mc_samples=3, mc_masks="window", mc_word_dropout=True, carry_state=carry_state, **DROPOUT)
+    model = language_model(mc_samples=3, mc_masks="window", carry_state=carry_state, **DROPOUT)
     data, drawn = streams(), record_masks(model)
     [metrics] = trainer().test(model, datamodule=data, verbose=False)
     words = data.ids["test"]
@@ -278,6 +278,30 @@ def test_mc_window_masks_are_drawn_anew_for_each_window_while_the_state_is_carri
             state = state if carry_state else None
         log_probs.append(torch.cat(parts))
     assert metrics["test_ppl_mc"] == pytest.approx(perplexity_of_averaged_probabilities(log_probs), rel=1e-6)
+
+
+def test_both_evaluates_the_masks_of_the_original_code_and_those_of_the_theory(
+    language_model: Callable[..., LanguageModel], streams: Any, trainer: Any
+) -> None:
+    model = language_model(mc_samples=3, mc_masks="both", **DROPOUT)
+    data, drawn = streams(), record_masks(model)
+    [metrics] = trainer().test(model, datamodule=data, verbose=False)
+    words, (first, *per_window) = (
+        data.ids["test"],
+        drawn,
+    )  # the stream's networks are drawn in front of the first window
+    assert len(per_window) == 5
+    stream = [sampled_log_probs(model, first, k, words, False)[0] for k in range(3)]
+    assert metrics["test_ppl_mc"] == pytest.approx(perplexity_of_averaged_probabilities(stream), rel=1e-6)
+    log_probs = []
+    for k in range(3):
+        state, parts = None, []
+        for window, masks in enumerate(per_window):
+            part, state = sampled_log_probs(model, masks, k, words[5 * window : 5 * window + 6], True, state)
+            parts.append(part)
+        log_probs.append(torch.cat(parts))
+    assert metrics["test_ppl_mc_window"] == pytest.approx(perplexity_of_averaged_probabilities(log_probs), rel=1e-6)
+    assert {"test_ppl_mc_1", "test_ppl_mc_2", "test_ppl_mc_window_1", "test_ppl_mc_window_2"} <= metrics.keys()
 
 
 def test_words_are_not_dropped_in_mc_unless_asked(

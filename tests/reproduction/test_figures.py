@@ -122,7 +122,8 @@ def test_mc_has_a_line_over_the_number_of_samples_and_the_approximation_beside_i
     folder: Path, write_result: WriteResult
 ) -> None:
     metrics = {"valid_ppl": 90.0, "test_ppl": 85.0, "test_ppl_mc": 83.0, "mc_samples": 5.0}
-    write_result("ptb", "small", "variational_tied", metrics=metrics | {"test_ppl_mc_2": 95.0, "test_ppl_mc_1": 120.0})
+    more = {"test_ppl_mc_2": 95.0, "test_ppl_mc_1": 120.0, "test_ppl_mc_window": 82.0, "test_ppl_mc_window_2": 99.0}
+    write_result("ptb", "small", "variational_tied", metrics=metrics | more)
     write_result("ptb", "small", "zaremba")
     [axes] = draw_mc("small", load_results(folder)).axes
     line, approximation = axes.get_lines()

@@ -275,3 +275,15 @@ def test_every_format_has_the_same_cells(folder: Path, write_result: WriteResult
     latex = capsys.readouterr().out
     assert r"\caption{Penn Treebank, small (2 $\times$ 200 units)}" in latex
     assert "Zaremba et al. &" in latex
+
+
+def test_mc_with_masks_per_window_has_a_line_of_its_own_where_it_was_run(
+    folder: Path, write_result: WriteResult
+) -> None:
+    metrics = {"valid_ppl": 90.0, "test_ppl": 85.0, "test_ppl_mc": 83.0, "mc_samples": 10.0}
+    write_result("ptb", "small", "variational_tied", metrics=metrics | {"test_ppl_mc_window": 84.0})
+    write_result("ptb", "small", "variational_untied", metrics=metrics)
+    table = ptb_table("small", load_results(folder)).set_index("row")["test, ours"]
+    assert table["Variational (tied, MC)"] == "83.0"
+    assert table["Variational (tied, MC, masks per window)"] == "84.0"
+    assert "Variational (untied, MC, masks per window)" not in table
