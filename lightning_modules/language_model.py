@@ -355,11 +355,15 @@ class LanguageModel(Experiment):
 
     def on_predict_epoch_start(self) -> None:
         """Start from zeros."""
-        self._eval_state = None
+        self.on_test_epoch_start()
 
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """Surprisal -ln p(target) in nats of every word of a window, [T, B], dropout off."""
-        return self._surprisal(batch)
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> dict[str, Tensor]:
+        """Surprisal -ln p(target) in nats of every word of a window, [T, B]: `approximation`, and `mc` as in the test."""
+        surprisal = {"approximation": self._surprisal(batch)}
+        for name in self.mc_passes if self.mc_samples else ():
+            log_probs = self._mc_log_probs(*batch, name).double()
+            surprisal[name.removeprefix("test_ppl_")] = -log_mean_exp(log_probs, dim=1)[:, None]
+        return surprisal
 
 
 def _each(function: Callable[[Tensor], Tensor], state: Any) -> State:

@@ -168,8 +168,22 @@ def test_prediction_is_the_surprisal_of_every_word_of_the_stream(
     language_model: Callable[..., LanguageModel], streams: Any, trainer: Any
 ) -> None:
     model, data = language_model(**DROPOUT), streams()
-    surprisal = torch.cat(trainer().predict(model, datamodule=data))
+    surprisal = torch.cat([prediction["approximation"] for prediction in trainer().predict(model, datamodule=data)])
     torch.testing.assert_close(surprisal, -plain_log_probs(model, data.ids["test"][:, None]), rtol=1e-9, atol=1e-9)
+
+
+def test_prediction_by_mc_is_that_of_the_test(
+    language_model: Callable[..., LanguageModel], streams: Any, trainer: Any
+) -> None:
+    model = language_model(mc_samples=3, mc_masks="both", **DROPOUT)
+    torch.manual_seed(0)
+    [metrics] = trainer().test(model, datamodule=streams(), verbose=False)
+    torch.manual_seed(0)
+    predictions = trainer().predict(model, datamodule=streams())
+    for name, metric in (("approximation", "test_ppl"), ("mc", "test_ppl_mc"), ("mc_window", "test_ppl_mc_window")):
+        surprisal = torch.cat([prediction[name] for prediction in predictions])
+        assert surprisal.shape == (22, 1)
+        assert surprisal.double().mean().exp().item() == pytest.approx(metrics[metric], rel=1e-6)
 
 
 def test_prediction_without_carry_state_starts_every_window_from_zeros_like_the_test(
@@ -177,7 +191,7 @@ def test_prediction_without_carry_state_starts_every_window_from_zeros_like_the_
 ) -> None:
     model, data = language_model(carry_state=False), streams()
     [metrics] = trainer().test(model, datamodule=data, verbose=False)
-    surprisal = torch.cat(trainer().predict(model, datamodule=data))
+    surprisal = torch.cat([prediction["approximation"] for prediction in trainer().predict(model, datamodule=data)])
     assert surprisal.mean().exp().item() == pytest.approx(metrics["test_ppl"], rel=1e-6)
 
 
