@@ -358,7 +358,7 @@ class LanguageModel(Experiment):
         self.on_test_epoch_start()
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> dict[str, Tensor]:
-        """Surprisal -ln p(target) in nats of every word of a window, [T, B]: `approximation`, and `mc` as in the test."""
+        """Surprisal -ln p(target) in nats of every word of a window, [T, B]: `approximation`, and `mc` as tested."""
         surprisal = {"approximation": self._surprisal(batch)}
         for name in self.mc_passes if self.mc_samples else ():
             log_probs = self._mc_log_probs(*batch, name).double()
