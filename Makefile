@@ -91,10 +91,10 @@ lint: .venv/ready ## ruff and mypy
 	.venv/bin/mypy
 
 bench: .venv/ready ## measure speed on this machine's CPU beside torch.nn and others (ten minutes)
-	.venv/bin/python -m benchmarks.speed
+	.venv/bin/python -m benchmarks.speed $(ARGS)
 
 bench-gpu: .venv/ready ## the same on its GPU
-	.venv/bin/python -m benchmarks.speed --device cuda
+	.venv/bin/python -m benchmarks.speed --device cuda $(ARGS)
 
 clean: ## remove runs (checkpoints, logs) and caches; results stay
 	rm -rf $(RUNS) .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -126,7 +126,7 @@ def layers(seconds: float, device: torch.device, precision: str) -> list[dict[st
             competitors["Keras"] = pass_of(keras)
         measured = medians(competitors, seconds, device)
         rows.append({"shape": [steps, batch, inputs, hidden], "precision": precision, "seconds": measured})
-        print(f"layers {rows[-1]['shape']} {precision} measured", file=sys.stderr)
+        print(f"layers {precision} {len(rows)} of {len(SHAPES)} measured", file=sys.stderr)
     return rows
 
 
@@ -278,6 +278,15 @@ def tables(result: dict[str, Any]) -> str:
             mean = f"{statistics.geometric_mean(ratios.values()):.2f}" if ratios else "not installed"
             shown = {shape: f"{ratio:.2f}" for shape, ratio in ratios.items()}
             rows.append({"other": label, "precision": precision, **shown, "geometric mean": mean})
+    for layer in ("LSTM tied", "LSTM untied", "GRU tied"):
+        seconds = {(tuple(row["shape"]), row["precision"]): row["seconds"][layer] for row in result["layers"]}
+        shapes = dict.fromkeys(shape for shape, _ in seconds)
+        ratios = {
+            ", ".join(map(str, shape)): seconds[shape, "float32"] / seconds[shape, "bfloat16"] for shape in shapes
+        }
+        shown = {shape: f"{ratio:.2f}" for shape, ratio in ratios.items()}
+        mean = f"{statistics.geometric_mean(ratios.values()):.2f}"
+        rows.append({"other": f"ours in float32, {layer}", "precision": "bfloat16", **shown, "geometric mean": mean})
     text.append(_markdown(rows))
     text.append(
         "**A training step of the language model** in words/s, tied, all dropout on, beside plain PyTorch without it."
@@ -316,6 +325,8 @@ def perplexities() -> str:
     for file in sorted((FOLDER / "results" / "bf16").glob("ptb/*/*/seed*.json")):
         name = file.relative_to(FOLDER / "results" / "bf16")
         for precision, path in (("float32", FOLDER.parent / "results" / name), ("bfloat16", file)):
+            if not path.exists():
+                continue
             result = json.loads(path.read_text(encoding="utf-8"))
             metrics = result["metrics"]
             rows.append(
@@ -346,10 +357,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seconds", type=float, default=15.0, help="for each comparison (15)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path, help="file to write (benchmarks/results/DEVICE.json)")
-    parser.add_argument("--readme", type=Path, default=FOLDER / "README.md")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (all)")
+    parser.add_argument("--output", type=Path, help="another file than benchmarks/results/DEVICE.json and README.md")
     options = parser.parse_args(arguments)
+    if options.threads < 1:
+        parser.error(f"--threads must be at least 1, got {options.threads}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU here; make bench measures on the CPU")
     torch.set_num_threads(options.threads)
@@ -362,12 +374,12 @@ def main(arguments: list[str] | None = None) -> None:
         "steps": steps(options.seconds, device),
         "monte_carlo": monte_carlo(options.seconds, device),
     }
-    output = options.output or FOLDER / "results" / f"{device.type}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, json.dumps(result, indent=2) + "\n")
-    write_into(options.readme, device.type, tables(result))
-    write_into(options.readme, "precision", perplexities())
     print(tables(result))
+    output = options.output or FOLDER / "results" / f"{device.type}.json"
+    write_atomically(output, json.dumps(result, indent=2) + "\n")
+    if not options.output:
+        write_into(FOLDER / "README.md", device.type, tables(result))
+        write_into(FOLDER / "README.md", "precision", perplexities())
 
 
 if __name__ == "__main__":

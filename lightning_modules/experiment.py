@@ -76,7 +76,7 @@ class Experiment(L.LightningModule):
             per_batch = (time.perf_counter() - self._measured_from) / (LAST - FIRST)
             epochs = (self.trainer.max_epochs or 0) - self.current_epoch
             seconds = per_batch * int(self.trainer.num_training_batches) * epochs
-            self.print(f"{self.run_name}  about {_duration(seconds)} for {epochs} epochs, evaluation not counted")
+            self.print(f"{self.run_name}  training takes about {_duration(seconds)}, evaluation not counted")
             self._is_estimated = True
 
     def count_words(self, words: Tensor) -> None:
@@ -169,6 +169,8 @@ def _rounded(value: float) -> str:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 

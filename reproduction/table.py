@@ -391,6 +391,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.check and not options.readme:
         parser.error("--check needs --readme FILE")
+    if options.readme and (options.format or options.size):
+        parser.error(
+            "--readme takes all sizes, in Markdown: leave out --size and --format, or redirect what they print"
+        )
 
     try:
         results = load_results(options.results)

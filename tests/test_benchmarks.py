@@ -21,18 +21,23 @@ def test_the_readme_shows_the_committed_perplexities_of_both_precisions():
     assert speed.perplexities() in (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_run_writes_its_result_and_the_tables_into_the_readme(monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """A benchmark of tiny shapes in a folder of its own."""
     monkeypatch.setattr(speed, "SHAPES", [(2, 3, 4, 5), (3, 2, 5, 4)])
     monkeypatch.setattr(speed, "STEPS", {"small": (8, 5), "medium": (12, 4)})
     monkeypatch.setattr(speed, "VOCABULARY", 50)
     monkeypatch.setattr(speed, "peak_memory", lambda *_: None)
-    readme = tmp_path / "README.md"
-    readme.write_text(
-        "above\n<!-- cpu:begin -->\nold\n<!-- cpu:end -->\n<!-- precision:begin --><!-- precision:end -->\nbelow\n",
-        encoding="utf-8",
-    )
-    speed.main(["--seconds", "0.01", "--threads", "1", "--output", str(tmp_path / "cpu.json"), "--readme", str(readme)])
-    text, result = readme.read_text(encoding="utf-8"), json.loads((tmp_path / "cpu.json").read_text(encoding="utf-8"))
+    monkeypatch.setattr(speed, "FOLDER", tmp_path)
+    marks = "<!-- cpu:begin -->\nold\n<!-- cpu:end -->\n<!-- precision:begin --><!-- precision:end -->"
+    (tmp_path / "README.md").write_text(f"above\n{marks}\nbelow\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_a_run_writes_its_result_and_the_tables_into_the_readme(tiny, capsys):
+    speed.main(["--seconds", "0.01", "--threads", "1"])
+    text = (tiny / "README.md").read_text(encoding="utf-8")
+    result = json.loads((tiny / "results" / "cpu.json").read_text(encoding="utf-8"))
     assert text.startswith("above\n")
     assert text.endswith("below\n")
     assert "old" not in text
@@ -40,6 +45,18 @@ def test_a_run_writes_its_result_and_the_tables_into_the_readme(monkeypatch, tmp
     assert "not measured" in text
     assert all(seconds > 0 for row in result["layers"] for seconds in row["seconds"].values())
     assert "nn.LSTM" in capsys.readouterr().out
+
+
+def test_a_result_in_another_file_leaves_the_readme_alone(tiny):
+    speed.main(["--seconds", "0.01", "--threads", "1", "--output", str(tiny / "mine.json")])
+    assert (tiny / "mine.json").exists()
+    assert "old" in (tiny / "README.md").read_text(encoding="utf-8")
+
+
+def test_impossible_threads_are_named(capsys):
+    with pytest.raises(SystemExit):
+        speed.main(["--threads", "0"])
+    assert "--threads must be at least 1, got 0" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -33,6 +33,10 @@ FLAGS = {
     "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
     "AVX2": ["-mavx2", "-mfma"],
 }
+REMEDY = (
+    "the reference is used, which takes two to three times as long (needed: an x86 processor with AVX2, a C++ compiler, "
+    "c++ or what CXX names, and a folder to write to, ~/.cache or XDG_CACHE_HOME)"
+)
 FP32, BF16 = 0, 1  # precision of the factors of products
 
 
@@ -73,7 +77,7 @@ def extension() -> ctypes.CDLL | None:
             if capability in FLAGS
             else f"it does not know the processor ({capability})"
         )
-        log.warning("variational_rnn: no fast CPU backend, since %s; the reference is used", missing)
+        log.warning("variational_rnn: no fast CPU backend, since %s; %s", missing, REMEDY)
         return None
     flags = FLAGS[capability]
     has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
@@ -88,9 +92,7 @@ def extension() -> ctypes.CDLL | None:
         is_silent = isinstance(error, subprocess.CalledProcessError) and not error.stderr
         reason = f"{compiler[0]} failed" if is_silent else (getattr(error, "stderr", "") or str(error)).strip()
         reason = reason.splitlines()[0]
-        log.warning(
-            "variational_rnn: no fast CPU backend, since it cannot be built (%s); the reference is used", reason
-        )
+        log.warning("variational_rnn: no fast CPU backend, since it cannot be built (%s); %s", reason, REMEDY)
         return None
 
 
