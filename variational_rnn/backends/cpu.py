@@ -34,8 +34,8 @@ FLAGS = {
     "AVX2": ["-mavx2", "-mfma"],
 }
 REMEDY = (
-    "the reference is used, which takes two to three times as long (needed: an x86 processor with AVX2, a C++ compiler, "
-    "c++ or what CXX names, and a folder to write to, ~/.cache or XDG_CACHE_HOME)"
+    "the reference is used, which takes two to three times as long (needed are an x86 processor with AVX2, "
+    "a C++ compiler, c++ or what CXX names, and a folder to write to, ~/.cache or XDG_CACHE_HOME)"
 )
 FP32, BF16 = 0, 1  # precision of the factors of products
 
