@@ -147,7 +147,7 @@ class Experiment(L.LightningModule):
         if self._trainer and self._trainer.state.fn == "fit":
             before = checkpoint["hyper_parameters"] | checkpoint.get("options", {})
             changed = [
-                f"{name}: {before[name]} in the checkpoint, {value} here"
+                f"{name}: {_given(before[name])} in the checkpoint, {_given(value)} here"
                 for name, value in (dict(self.hparams) | self.options).items()
                 if not name.startswith("_") and name in before and before[name] != value
             ]
@@ -162,6 +162,10 @@ class Experiment(L.LightningModule):
         torch.set_rng_state(checkpoint["rng"]["cpu"].cpu())
         if torch.cuda.is_available() and "cuda" in checkpoint["rng"]:
             torch.cuda.set_rng_state(checkpoint["rng"]["cuda"].cpu())
+
+
+def _given(value: Any) -> Any:
+    return "not given" if value is None else value
 
 
 def _rounded(value: float) -> str:

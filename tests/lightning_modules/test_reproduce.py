@@ -475,7 +475,7 @@ def test_training_does_not_go_on_from_a_run_on_other_data_or_parts_of_it(languag
     before.on_save_checkpoint(checkpoint)
     model._trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))
     model.options = {"batch_size": 20, "limit_train_batches": None}
-    with pytest.raises(ValueError, match="limit_train_batches: 100 in the checkpoint, None here"):
+    with pytest.raises(ValueError, match="limit_train_batches: 100 in the checkpoint, not given here"):
         model.on_load_checkpoint(checkpoint)
     model.options = before.options
     model.on_load_checkpoint(checkpoint)
