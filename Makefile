@@ -11,13 +11,14 @@ RESULTS ?= results
 RUNS ?= $(if $(filter results,$(RESULTS)),runs,$(RESULTS)/runs)
 SEEDS ?= 0
 DEVICES ?= 1
-SIZE ?= $(if $(wildcard /dev/nvidia0),medium,small)
+SIZE ?= $(if $(wildcard /dev/nvidia0),medium,small v1)
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 names = $(filter-out common,$(basename $(notdir $(wildcard configs/$(1)/*.yaml))))
 SIZES := $(patsubst configs/ptb/%/common.yaml,%,$(wildcard configs/ptb/*/common.yaml))
 FIGURES := $(patsubst configs/sentiment/%/common.yaml,%,$(wildcard configs/sentiment/*/common.yaml))
-ROWS ?= $(filter $(call names,ptb/$(SIZE)),non_regularized moon moon_embedding zaremba variational_tied variational_untied)
+TABLE_1 := non_regularized moon moon_embedding zaremba variational_tied variational_untied
+ROWS ?= $(filter $(foreach size,$(SIZE),$(call names,ptb/$(size))),$(TABLE_1))
 CURVES ?= $(foreach figure,$(FIGURES),$(call names,sentiment/$(figure)))
 
 VARIABLES := PYTHON CONSTRAINTS DATA_DIR RESULTS RUNS SEEDS SIZE ROWS CURVES EPOCHS DEVICES ARGS
@@ -30,7 +31,7 @@ $(if $(filter 0,$(EPOCHS)),$(error EPOCHS="0": at least one epoch is needed))
 check = $(if $(filter-out $(3),$(2)),$(error $(1)="$(strip $(filter-out $(3),$(2)))" is unknown; choose from: $(strip $(3))))
 ifneq ($(filter reproduce-ptb,$(MAKECMDGOALS)),)
 $(call check,SIZE,$(SIZE),$(SIZES))
-$(call check,ROWS,$(ROWS),$(call names,ptb/$(SIZE)))
+$(call check,ROWS,$(ROWS),$(sort $(foreach size,$(SIZE),$(call names,ptb/$(size)))))
 endif
 ifneq ($(filter reproduce-sentiment,$(MAKECMDGOALS)),)
 $(call check,CURVES,$(CURVES),$(foreach figure,$(FIGURES),$(call names,sentiment/$(figure))))
@@ -39,7 +40,7 @@ endif
 # $(call results,EXPERIMENT/GROUP,rows,seeds): result files
 results = $(foreach row,$(2),$(foreach seed,$(3),$(RESULTS)/$(1)/$(row)/seed$(seed).json))
 DEMO_RUNS := $(call results,demo/language_model,$(call names,demo/language_model),0) $(call results,demo/sentiment,$(call names,demo/sentiment),0)
-PTB_RUNS := $(call results,ptb/$(SIZE),$(ROWS),$(SEEDS))
+PTB_RUNS := $(foreach size,$(SIZE),$(call results,ptb/$(size),$(filter $(call names,ptb/$(size)),$(ROWS)),$(SEEDS)))
 SENTIMENT_RUNS := $(foreach figure,$(FIGURES),$(call results,sentiment/$(figure),$(filter $(call names,sentiment/$(figure)),$(CURVES)),$(SEEDS)))
 
 # A result with fewer epochs than are now asked for is continued from its last checkpoint.
@@ -53,7 +54,7 @@ endif
 ##@ Start here
 help: ## show this text
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-22s %s\n", $$1, $$2}' Makefile
-	@printf '\nVariables: SIZE=%s ROWS="%s" CURVES="..." SEEDS="0 1 2" EPOCHS=n DATA_DIR=%s DEVICES=n\n' '$(SIZE)' '$(ROWS)' '$(DATA_DIR)'
+	@printf '\nVariables: SIZE="%s" ROWS="%s" CURVES="..." SEEDS="0 1 2" EPOCHS=n DATA_DIR=%s DEVICES=n\n' '$(SIZE)' '$(ROWS)' '$(DATA_DIR)'
 	@printf '           RESULTS=%s RUNS=%s CONSTRAINTS=%s ARGS="further options of main.py"\n' '$(RESULTS)' '$(RUNS)' '$(CONSTRAINTS)'
 
 demo: .venv/ready ## see overfitting and its cure in minutes, on a laptop, no account needed

@@ -132,6 +132,18 @@ def test_a_size_runs_every_row_once_for_every_seed(runs_of: Callable[..., list[s
     assert sorted(found) == sorted((row, seed) for row in ROWS for seed in "012")
 
 
+def test_several_sizes_run_those_of_the_rows_that_they_have(runs_of: Callable[..., list[str]]) -> None:
+    commands = runs_of("reproduce-ptb", "SIZE=small gal1250", "ROWS=zaremba variational_untied")
+    found = [re.findall(r"--config configs/ptb/(\w+/\w+)\.yaml", line)[0] for line in commands]
+    assert found == ["small/zaremba", "small/variational_untied", "gal1250/variational_untied"]
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
+def test_without_a_gpu_the_sizes_of_200_units_are_the_default(runs_of: Callable[..., list[str]]) -> None:
+    commands = runs_of("reproduce-ptb", "ROWS=zaremba")
+    assert [re.findall(r"--config configs/ptb/(\w+)/", line)[0] for line in commands] == ["small", "v1"]
+
+
 def test_sentiment_runs_the_chosen_curves_of_their_figures(runs_of: Callable[..., list[str]]) -> None:
     commands = runs_of("reproduce-sentiment", "CURVES=standard_gru naive_lstm")
     configs = sorted(re.findall(r"--config (\S+)", line)[0] for line in commands)
