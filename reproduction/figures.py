@@ -78,7 +78,8 @@ def draw_mc(group: str, results: list[Result]) -> Figure:
         if not counts:
             continue
         colour = COLOURS.get(run.row, GREY)
-        axes.plot(counts, values, color=colour, marker="o", label=run.label)
+        label = f"{run.label} ({run.length})" if run.shortened else run.label
+        axes.plot(counts, values, color=colour, marker="o", label=label)
         axes.axhline(run.metrics["test_ppl"], color=colour, linestyle="--")
     axes.set(title="Test, MC dropout", xlabel="samples K", ylabel="perplexity per word", xscale="log")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
