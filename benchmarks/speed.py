@@ -1,6 +1,6 @@
 """Speed: the layers, a training step and MC evaluation beside what else does the same work.
 
-`make bench` measures on the CPU, `make bench-gpu` on the GPU (ten minutes each). Every ratio comes from one run in
+`make bench` measures on the CPU, `make bench-gpu` on the GPU (five to ten minutes each). Ratios come from one run in
 which the competitors take turns; the median of the repetitions counts. Higher is better for this repository.
 """
 
