@@ -63,6 +63,7 @@ class LanguageModel(Experiment):
         recurrent_dropout: probability to drop a unit of h_{t-1}.
         output_dropout: probability to drop a unit of the softmax layer's input.
         memory_dropout: probability to remove an LSTM memory cell (Moon et al.).
+        memory_scale: "read" or "loop": where the cells that are kept are scaled, as in `VariationalLSTM`.
         gate_masks: "tied" or "untied".
         time_masks: "constant" for variational masks, "fresh" for naive ones.
         word_masks: "type" as in the paper, "token" as in the code behind its Table 1.
@@ -98,6 +99,7 @@ class LanguageModel(Experiment):
         recurrent_dropout: float = 0.0,
         output_dropout: float = 0.0,
         memory_dropout: float = 0.0,
+        memory_scale: Literal["read", "loop"] = "read",
         gate_masks: Literal["tied", "untied"] = "tied",
         time_masks: Literal["constant", "fresh"] = "constant",
         word_masks: Literal["type", "token"] = "type",
@@ -144,13 +146,14 @@ class LanguageModel(Experiment):
             "time_masks": time_masks,
             "backend": backend,
         }
+        sizes = (hidden_size, hidden_size, num_layers)
         self.rnn: VariationalLSTM | VariationalGRU
         if cell == "lstm":
-            self.rnn = VariationalLSTM(hidden_size, hidden_size, num_layers, memory_dropout=memory_dropout, **dropout)
+            self.rnn = VariationalLSTM(*sizes, memory_dropout=memory_dropout, memory_scale=memory_scale, **dropout)
         elif memory_dropout:
             raise ValueError(f"memory_dropout={memory_dropout} removes memory cells of an LSTM; a {cell} has none")
         else:
-            self.rnn = VariationalGRU(hidden_size, hidden_size, num_layers, **dropout)
+            self.rnn = VariationalGRU(*sizes, **dropout)
         self.output_dropout = VariationalDropout(output_dropout, time_masks)
         self.softmax = nn.Linear(hidden_size, vocab_size)
         for parameter in self.parameters():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from variational_rnn import functional
-from variational_rnn.masks import GateMasks, LayerMasks, Seed, check_choice, generator_of
+from variational_rnn.masks import GateMasks, LayerMasks, MemoryScale, Seed, check_choice, generator_of
 from variational_rnn.modules import RecurrentDropout
 
 
@@ -101,6 +101,8 @@ class VariationalLSTMCell(_VariationalCellBase, nn.LSTMCell):
         input_dropout: probability to drop a unit of x.
         recurrent_dropout: probability to drop a unit of h where it enters the recurrent product.
         memory_dropout: probability to remove a memory cell (Moon et al. 2015; equation 9 of the paper).
+        memory_scale: "read": a kept cell counts 1/(1-p) times where it is read, by h; "loop": it is multiplied by
+            1/(1-p) at every step, as equation 9 is written.
         gate_masks: "tied": one mask for all gates (equations 6 and 7); "untied": one for each (equations 4 and 5).
         device: of the parameters.
         dtype: of the parameters.
@@ -131,18 +133,21 @@ class VariationalLSTMCell(_VariationalCellBase, nn.LSTMCell):
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         memory_dropout: float = 0.0,
+        memory_scale: MemoryScale = "read",
         gate_masks: GateMasks = "tied",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)
         self._set_dropout(input_dropout, recurrent_dropout, memory_dropout, gate_masks)
+        check_choice("memory_scale", memory_scale, ("read", "loop"))
+        self.memory_scale = memory_scale
 
 
 class VariationalGRUCell(_VariationalCellBase, nn.GRUCell):
     """`torch.nn.GRUCell` with dropout on its input and on h where it enters the recurrent product.
 
-    Arguments and use are those of `VariationalLSTMCell`, without memory_dropout.
+    Arguments and use are those of `VariationalLSTMCell`, without memory_dropout and memory_scale.
 
     Raises:
         ValueError: a probability is not in [0, 1), or gate_masks is unknown.
@@ -169,8 +174,8 @@ class VariationalGRUCell(_VariationalCellBase, nn.GRUCell):
 class VariationalRNNCell(_VariationalCellBase, nn.RNNCell):
     """`torch.nn.RNNCell` with dropout on its input and on h where it enters the recurrent product.
 
-    Arguments and use are those of `VariationalLSTMCell`, without memory_dropout; with one gate, tied and untied are the
-    same.
+    Arguments and use are those of `VariationalLSTMCell`, without memory_dropout and memory_scale; with one gate,
+    tied and untied are the same.
 
     Args:
         nonlinearity: "tanh" or "relu".

@@ -50,23 +50,32 @@ class Weights(NamedTuple):
 
 
 def lstm_step(
-    x_gates: Tensor, h_gates: Tensor, state: State, memory: Tensor | None = None, weight_hr: Tensor | None = None
+    x_gates: Tensor,
+    h_gates: Tensor,
+    state: State,
+    memory: Tensor | None = None,
+    memory_in_loop: Tensor | None = None,
+    weight_hr: Tensor | None = None,
 ) -> State:
     """One LSTM step: c' = f*c + i*g, h' = o*tanh(c'), with a projection h' = W_hr (o*tanh(c')).
 
     With a memory mask (Moon et al. 2015; equation 9 of the paper) the masked cells are removed: their c is held at
     zero. Inside the recursion the mask is binary, because an inverted one would multiply a kept cell by 1/(1-p) at
-    every step; the scale 1/(1-p) is put on h, where the cell is read.
+    every step; the scale 1/(1-p) is put on h, where the cell is read. A mask in the loop does multiply c at every step,
+    as equation 9 is written.
 
     Args:
         x_gates: W x + b, [B, 4H], gates in torch's order i, f, g, o.
         h_gates: U h + b', [B, 4H].
         state: (h, c), [B, P] and [B, H].
         memory: [B|1, H] with entries 0 or 1/(1-p).
+        memory_in_loop: the same, applied in the other way.
         weight_hr: the projection, [P, H].
     """
     i, f, g, o = (x_gates + h_gates).chunk(4, dim=-1)
     c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+    if memory_in_loop is not None:
+        c = c * memory_in_loop
     h = o.sigmoid() * c.tanh()
     if memory is not None:
         c = c * (memory != 0)
@@ -162,7 +171,7 @@ def unroll(
         The hidden states [T, B, P] in the order of x, and the final state.
     """
     steps: dict[str, Step] = {
-        "LSTM": partial(lstm_step, memory=masks.memory, weight_hr=weights.hr),
+        "LSTM": partial(lstm_step, memory=masks.memory, memory_in_loop=masks.memory_in_loop, weight_hr=weights.hr),
         "GRU": gru_step,
         "RNN_TANH": rnn_tanh_step,
         "RNN_RELU": rnn_relu_step,

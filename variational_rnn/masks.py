@@ -20,6 +20,7 @@ from torch import Tensor
 GateMasks = Literal["tied", "untied"]
 TimeMasks = Literal["constant", "fresh"]
 MaskSharing = Literal["sequence", "batch"]
+MemoryScale = Literal["read", "loop"]
 Seed = torch.Generator | int | None
 """Source of randomness: a generator on the masks' device, a seed for one, or torch's global generator."""
 
@@ -117,18 +118,23 @@ class LayerMasks(NamedTuple):
     Attributes:
         input: ``[T|1, G|1, B|1, I]``, multiplies x before the input product (z_x of equations 4 to 7).
         recurrent: ``[T|1, G|1, B|1, H]``, multiplies h_{t-1} before the recurrent product (z_h).
-        memory: ``[B|1, H]``, LSTM only: removes memory cells (Moon et al., equation 9).
+        memory: ``[B|1, H]``, LSTM only: removes memory cells (Moon et al., equation 9); kept ones are scaled where they
+            are read.
+        memory_in_loop: ``[B|1, H]``, LSTM only: multiplies c at every step, scale included (equation 9 by the letter).
     """
 
     input: Tensor | None = None
     recurrent: Tensor | None = None
     memory: Tensor | None = None
+    memory_in_loop: Tensor | None = None
 
     @property
     def is_shared(self) -> bool:
         """Whether all sequences and time steps have the same masked weight matrices, and keep all memory cells."""
-        return self.memory is None and all(
-            mask is None or (mask.size(0) == 1 and mask.size(2) == 1) for mask in (self.input, self.recurrent)
+        return (
+            self.memory is None
+            and self.memory_in_loop is None
+            and all(mask is None or (mask.size(0) == 1 and mask.size(2) == 1) for mask in (self.input, self.recurrent))
         )
 
     def to(self, *args: Any, **kwargs: Any) -> LayerMasks:

@@ -15,6 +15,7 @@ from variational_rnn.masks import (
     GateMasks,
     LayerMasks,
     MaskSharing,
+    MemoryScale,
     RNNMasks,
     Seed,
     TimeMasks,
@@ -36,6 +37,7 @@ class RecurrentDropout(DropoutModule):
 
     mode: str
     hidden_size: int
+    memory_scale: MemoryScale = "read"
 
     def _set_dropout(
         self, input_dropout: float, recurrent_dropout: float, memory_dropout: float, gate_masks: GateMasks
@@ -57,11 +59,12 @@ class RecurrentDropout(DropoutModule):
     ) -> LayerMasks:
         sample = partial(sample_mask, device=like.device, dtype=like.dtype, generator=generator)
         gates = functional.GATES[self.mode] if self.gate_masks == "untied" else 1
-        return LayerMasks(
-            sample(steps, gates, batch_size, input_size, p=self.input_dropout),
-            sample(steps, gates, batch_size, output_size, p=self.recurrent_dropout),
-            sample(batch_size, self.hidden_size, p=self.memory_dropout),
-        )
+        input = sample(steps, gates, batch_size, input_size, p=self.input_dropout)
+        recurrent = sample(steps, gates, batch_size, output_size, p=self.recurrent_dropout)
+        memory = sample(batch_size, self.hidden_size, p=self.memory_dropout)
+        if self.memory_scale == "loop":
+            return LayerMasks(input, recurrent, memory_in_loop=memory)
+        return LayerMasks(input, recurrent, memory)
 
     def _check_layer(
         self,
@@ -76,9 +79,10 @@ class RecurrentDropout(DropoutModule):
         shared = {"time": (1, steps), "gates": (1, functional.GATES[self.mode]), "batch": (1, batch_size)}
         check_mask(f"input mask{where}", masks.input, like, **shared, features=input_size)
         check_mask(f"recurrent mask{where}", masks.recurrent, like, **shared, features=output_size)
-        if masks.memory is not None and self.mode != "LSTM":
-            raise ValueError(f"memory mask{where} is given, but a {type(self).__name__} has no memory cells")
-        check_mask(f"memory mask{where}", masks.memory, like, batch=(1, batch_size), features=self.hidden_size)
+        for mask in (masks.memory, masks.memory_in_loop):
+            if mask is not None and self.mode != "LSTM":
+                raise ValueError(f"memory mask{where} is given, but a {type(self).__name__} has no memory cells")
+            check_mask(f"memory mask{where}", mask, like, batch=(1, batch_size), features=self.hidden_size)
 
     def _check_state_type(self, hx: Any) -> None:
         if self.mode == "LSTM":
@@ -395,6 +399,8 @@ class VariationalLSTM(_VariationalBase, nn.LSTM):
         input_dropout: probability to drop a unit of every layer's input.
         recurrent_dropout: probability to drop a unit of h_{t-1} where it enters the recurrent product.
         memory_dropout: probability to remove a memory cell (Moon et al. 2015; equation 9 of the paper).
+        memory_scale: "read": a kept cell counts 1/(1-p) times where it is read, by h; "loop": it is multiplied by
+            1/(1-p) at every step, as equation 9 is written, and only the forget gate can make up for that.
         gate_masks: "tied": one mask for all gates (equations 6 and 7); "untied": one for each (equations 4 and 5).
         time_masks: "constant": one draw per sequence (variational); "fresh": a new one at every time step (naive).
         mask_sharing: "sequence": one draw for each sequence, as in the paper; "batch": one draw for all sequences of a
@@ -443,6 +449,7 @@ class VariationalLSTM(_VariationalBase, nn.LSTM):
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         memory_dropout: float = 0.0,
+        memory_scale: MemoryScale = "read",
         gate_masks: GateMasks = "tied",
         time_masks: TimeMasks = "constant",
         mask_sharing: MaskSharing = "sequence",
@@ -458,6 +465,8 @@ class VariationalLSTM(_VariationalBase, nn.LSTM):
         self._init_dropout(
             input_dropout, recurrent_dropout, memory_dropout, gate_masks, time_masks, mask_sharing, backend, dropout
         )
+        check_choice("memory_scale", memory_scale, ("read", "loop"))
+        self.memory_scale = memory_scale
 
 
 class VariationalGRU(_VariationalBase, nn.GRU):
@@ -465,7 +474,7 @@ class VariationalGRU(_VariationalBase, nn.GRU):
 
     The GRU is torch's: the reset gate multiplies the recurrent product. The mask multiplies h where it enters that
     product, not the h that the update gate carries on. Arguments and limitations are those of `VariationalLSTM`,
-    without memory_dropout and proj_size.
+    without memory_dropout, memory_scale and proj_size.
 
     Raises:
         ValueError: a probability is not in [0, 1), or a choice is unknown.
@@ -502,8 +511,8 @@ class VariationalGRU(_VariationalBase, nn.GRU):
 class VariationalRNN(_VariationalBase, nn.RNN):
     """`torch.nn.RNN` with dropout on inputs and recurrent connections, one mask per sequence kept over time.
 
-    Arguments and limitations are those of `VariationalLSTM`, without memory_dropout and proj_size; with one gate, tied
-    and untied are the same.
+    Arguments and limitations are those of `VariationalLSTM`, without memory_dropout, memory_scale and proj_size; with
+    one gate, tied and untied are the same.
 
     Args:
         nonlinearity: "tanh" or "relu", in the place where torch.nn.RNN has it.

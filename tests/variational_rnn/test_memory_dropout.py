@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from variational_rnn import LayerMasks, RNNMasks, VariationalGRU, VariationalLSTM, VariationalRNN
+from variational_rnn import LayerMasks, RNNMasks, VariationalGRU, VariationalLSTM, VariationalLSTMCell, VariationalRNN
 
 
 def lstm_of_kept_units(lstm, layer, inputs, kept, scale_of_inputs, scale):
@@ -107,3 +107,70 @@ def test_a_cell_removed_in_this_window_holds_nothing_from_the_one_before() -> No
     whole = lstm(x, (h, c), masks)[0]
     assert torch.equal(whole, lstm(x, (h * kept, c * kept), masks)[0])
     assert not torch.equal(whole, lstm(x, (torch.zeros_like(h), c), masks)[0])
+
+
+# --- scaled in the loop: equation 9 by the letter ---------------------------------------------------------------------
+
+
+def test_a_mask_in_the_loop_multiplies_cells_at_every_step_as_equation_9_is_written():
+    lstm = VariationalLSTM(3, 8, memory_dropout=0.4, memory_scale="loop", dtype=torch.float64)
+    masks = lstm.sample_masks(4)
+    z = masks.layers[0].memory_in_loop
+    assert masks.layers[0].memory is None
+    x = torch.randn(6, 4, 3, dtype=torch.float64)
+    h, c = (torch.randn(4, 8, dtype=torch.float64) for _ in range(2))
+    output, (h_n, c_n) = lstm(x, (h[None], c[None]), masks)
+    for t in range(6):
+        pre = x[t] @ lstm.weight_ih_l0.T + lstm.bias_ih_l0 + h @ lstm.weight_hh_l0.T + lstm.bias_hh_l0
+        i, f, g, o = pre.chunk(4, dim=1)
+        c = (f.sigmoid() * c + i.sigmoid() * g.tanh()) * z
+        h = o.sigmoid() * c.tanh()
+        torch.testing.assert_close(output[t], h)
+    torch.testing.assert_close(h_n[0], h)
+    torch.testing.assert_close(c_n[0], c)
+
+
+def test_a_kept_cell_grows_by_its_scale_at_every_step_if_the_mask_is_in_the_loop():
+    lstm = VariationalLSTM(3, 8, memory_dropout=0.5, memory_scale="loop")
+    nn.init.zeros_(lstm.weight_ih_l0)
+    nn.init.zeros_(lstm.weight_hh_l0)
+    with torch.no_grad():
+        lstm.bias_ih_l0.view(4, 8)[:] = torch.tensor([[-50.0], [50.0], [0.0], [0.0]])  # i = 0, f = 1
+        lstm.bias_hh_l0.zero_()
+    masks = lstm.sample_masks(4)
+    _, (_, c_n) = lstm(torch.zeros(10, 4, 3), (torch.zeros(1, 4, 8), torch.ones(1, 4, 8)), masks)
+    torch.testing.assert_close(c_n[0], 2.0**10 * (masks.layers[0].memory_in_loop != 0))
+
+
+@pytest.mark.parametrize("cell", [True, False], ids=["cell", "layer"])
+def test_both_readings_have_the_same_masks_and_differ_in_what_they_do(cell):
+    torch.manual_seed(0)
+    make = VariationalLSTMCell if cell else VariationalLSTM
+    read, loop = (make(3, 8, memory_dropout=0.5, memory_scale=scale) for scale in ("read", "loop"))
+    loop.load_state_dict(read.state_dict())
+    masks = [each.sample_masks(4, generator=1) for each in (read, loop)]
+    first, second = (mask if cell else mask.layers[0] for mask in masks)
+    assert torch.equal(first.memory, second.memory_in_loop)
+    x = torch.randn(4, 3) if cell else torch.randn(5, 4, 3)
+    results = [each(x, masks=mask)[0] for each, mask in zip((read, loop), masks, strict=True)]
+    assert not torch.allclose(*results)
+
+
+def test_a_mask_in_the_loop_is_moved_selected_and_no_shared_weight():
+    masks = VariationalLSTM(3, 8, memory_dropout=0.5, memory_scale="loop").sample_masks(4)
+    mask = masks.layers[0].memory_in_loop
+    assert torch.equal(masks.select([2, 0]).layers[0].memory_in_loop, mask[[2, 0]])
+    assert masks.to(torch.float64).layers[0].memory_in_loop.dtype == torch.float64
+    assert not masks.layers[0].is_shared
+
+
+@pytest.mark.parametrize("make", [VariationalLSTM, VariationalLSTMCell])
+def test_an_unknown_scale_of_memory_cells_is_refused(make):
+    with pytest.raises(ValueError, match="memory_scale must be one of 'read', 'loop', got 'test'"):
+        make(3, 8, memory_scale="test")
+
+
+@pytest.mark.parametrize("make", [VariationalGRU, VariationalRNN])
+def test_a_layer_without_memory_cells_refuses_a_mask_in_the_loop(make):
+    with pytest.raises(ValueError, match="has no memory cells"):
+        make(3, 8)(torch.randn(2, 4, 3), masks=RNNMasks((LayerMasks(memory_in_loop=torch.ones(4, 8)),)))

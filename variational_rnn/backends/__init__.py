@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 
 def fast_twin(x: Tensor, state: functional.State, weights: functional.Weights, masks: LayerMasks) -> ModuleType | None:
     """The module whose `unroll` computes this layer fast, or None where it is left to the reference."""
-    if x.size(1) == 0 or weights.hr is not None or any(mask is not None and mask.requires_grad for mask in masks):
+    if x.size(1) == 0 or weights.hr is not None or masks.memory_in_loop is not None:
+        return None
+    if any(mask is not None and mask.requires_grad for mask in masks):
         return None
     if x.device.type == "cpu":
         return cpu if cpu.refusal_of(x, *state, *weights, *masks) is None else None
