@@ -41,6 +41,7 @@ class PennTreebank(TokenStreams):
         window: T, tokens of a window.
         vocab_size: Number of word types that the model is built for; checked against the text.
         train_eval_windows: Number of training windows on which the training error is evaluated after each epoch.
+        sliding_test: Whether every test word is also predicted from the `window` words before it alone.
 
     Raises (from `prepare_data` and `setup`):
         FileNotFoundError: The folder exists, one of its files does not.
@@ -55,8 +56,9 @@ class PennTreebank(TokenStreams):
         window: int = 35,
         vocab_size: int = 10_000,
         train_eval_windows: int = 0,
+        sliding_test: bool = False,
     ) -> None:
-        super().__init__(batch_size, window, train_eval_windows)
+        super().__init__(batch_size, window, train_eval_windows, sliding_test)
         self.folder = Path(data_dir) / "ptb"
         self.vocab_size = vocab_size
 

@@ -69,13 +69,46 @@ class StreamWindows(Dataset[tuple[Tensor, Tensor]]):
         return self.streams[start:stop], self.streams[start + 1 : stop + 1]
 
 
+class SlidingWindows(Dataset[tuple[Tensor, Tensor]]):
+    """Every window of T words of a text, moved on by one word at a time, and the word after it.
+
+    Item i is a pair (inputs, targets) of up to `columns` windows side by side: [T, B] and [1, B].
+
+    Args:
+        ids: Token ids of the text, shape [n].
+        window: T, words that each prediction is made from.
+        columns: Windows of an item, B.
+
+    Raises:
+        ValueError: The text is too short for a single window.
+    """
+
+    def __init__(self, ids: Tensor, window: int, columns: int = 512) -> None:
+        if len(ids) <= window:
+            raise ValueError(
+                f"a text of {len(ids)} tokens is too short for a window of {window} and its target: "
+                "use a longer text or a smaller window."
+            )
+        self.windows = ids.unfold(0, window + 1, 1).T  # [T + 1, n - T], a view
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return -(-self.windows.size(1) // self.columns)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"item {index} of {len(self)}")
+        windows = self.windows[:, index * self.columns : (index + 1) * self.columns]
+        return windows[:-1].contiguous(), windows[-1:].contiguous()
+
+
 class TokenStreams(LightningDataModule):
     """Base of the data modules for language models: serves a text as windows (inputs, targets), each [T, B].
 
     Training and validation text are split into `batch_size` streams. Validation has a second loader, of the first
     training windows, if `train_eval_windows` asks for it: both errors with dropout off show overfitting. The test text
-    is one stream (B = 1) whose last window may be shorter, so that all tokens but the first are predicted. Windows come
-    in order, in every epoch.
+    is one stream (B = 1) whose last window may be shorter, so that all tokens but the first are predicted. The test has
+    a second loader, of `SlidingWindows`, if `sliding_test` asks for it. Windows come in order, in every epoch.
 
     With several processes each one gets a contiguous block of the training and validation streams, so that recurrent
     states can be carried on; all processes get the same test stream.
@@ -88,13 +121,15 @@ class TokenStreams(LightningDataModule):
         batch_size: B, the number of streams over all processes.
         window: T, tokens of a window.
         train_eval_windows: Number of training windows, from the first on, on which the training error is evaluated.
+        sliding_test: Whether every test word is also predicted from the `window` words before it alone.
     """
 
-    def __init__(self, batch_size: int, window: int, train_eval_windows: int = 0) -> None:
+    def __init__(self, batch_size: int, window: int, train_eval_windows: int = 0, sliding_test: bool = False) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.window = window
         self.train_eval_windows = train_eval_windows
+        self.sliding_test = sliding_test
         self.vocabulary: list[str] = []
         self.ids: dict[str, Tensor] = {}
 
@@ -119,13 +154,16 @@ class TokenStreams(LightningDataModule):
             loaders.append(_in_order(Subset(train, range(min(self.train_eval_windows, len(train))))))
         return loaders
 
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Windows over the whole test text as one stream, the shorter last one included."""
-        return _in_order(StreamWindows(self.ids["test"][:, None], self.window, keep_remainder=True))
+    def test_dataloader(self) -> list[DataLoader[tuple[Tensor, Tensor]]]:
+        """Windows over the whole test text as one stream, the shorter last one included, and sliding ones if wanted."""
+        loaders = [self.predict_dataloader()]
+        if self.sliding_test:
+            loaders.append(_in_order(SlidingWindows(self.ids["test"], self.window)))
+        return loaders
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """The same windows as for the test."""
-        return self.test_dataloader()
+        """Windows over the whole test text as one stream, the shorter last one included."""
+        return _in_order(StreamWindows(self.ids["test"][:, None], self.window, keep_remainder=True))
 
     def _parallel_windows(self, split: str) -> StreamWindows:
         rank, world_size = rank_and_world_size(self)

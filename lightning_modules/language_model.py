@@ -51,7 +51,9 @@ class LanguageModel(Experiment):
     Logged: `train_ppl` (mean over the epoch, dropout on), `valid_ppl` (exact), `valid_ppl_lua` (as the original code
     prints it: the sum of floor(R/T) windows divided by the un-floored quotient), `train_eval_ppl` (dropout off, if the
     data serve training windows for it), `test_ppl` (dropout approximation), `test_ppl_mc` (the probabilities of
-    `mc_samples` sampled networks, averaged) and `test_ppl_mc_1`, `_2`, `_5`, `_10`, ... (of the first of them only).
+    `mc_samples` sampled networks, averaged), `test_ppl_mc_1`, `_2`, `_5`, `_10`, ... (of the first of them only), and
+    `test_ppl_sliding` (dropout approximation, each word from the window of words before it alone, if the data serve
+    such windows).
 
     Args:
         vocab_size: number of word types V.
@@ -161,8 +163,8 @@ class LanguageModel(Experiment):
 
         # Means over words. torchmetrics keeps float32 by default, where many losses are summed here, and leaves nan
         # out, which would hide that a run has diverged; with "disable" it ignores weights: losses come word by word.
-        self.train_nll, self.train_eval_nll, self.valid_nll, self.test_nll = (
-            MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(4)
+        self.train_nll, self.train_eval_nll, self.valid_nll, self.test_nll, self.test_nll_sliding = (
+            MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in range(5)
         )
         self.test_nll_mc: Any = nn.ModuleDict(
             {
@@ -283,14 +285,16 @@ class LanguageModel(Experiment):
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     def _surprisal(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Surprisal -ln p(target) in nats of every word of a window, [T, B], the state carried from the one before.
+        """Surprisal -ln p(target) in nats of every target of a window, the state carried from the one before.
 
+        There are as many targets as inputs, [T, B], or fewer, which are then those of the last inputs.
         It is computed in the parameters' precision, whatever they are trained in.
         """
         inputs, targets = batch
         with torch.autocast(self.device.type, enabled=False):
             hidden, state = self._hidden(inputs, self._eval_state, None)
-            _, nll = softmax_nll(hidden.flatten(0, 1), self.softmax.weight, self.softmax.bias, targets.flatten())
+            last = hidden[-len(targets) :].flatten(0, 1)
+            _, nll = softmax_nll(last, self.softmax.weight, self.softmax.bias, targets.flatten())
         self._eval_state = state if self.carry_state else None
         return nll.view_as(targets)
 
@@ -319,8 +323,15 @@ class LanguageModel(Experiment):
         self._eval_state = None
         self._mc = {}
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        """Evaluate one window of the test stream by the dropout approximation, and by MC if mc_samples > 0."""
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int, dataloader_idx: int = 0) -> None:
+        """Evaluate one window of the test stream by the dropout approximation, and by MC if mc_samples > 0.
+
+        Loader 1 serves windows side by side of which only the word that follows is predicted: [T, B] and [1, B].
+        """
+        if dataloader_idx == 1:
+            self._eval_state = None
+            self.test_nll_sliding.update(self._surprisal(batch))
+            return
         self.test_nll.update(self._surprisal(batch))
         for name in self.mc_passes if self.mc_samples else ():
             log_probs = self._mc_log_probs(*batch, name).double()
@@ -349,6 +360,9 @@ class LanguageModel(Experiment):
         """Log the test perplexities."""
         self.log("test_ppl", self.test_nll.compute().exp())
         self.test_nll.reset()
+        if self.test_nll_sliding.update_called:
+            self.log("test_ppl_sliding", self.test_nll_sliding.compute().exp())
+            self.test_nll_sliding.reset()
         if self.mc_samples:
             for name, metrics in self.test_nll_mc.items():
                 for count, nll in zip(self.mc_counts, metrics, strict=True):

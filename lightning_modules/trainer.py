@@ -106,7 +106,8 @@ class Trainer(L.Trainer):
                     f"the checkpoint of the best epoch, {best!r}, is not there: it cannot be tested"
                 )
         test_start = time.perf_counter()
-        [test_metrics] = self.test(model, datamodule=datamodule, ckpt_path=best, verbose=False)
+        parts = self.test(model, datamodule=datamodule, ckpt_path=best, verbose=False)  # one for each loader
+        test_metrics = {name: value for part in parts for name, value in part.items()}
         test_seconds = time.perf_counter() - test_start
         tested_epoch = model.curve[-1]  # the best checkpoint brings back its own curve, which ends with its epoch
 
@@ -123,7 +124,7 @@ class Trainer(L.Trainer):
             "planned_epochs": planned_epochs,
             "tested_epoch": tested_epoch["epoch"],
             "parameters": parameters,
-            "metrics": _finite({k: v for k, v in tested_epoch.items() if k != "epoch"} | dict(test_metrics)),
+            "metrics": _finite({k: v for k, v in tested_epoch.items() if k != "epoch"} | test_metrics),
             "curve": [_finite(entry) for entry in curve],
             "config": _without_paths(self.run_config),
             "provenance": attempts[0]

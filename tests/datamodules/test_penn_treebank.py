@@ -105,7 +105,8 @@ def test_published_files_give_the_published_windows(real_corpus: Callable[[str],
     [validation] = datamodule.val_dataloader()
     assert (len(datamodule.train_dataloader()), len(validation)) == (1327, 105)
     assert validation.dataset.num_steps == 3687  # type: ignore[attr-defined]
-    assert sum(targets.numel() for _, targets in datamodule.test_dataloader()) == 82_429
+    [loader] = datamodule.test_dataloader()
+    assert sum(targets.numel() for _, targets in loader) == 82_429
     datamodule.window = 20
     assert [len(datamodule.train_dataloader()), *map(len, datamodule.val_dataloader())] == [2323, 184]
     datamodule.train_eval_windows = 100

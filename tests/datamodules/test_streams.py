@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from datamodules.streams import StreamWindows, TokenStreams, split_streams
+from datamodules.streams import SlidingWindows, StreamWindows, TokenStreams, split_streams
 
 
 class Counting(TokenStreams):
@@ -91,7 +91,8 @@ def test_windows_come_in_the_order_of_the_text_in_every_epoch(counting: Counting
 
 
 def test_test_text_is_one_stream_with_every_token_but_the_first_predicted(counting: Counting) -> None:
-    for loader in (counting.test_dataloader(), counting.predict_dataloader()):
+    [test_loader] = counting.test_dataloader()
+    for loader in (test_loader, counting.predict_dataloader()):
         assert torch.cat([targets for _, targets in loader]).tolist() == [[i] for i in range(1, 12)]
 
 
@@ -112,10 +113,33 @@ def test_blocks_of_all_processes_side_by_side_are_the_batch_of_one_process(
 
 def test_all_processes_see_the_whole_test_text(counting: Counting, as_rank: Callable) -> None:
     as_rank(counting, 1, 2)
-    assert sum(targets.numel() for _, targets in counting.test_dataloader()) == 11
+    [loader] = counting.test_dataloader()
+    assert sum(targets.numel() for _, targets in loader) == 11
 
 
 def test_batch_that_cannot_be_shared_evenly_raises(counting: Counting, as_rank: Callable) -> None:
     as_rank(counting, 0, 3)
     with pytest.raises(ValueError, match=r"batch_size=4 .* 3 processes.*divisible by 3"):
         counting.train_dataloader()
+
+
+def test_sliding_windows_are_the_words_before_every_word_that_has_enough_of_them() -> None:
+    items = list(SlidingWindows(torch.arange(9), window=3, columns=4))
+    assert [inputs.T.tolist() for inputs, _ in items] == [
+        [[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 5]],
+        [[4, 5, 6], [5, 6, 7]],
+    ]
+    assert [targets.tolist() for _, targets in items] == [[[3, 4, 5, 6]], [[7, 8]]]
+
+
+def test_sliding_windows_are_a_second_loader_of_the_test_where_they_are_wanted() -> None:
+    datamodule = Counting(batch_size=4, window=5, sliding_test=True)
+    datamodule.setup()
+    plain, sliding = datamodule.test_dataloader()
+    assert torch.cat([targets for _, targets in plain]).flatten().tolist() == list(range(1, 12))
+    assert torch.cat([targets for _, targets in sliding], dim=1).flatten().tolist() == list(range(5, 12))
+
+
+def test_text_too_short_to_slide_over_raises_what_to_change() -> None:
+    with pytest.raises(ValueError, match=r"text of 5 tokens is too short for a window of 5.*smaller window"):
+        SlidingWindows(torch.arange(5), window=5)

@@ -24,8 +24,9 @@ class RandomStreams(TokenStreams):
         train_eval_windows: int = 0,
         vocab_size: int = 11,
         sizes: tuple[int, int, int] = (83, 61, 23),
+        sliding_test: bool = False,
     ) -> None:
-        super().__init__(batch_size, window, train_eval_windows)
+        super().__init__(batch_size, window, train_eval_windows, sliding_test)
         self.vocab_size = vocab_size
         self.sizes = sizes
 

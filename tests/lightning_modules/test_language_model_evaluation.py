@@ -164,6 +164,20 @@ def test_without_carry_state_every_test_window_starts_from_zeros(
     assert metrics["test_ppl"] == pytest.approx(nll.mean().exp().item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("carry_state", [True, False])
+def test_test_ppl_sliding_predicts_each_word_from_the_window_before_it_alone(
+    carry_state: bool, language_model: Callable[..., LanguageModel], streams: Any, trainer: Any
+) -> None:
+    model, data = language_model(carry_state=carry_state, **DROPOUT), streams(sliding_test=True)
+    metrics = {k: v for part in trainer().test(model, datamodule=data, verbose=False) for k, v in part.items()}
+    ids = data.ids["test"][:, None]
+    nll = -torch.cat([plain_log_probs(model, ids[start : start + 6])[-1] for start in range(23 - 5)])
+    assert metrics["test_ppl_sliding"] == pytest.approx(nll.mean().exp().item(), rel=1e-6)
+    [plain] = trainer().test(model, datamodule=streams(), verbose=False)
+    assert metrics["test_ppl"] == plain["test_ppl"]
+    assert plain.keys() == {"test_ppl"}
+
+
 def test_prediction_is_the_surprisal_of_every_word_of_the_stream(
     language_model: Callable[..., LanguageModel], streams: Any, trainer: Any
 ) -> None:

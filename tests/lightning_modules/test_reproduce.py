@@ -90,6 +90,11 @@ def without_timings(report: dict[str, Any]) -> dict[str, Any]:
 # --- the result file --------------------------------------------------------------------------------------------------
 
 
+def test_every_test_of_the_data_is_in_the_result(run: Run, streams: Any) -> None:
+    metrics = run(1, data=streams(sliding_test=True), mc_samples=2)["metrics"]
+    assert {"test_ppl", "test_ppl_mc", "test_ppl_sliding"} <= metrics.keys()
+
+
 def test_result_says_what_was_run_and_what_came_out(run: Run) -> None:
     report = run()
     assert list(report) == [
