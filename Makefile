@@ -11,7 +11,8 @@ RESULTS ?= results
 RUNS ?= $(if $(filter results,$(RESULTS)),runs,$(RESULTS)/runs)
 SEEDS ?= 0
 DEVICES ?= 1
-SIZE ?= $(if $(wildcard /dev/nvidia0),medium,small v1)
+GPU ?= $(wildcard /dev/nvidia0)
+SIZE ?= $(if $(GPU),medium,small v1)
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 names = $(filter-out common,$(basename $(notdir $(wildcard configs/$(1)/*.yaml))))
@@ -21,7 +22,7 @@ TABLE_1 := non_regularized moon moon_embedding zaremba variational_tied variatio
 ROWS ?= $(filter $(foreach size,$(SIZE),$(call names,ptb/$(size))),$(TABLE_1))
 CURVES ?= $(foreach figure,$(FIGURES),$(call names,sentiment/$(figure)))
 
-VARIABLES := PYTHON CONSTRAINTS DATA_DIR RESULTS RUNS SEEDS SIZE ROWS CURVES EPOCHS DEVICES ARGS
+VARIABLES := PYTHON CONSTRAINTS GPU DATA_DIR RESULTS RUNS SEEDS SIZE ROWS CURVES EPOCHS DEVICES ARGS
 $(foreach variable,$(filter-out $(VARIABLES),$(.VARIABLES)),\
 	$(if $(findstring command,$(origin $(variable))),$(error $(variable) is no variable of this Makefile; there are: $(VARIABLES))))
 number = $(if $(shell printf %s '$(2)' | tr -d '0-9 '),$(error $(1)="$(2)" is not a number))
@@ -29,7 +30,7 @@ $(call number,EPOCHS,$(EPOCHS))$(call number,SEEDS,$(SEEDS))
 $(if $(filter 0,$(EPOCHS)),$(error EPOCHS="0": at least one epoch is needed))
 # $(call check,VARIABLE,value,what is known)
 check = $(if $(filter-out $(3),$(2)),$(error $(1)="$(strip $(filter-out $(3),$(2)))" is unknown; choose from: $(strip $(3))))
-ifneq ($(filter reproduce-ptb,$(MAKECMDGOALS)),)
+ifneq ($(filter reproduce-ptb cost ensemble,$(MAKECMDGOALS)),)
 $(call check,SIZE,$(SIZE),$(SIZES))
 $(call check,ROWS,$(ROWS),$(sort $(foreach size,$(SIZE),$(call names,ptb/$(size)))))
 endif
@@ -41,6 +42,7 @@ endif
 results = $(foreach row,$(2),$(foreach seed,$(3),$(RESULTS)/$(1)/$(row)/seed$(seed).json))
 DEMO_RUNS := $(call results,demo/language_model,$(call names,demo/language_model),0) $(call results,demo/sentiment,$(call names,demo/sentiment),0)
 PTB_RUNS := $(foreach size,$(SIZE),$(call results,ptb/$(size),$(filter $(call names,ptb/$(size)),$(ROWS)),$(SEEDS)))
+PTB_ROWS := $(foreach size,$(SIZE),$(foreach row,$(filter $(call names,ptb/$(size)),$(ROWS)),ptb/$(size)/$(row)))
 SENTIMENT_RUNS := $(foreach figure,$(FIGURES),$(call results,sentiment/$(figure),$(filter $(call names,sentiment/$(figure)),$(CURVES)),$(SEEDS)))
 
 # A result with fewer epochs than are now asked for is continued from its last checkpoint.
@@ -49,6 +51,11 @@ unfinished = $(if $(wildcard $(1)),$(shell awk -F '[:,]' '/^  "epochs"/ {done = 
 ifneq ($(filter demo reproduce-%,$(MAKECMDGOALS)),)
 $(foreach file,$(wildcard $(if $(filter demo,$(MAKECMDGOALS)),$(DEMO_RUNS)) $(if $(filter reproduce-ptb,$(MAKECMDGOALS)),$(PTB_RUNS)) $(if $(filter reproduce-sentiment,$(MAKECMDGOALS)),$(SENTIMENT_RUNS))),\
 	$(if $(call unfinished,$(file)),,$(info $(file) is there and not run again; other RESULTS= and RUNS= folders would run it anew)))
+endif
+
+ifneq ($(filter cost reproduce-ptb,$(MAKECMDGOALS)),)
+TO_DO := $(foreach file,$(PTB_RUNS),$(if $(wildcard $(file)),$(if $(call unfinished,$(file)),$(file)),$(file)))
+$(if $(GPU),,$(eval $(TO_DO): | cost))
 endif
 
 ##@ Start here
@@ -71,10 +78,15 @@ test-slow: .venv/ready ## run the slow tests
 
 ##@ Reproduce
 reproduce-ptb: $(PTB_RUNS) ## Penn Treebank rows [SIZE= ROWS= SEEDS= EPOCHS= DATA_DIR= DEVICES=], then the table
-	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb --size $(SIZE)
+	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb --size $(SIZE) --wandb $(RUNS)
+
+cost: | .venv/ready ## what the Penn Treebank runs that are missing will take here [SIZE= ROWS= SEEDS= EPOCHS= DATA_DIR=]
+	@.venv/bin/python -m benchmarks.cost $(foreach file,$(TO_DO),'$(call reproduce,$(file:$(RESULTS)/%.json=%))')
+
+ensemble: $(PTB_ROWS:%=$(RESULTS)/%/ensemble.json) ## average the probabilities of finished Penn Treebank runs [SIZE= ROWS= SEEDS="0 1 2"]
 
 reproduce-sentiment: $(SENTIMENT_RUNS) ## sentiment curves [CURVES= SEEDS= EPOCHS= DATA_DIR= DEVICES=], then table and figures
-	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment sentiment
+	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment sentiment --wandb $(RUNS)
 	@.venv/bin/python -m reproduction.figures --results $(RESULTS) --experiment sentiment
 
 table: .venv/ready ## show the tables and render them into the README
@@ -100,7 +112,7 @@ bench-gpu: .venv/ready ## the same on its GPU
 clean: ## remove runs (checkpoints, logs) and caches; results stay
 	rm -rf $(RUNS) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: help demo test test-slow reproduce-ptb reproduce-sentiment table figures setup lint bench bench-gpu clean FORCE
+.PHONY: help demo test test-slow reproduce-ptb cost ensemble reproduce-sentiment table figures setup lint bench bench-gpu clean FORCE
 
 .venv/ready: pyproject.toml $(wildcard $(CONSTRAINTS))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed, $(PYTHON) is older or missing: make PYTHON=/path/to/python3.11 ..."; exit 1; }
@@ -110,9 +122,20 @@ clean: ## remove runs (checkpoints, logs) and caches; results stay
 	@touch $@
 
 # --- runs -------------------------------------------------------------------------------------------------------------
+# $(call options,EXPERIMENT/GROUP/ROW/seedK): of main.py
+options = --config configs/$(patsubst %/,%,$(dir $(1))).yaml --seed_everything $(patsubst seed%,%,$(notdir $(1))) \
+	--data.init_args.data_dir "$(DATA_DIR)" --trainer.default_root_dir $(RUNS)/$(1) --trainer.devices $(DEVICES)
+reproduce = reproduce $(call options,$(1)) --result $(RESULTS)/$(1).json $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
+
 $(RESULTS)/%.json: $$(call unfinished,$$@) | .venv/ready
-	@.venv/bin/python main.py reproduce --config configs/$(patsubst %/,%,$(dir $*)).yaml \
-		--seed_everything $(patsubst seed%,%,$(notdir $*)) --data.init_args.data_dir "$(DATA_DIR)" --result $@ \
-		--trainer.default_root_dir $(RUNS)/$* --trainer.devices $(DEVICES) $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
+	@.venv/bin/python main.py $(call reproduce,$*)
+
+$(PTB_ROWS:%=$(RESULTS)/%/ensemble.json): $(RESULTS)/%/ensemble.json: $$(foreach seed,$(SEEDS),$(RUNS)/$$*/seed$$(seed)/predictions.pt) FORCE
+	@.venv/bin/python -m reproduction.ensemble $(filter %.pt,$^) --output $@
+
+# Of the weights that the row is tested with.
+$(foreach row,$(PTB_ROWS),$(SEEDS:%=$(RUNS)/$(row)/seed%/predictions.pt)): $(RUNS)/%/predictions.pt: $$(wildcard $(RUNS)/$$*/checkpoints/last.ckpt) | .venv/ready
+	@.venv/bin/python main.py predict $(call options,$*) --trainer.logger false $(ARGS) --ckpt_path \
+		$(RUNS)/$*/checkpoints/$(if $(shell grep -s 'tested_weights: best' configs/$(patsubst %/,%,$(dir $*)).yaml),best,last).ckpt
 
 FORCE:

@@ -155,11 +155,11 @@ def with_inherited_configs(arguments: list[str]) -> list[str]:
     return expanded
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str], trainer_class: type[Trainer] = Trainer) -> None:
     """Run one command; bad input ends it with one message and exit status 2."""
     try:
         sys.argv[1:] = with_inherited_configs(arguments)
-        run()
+        run(trainer_class)
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)  # Lightning would end with status 0, as if the run had finished
     except (ValueError, OSError, MisconfigurationException, UnpicklingError) as error:
@@ -171,10 +171,10 @@ def main(arguments: list[str]) -> None:
         sys.exit(2)
 
 
-def run() -> None:
+def run(trainer_class: type[Trainer]) -> None:
     """Read the command line and do what it says."""
     CommandLine(
-        trainer_class=Trainer,
+        trainer_class=trainer_class,
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,

@@ -76,7 +76,7 @@ class Experiment(L.LightningModule):
             per_batch = (time.perf_counter() - self._measured_from) / (LAST - FIRST)
             epochs = (self.trainer.max_epochs or 0) - self.current_epoch
             seconds = per_batch * int(self.trainer.num_training_batches) * epochs
-            self.print(f"{self.run_name}  training takes about {_duration(seconds)}, evaluation not counted")
+            self.print(f"{self.run_name}  training takes about {duration(seconds)}, evaluation not counted")
             self._is_estimated = True
 
     def count_words(self, words: Tensor) -> None:
@@ -113,7 +113,7 @@ class Experiment(L.LightningModule):
         shown = (name for name in entry if name not in ("epoch", "gradient_norm", "learning_rate"))
         values = "  ".join(f"{name} {_rounded(entry[name])}" for name in shown)
         epochs_left = (self.trainer.max_epochs or 0) - self.current_epoch - 1
-        left = f"  about {_duration(epochs_left * entry['seconds'])} left" if epochs_left > 0 else ""
+        left = f"  about {duration(epochs_left * entry['seconds'])} left" if epochs_left > 0 else ""
         self.print(f"{self.run_name}  epoch {self.current_epoch + 1}/{self.trainer.max_epochs}  {values}{left}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -172,7 +172,8 @@ def _rounded(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds for people: 90 s, 12 min, 3 h 5 min."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

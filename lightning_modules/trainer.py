@@ -134,13 +134,24 @@ class Trainer(L.Trainer):
         self.print(f"wrote {result}")
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Lightning's predict, which also keeps the predictions: predictions.pt below default_root_dir."""
+        """Lightning's predict, which also writes predictions.pt below default_root_dir.
+
+        A dictionary: `predictions` of each batch, `seed`, `epochs` that the model was trained for, `mc_samples`, and
+        `provenance` of the predictions.
+        """
         predictions = super().predict(*args, **kwargs)
         if predictions is not None and self.is_global_zero:
             file = Path(self.default_root_dir) / "predictions.pt"
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(predictions, file)
-            self.print(f"wrote {file}, a list with the predictions of each batch")
+            content = {
+                "predictions": predictions,
+                "seed": self.run_config.get("seed_everything"),
+                "epochs": len(getattr(self.lightning_module, "curve", ())),
+                "mc_samples": getattr(self.lightning_module, "mc_samples", 0),
+                "provenance": provenance(self.strategy.root_device, self.world_size),
+            }
+            torch.save(content, file)
+            self.print(f"wrote {file}, a dictionary whose 'predictions' are those of each batch")
         return predictions
 
     def print(self, *values: object) -> None:

@@ -9,19 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# What `main.py predict` calls its surprisals, and the perplexity that a test makes of them.
+METRICS = {"approximation": "test_ppl", "mc": "test_ppl_mc", "mc_window": "test_ppl_mc_window"}
 
-def load_surprisals(file: Path) -> dict[str, Tensor]:
-    """Surprisal in nats of every word, [N], by kind: what `main.py predict` wrote for one language model.
+
+def load_predictions(file: Path) -> dict[str, Any]:
+    """What `main.py predict` wrote for one language model, its surprisals as one tensor [N] for each kind, in nats.
 
     Raises:
         ValueError: the file is not of that kind.
     """
-    windows = torch.load(file, weights_only=True)
+    content = torch.load(file, weights_only=True)
+    windows = content.get("predictions") if isinstance(content, dict) else None
     if not isinstance(windows, list) or not all(isinstance(w, dict) and "approximation" in w for w in windows):
         raise ValueError(f"{file}: not the predictions of a language model; run `main.py predict` for it")
     if windows[0]["approximation"].dim() != 2:
         raise ValueError(f"{file}: these are ratings; ensembles are of language models")
-    return {kind: torch.cat([window[kind] for window in windows]).flatten().double() for kind in windows[0]}
+    surprisals = {kind: torch.cat([window[kind] for window in windows]).flatten().double() for kind in windows[0]}
+    return content | {"predictions": surprisals}
 
 
 def ensemble_perplexities(surprisals_MN: Tensor) -> list[float]:
@@ -40,26 +45,41 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m reproduction.ensemble",
         description="Test perplexity of models whose probabilities are averaged (Zaremba et al., section 4.1; the "
-        "paper's 68.7 of ten models, each by MC). First `main.py predict` for each of them.",
+        "paper's 68.7 of ten models, each by MC). First `main.py predict` for each of them; `make ensemble` does both.",
     )
     parser.add_argument("predictions", type=Path, nargs="+", help="predictions.pt of each model")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=Path, help="result file to write, ensemble.json beside those of the models")
     options = parser.parse_args(arguments)
     try:
-        models = [load_surprisals(file) for file in options.predictions]
+        models = [load_predictions(file) for file in options.predictions]
     except (ValueError, OSError) as error:
         sys.exit(str(error))
-    kinds = [kind for kind in models[0] if all(kind in model for model in models)]
-    lengths = {len(model["approximation"]) for model in models}
+    lengths = {len(model["predictions"]["approximation"]) for model in models}
     if len(lengths) > 1:
         sys.exit(f"the predictions are of texts of different lengths: {', '.join(map(str, sorted(lengths)))} words")
-    result: dict[str, Any] = {
-        kind: ensemble_perplexities(torch.stack([model[kind] for model in models])) for kind in kinds
+    for what in ("epochs", "mc_samples"):
+        if len({model[what] for model in models}) > 1:
+            sys.exit(f"the models differ in {what}: {', '.join(str(model[what]) for model in models)}")
+    kinds = [kind for kind in METRICS if all(kind in model["predictions"] for model in models)]
+    metrics = {
+        METRICS[kind]: ensemble_perplexities(torch.stack([model["predictions"][kind] for model in models]))
+        for kind in kinds
     }
-    for kind, perplexities in result.items():
-        print(kind, *(f"{count}: {ppl:.2f}" for count, ppl in enumerate(perplexities, start=1)), sep="  ")
+    for metric, perplexities in metrics.items():
+        print(metric, *(f"{count}: {ppl:.2f}" for count, ppl in enumerate(perplexities, start=1)), sep="  ")
     if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        report = {
+            "seeds": [model["seed"] for model in models],
+            "epochs": models[0]["epochs"],
+            "mc_samples": models[0]["mc_samples"],
+            "metrics": metrics,
+            "provenance": [model["provenance"] for model in models],
+        }
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = options.output.with_name(options.output.name + ".tmp")
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(options.output)
+        print(f"wrote {options.output}")
 
 
 if __name__ == "__main__":

@@ -152,6 +152,13 @@ def load_results(folder: Path) -> list[Result]:
     )
 
 
+def ensembles_of(results: list[Result]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Size, row and content of every `ensemble.json` beside the results of a Penn Treebank row."""
+    folders = dict.fromkeys(run.path.parent for run in results if run.experiment == "ptb")
+    files = [folder / "ensemble.json" for folder in folders if (folder / "ensemble.json").is_file()]
+    return [(file.parts[-3], file.parts[-2], json.loads(file.read_text(encoding="utf-8"))) for file in files]
+
+
 def groups_with(experiment: str, results: list[Result]) -> dict[str, list[Result]]:
     """The results of each group of an experiment: planned groups first, then any other group that has results."""
     names = [*GROUPS[experiment], *(run.group for run in results if run.experiment == experiment)]

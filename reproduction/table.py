@@ -7,6 +7,7 @@ import argparse
 import html
 import json
 import math
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-from reproduction.results import GROUPS, LABELS, Result, ResultError, groups_with, load_results, title
+from reproduction.results import GROUPS, LABELS, Result, ResultError, ensembles_of, groups_with, load_results, title
 
+ROOT = Path(__file__).parents[1]
 LOG = Path(__file__).with_name("gal_1250_untied.csv")
 PUBLISHED: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 
@@ -71,6 +73,9 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
                 "epochs": _epochs(runs),
                 "seeds": _seeds(runs, "test_ppl"),
                 "words/s": _speed(runs),
+                "hours": _hours(runs),
+                "hardware": "; ".join(dict.fromkeys(map(_hardware, runs))) or "–",
+                "config": _config("ptb", size, row),
             }
         )
         if row.startswith("variational"):
@@ -80,6 +85,7 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
                 paper = published.get(f"{row}_mc", {}) if metric == "test_ppl_mc" else {}
                 lines.append(
                     dict.fromkeys(lines[-1], "–")
+                    | {"config": lines[-1]["config"]}
                     | {
                         "row": LABELS.get(row, row).replace(")", f", {label})"),
                         "test, paper": _published(paper, "test"),
@@ -103,6 +109,34 @@ def trajectory_table(runs: list[Result]) -> pd.DataFrame:
         ours = _mean_sd(reached, values, 1)
         ratio = f"{sum(values) / len(values) / log[epoch]:.3f}" if values else "–"
         lines.append({"epoch": str(epoch), "the authors' log": f"{log[epoch]:.1f}", "ours": ours, "ours / log": ratio})
+    return pd.DataFrame(lines)
+
+
+def ensemble_table(results: list[Result], sizes: list[str] | None = None) -> pd.DataFrame:
+    """Test perplexity of models whose probabilities are averaged, published and ours, by the number of models."""
+    published = {(paper["group"], paper["row"], paper["models"]): paper for paper in PUBLISHED["ensembles"]}
+    ours = {(size, row): ensemble for size, row, ensemble in ensembles_of(results)}
+    together = {(size, row, len(ensemble["seeds"])) for (size, row), ensemble in ours.items()}
+    order = {(size, row): i for i, (size, row) in enumerate((s, r) for s in GROUPS["ptb"] for r in LABELS)}
+    lines = []
+    for size, row, models in sorted(published.keys() | together, key=lambda key: (order[key[:2]], key[2])):
+        if sizes and size not in sizes:
+            continue
+        paper = published.get((size, row, models), {})
+        ensemble = ours.get((size, row), {})
+        metric = "test_ppl_mc" if row.startswith("variational") else "test_ppl"
+        values = ensemble.get("metrics", {}).get(metric, [])
+        lines.append(
+            {
+                "row": f"{size}, {LABELS[row].replace(')', ', MC)') if metric == 'test_ppl_mc' else LABELS[row]}",
+                "models": str(models),
+                "test, paper": _published(paper, "test_mc" if metric == "test_ppl_mc" else "test"),
+                "test, ours": f"{values[models - 1]:.1f}" if len(values) >= models else "not run",
+                "K": f"{ensemble['mc_samples']}" if values and metric == "test_ppl_mc" else "–",
+                "seeds": ", ".join(map(str, ensemble["seeds"][:models])) if len(values) >= models else "–",
+                "config": _config("ptb", size, row),
+            }
+        )
     return pd.DataFrame(lines)
 
 
@@ -139,6 +173,9 @@ def sentiment_table(experiment: str, group: str, results: list[Result]) -> pd.Da
                 "test, end": end,
                 "epochs": _epochs(runs),
                 "seeds": _seeds(runs, "test_rmse"),
+                "hours": _hours(runs),
+                "hardware": "; ".join(dict.fromkeys(map(_hardware, runs))) or "–",
+                "config": _config(experiment, group, row),
             }
         )
     constant = constant_rmse(experiment, results)
@@ -159,8 +196,9 @@ def constant_rmse(experiment: str, results: list[Result]) -> float | None:
 
 @dataclass(frozen=True)
 class Section:
-    """One table with what belongs below it: remarks and the origin of each result."""
+    """One table with what belongs below it: remarks and the origin of each result. `name` is for files and W&B."""
 
+    name: str
     title: str
     table: pd.DataFrame
     remarks: list[str]
@@ -183,11 +221,26 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
                 remarks = [f"Constant predictor: {PUBLISHED['constant_predictor']['source']}."]
         if table["seeds"].str.contains(" of ").any():
             remarks.append(DISCARD_REMARK)
+        notes = runs[0].path.parents[1] / "notes.md" if runs else None
+        if notes and notes.is_file():
+            remarks.append(notes.read_text(encoding="utf-8").strip())
         origins = [f"{run.label}, seed {run.seed}: {_origin(run)}" for run in runs]
-        parts.append(Section(title(experiment, group), table, remarks, origins))
+        parts.append(Section(f"{experiment}_{group}", title(experiment, group), table, remarks, origins))
         if group == "gal1250":
             trajectory = trajectory_table([run for run in runs if run.row == "variational_untied"])
-            parts.append(Section("Validation perplexity as printed, by epoch, 2 × 1250 units", trajectory, [], []))
+            heading = "Validation perplexity as printed, by epoch, 2 × 1250 units"
+            parts.append(Section("ptb_gal1250_trajectory", heading, trajectory, [], []))
+    if experiment == "ptb" and len(table := ensemble_table(results, sizes)):
+        sources = dict.fromkeys(paper["source"] for paper in PUBLISHED["ensembles"])
+        remarks = [f"Published numbers: {'; '.join(sources)}."]
+        origins = [
+            f"{size}, {LABELS[row]}, ensemble of seeds {', '.join(map(str, ensemble['seeds']))}: after "
+            f"{ensemble['epochs']} epochs, commit {ensemble['provenance'][0]['commit'][:7]}"
+            for size, row, ensemble in ensembles_of(results)
+            if not sizes or size in sizes
+        ]
+        heading = "Penn Treebank, probabilities of several models averaged"
+        parts.append(Section("ptb_ensembles", heading, table, remarks, origins))
     return parts
 
 
@@ -197,8 +250,9 @@ def to_markdown(results: list[Result], experiments: list[str], sizes: list[str] 
     for experiment in experiments:
         blocks += [f"### {HEADINGS[experiment]}", NOTES[experiment]]
         for section in sections(experiment, results, sizes):
-            align = ["left"] + ["right"] * (len(section.table.columns) - 1)
-            table = section.table.to_markdown(index=False, disable_numparse=True, colalign=align)
+            shown = _with_links(section.table, "[{row}]({config})")
+            align = ["left"] + ["right"] * (len(shown.columns) - 1)
+            table = shown.to_markdown(index=False, disable_numparse=True, colalign=align)
             blocks += [f"#### {section.title}", table, *section.remarks]
             if section.origins:
                 origins = "\n".join(f"- {origin}" for origin in section.origins)
@@ -216,7 +270,11 @@ def to_csv(results: list[Result], experiments: list[str], sizes: list[str] | Non
 def to_html(results: list[Result], experiments: list[str], sizes: list[str] | None = None) -> str:
     """The tables of these experiments as HTML, without a page around them."""
     every = [section for experiment in experiments for section in sections(experiment, results, sizes)]
-    return "\n".join(f"<h4>{html.escape(part.title)}</h4>\n{part.table.to_html(index=False)}" for part in every)
+    tables = [_with_links(part.table.map(html.escape), '<a href="{config}">{row}</a>') for part in every]
+    return "\n".join(
+        f"<h4>{html.escape(part.title)}</h4>\n{table.to_html(index=False, escape=False)}"
+        for part, table in zip(every, tables, strict=True)
+    )
 
 
 def to_latex(results: list[Result], experiments: list[str], sizes: list[str] | None = None) -> str:
@@ -224,10 +282,37 @@ def to_latex(results: list[Result], experiments: list[str], sizes: list[str] | N
     every = [section for experiment in experiments for section in sections(experiment, results, sizes)]
     parts = []
     for section in every:
-        alignment = "l" + "r" * (len(section.table.columns) - 1)
-        text = section.table.to_latex(index=False, escape=True, column_format=alignment, caption=section.title)
+        shown = _with_links(section.table, "{row}")
+        alignment = "l" + "r" * (len(shown.columns) - 1)
+        text = shown.to_latex(index=False, escape=True, column_format=alignment, caption=section.title)
         parts.append(text.replace("±", r"$\pm$").replace("×", r"$\times$").replace("–", "--"))
     return "\n".join(parts)
+
+
+def log_to_wandb(folder: Path, results: list[Result], experiments: list[str], sizes: list[str] | None = None) -> None:
+    """Log each table as a W&B Table of a run named "tables", offline if nobody is logged in.
+
+    Args:
+        folder: where W&B keeps the files of the run.
+        results: all results.
+        experiments: whose tables to log.
+        sizes: of Penn Treebank; all if none are named.
+    """
+    import wandb  # here, since it takes longer to load than a table to print
+
+    offline = "WANDB_MODE" not in os.environ and not wandb.login(prompt=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    with wandb.init(
+        project="variational-rnn",
+        name="tables",
+        job_type="tables",
+        dir=folder,
+        mode="offline" if offline else None,
+        settings=wandb.Settings(silent=True),
+    ) as run:
+        for experiment in experiments:
+            for section in sections(experiment, results, sizes):
+                run.log({section.name: wandb.Table(dataframe=section.table)})
 
 
 FORMATS = {"markdown": to_markdown, "latex": to_latex, "csv": to_csv, "html": to_html}
@@ -241,7 +326,7 @@ def print_tables(
         console.print(Markdown(NOTES[experiment]), style="dim")
         for section in sections(experiment, results, sizes):
             table = Table(title=section.title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-            narrow = section.table.drop(columns="words/s", errors="ignore")
+            narrow = _with_links(section.table, "{row}").drop(columns=["words/s", "hours"], errors="ignore")
             for column in narrow.columns:
                 header = column.replace(", ", "\n").replace("as printed", "printed")
                 table.add_column(header, justify="left" if column == "row" else "right", no_wrap=True)
@@ -255,6 +340,15 @@ def print_tables(
             for line in [*section.remarks, *section.origins]:
                 console.print(Markdown(line), style="dim")
             console.print()
+
+
+def _with_links(table: pd.DataFrame, link: str) -> pd.DataFrame:
+    """The table without the columns that only machines read, each row's name made a link to its configuration."""
+    shown = table.copy()
+    for index, line in table.iterrows():
+        if line.get("config", "–") != "–":
+            shown.loc[index, "row"] = link.format(**line)
+    return shown.drop(columns=["hardware", "config"], errors="ignore")
 
 
 def _narrow(cell: str) -> str:
@@ -344,6 +438,27 @@ def _speed(runs: list[Result]) -> str:
     return f"{sum(speeds) / len(speeds) / 1000:.1f}K" if speeds else "–"
 
 
+def _hours(runs: list[Result]) -> str:
+    """Mean wall time of training and test."""
+    return f"{sum(run.provenance['wall_time_s'] for run in runs) / len(runs) / 3600:.1f}" if runs else "–"
+
+
+def _hardware(run: Result) -> str:
+    """What a run ran on, and its precision if that was not float32."""
+    hardware = run.provenance["hardware"]
+    machine = hardware.get("gpu") or f"{hardware.get('cpu')} ({hardware.get('cores')} cores)"
+    devices = hardware.get("devices", 1)
+    precision = run.config.get("trainer", {}).get("precision") or "32-true"
+    named = f"{devices} × {machine}" if devices > 1 else machine
+    return named if precision == "32-true" else f"{named}, {precision}"
+
+
+def _config(experiment: str, group: str, row: str) -> str:
+    """The configuration of a row, a path in the repository, or – if it has none there."""
+    path = f"configs/{experiment}/{group}/{row}.yaml"
+    return path if (ROOT / path).is_file() else "–"
+
+
 def _ptb_sources(size: str) -> list[str]:
     """Where the published numbers of a size come from, and what else has been published on it."""
     published = PUBLISHED["ptb"].get(size)
@@ -359,20 +474,16 @@ def _ptb_sources(size: str) -> list[str]:
 
 
 def _origin(run: Result) -> str:
-    origin, hardware = run.provenance, run.provenance["hardware"]
+    origin = run.provenance
     commit = f"commit {origin['commit'][:7]}" if origin.get("commit") else "no commit"
-    machine = hardware.get("gpu") or f"{hardware.get('cpu')} ({hardware.get('cores')} cores)"
-    devices = hardware.get("devices", 1)
-    precision = run.config.get("trainer", {}).get("precision") or "32-true"
     minutes, seconds = divmod(round(origin["wall_time_s"]), 60)
     hours, minutes = divmod(minutes, 60)
     return ", ".join(
         [
             commit + (" with uncommitted changes" if origin["dirty"] else ""),
             origin["date"][:10],
-            f"{devices} × {machine}" if devices > 1 else machine,
+            _hardware(run),
             f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s",
-            *([precision] if precision != "32-true" else []),
             f"tested after epoch {run.tested_epoch} of {run.planned_epochs}",
         ]
     )
@@ -389,6 +500,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", nargs="+", choices=list(GROUPS["ptb"]), help="Penn Treebank sizes (default: all)")
     parser.add_argument("--format", choices=list(FORMATS), help="print in this format (default: for reading)")
     parser.add_argument("--readme", type=Path, help=f"replace what stands between {BEGIN} and {END} in this file")
+    parser.add_argument("--wandb", type=Path, metavar="FOLDER", help="log W&B Tables, too; their files go to FOLDER")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if the tables in --readme are stale")
     options = parser.parse_args(arguments)
     if options.check and not options.readme:
@@ -403,6 +515,8 @@ def main(arguments: list[str] | None = None) -> None:
     except ResultError as error:
         sys.exit(str(error))
     experiments = options.experiment or list(GROUPS)
+    if options.wandb:
+        log_to_wandb(options.wandb, results, experiments, options.size)
 
     if not options.readme:
         if sys.stdout.isatty() and not options.format:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import wandb
 import yaml
 
 import main
+from benchmarks.cost import MeasuringTrainer
 from datamodules import penn_treebank
 
 CONFIGS = Path(main.__file__).resolve().parent / "configs"
@@ -191,6 +193,19 @@ def test_bad_input_ends_with_one_message_and_no_result(
     assert outcome.err.count("error:") == 1
     assert "Traceback" not in outcome.out + outcome.err
     assert not (tmp_path / "results").exists()
+
+
+def test_cost_is_measured_and_printed_and_nothing_is_written(
+    tiny_treebank: Path, tmp_path: Path, call: Callable[..., Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = tiny_run(tmp_path, "--data.init_args.sliding_test", "true", "--data.init_args.train_eval_windows", "2")
+    before = sorted(tmp_path.rglob("*"))
+    main.main(["reproduce", *options, *result_options(tmp_path), "--epochs", "3"], MeasuringTrainer)
+    assert re.search(r"seed0 +about +\d+ s: 3 epochs of \d+ s, test \d+ s", capsys.readouterr().out)
+    assert [path for path in sorted(tmp_path.rglob("*")) if "cache" not in path.parts] == before
+    assert call("reproduce", *options, *result_options(tmp_path), "--epochs", "2").status == 0
+    main.main(["reproduce", *options, *result_options(tmp_path), "--epochs", "3"], MeasuringTrainer)
+    assert "1 epochs of" in capsys.readouterr().out
 
 
 def test_missing_configuration_is_answered_with_those_that_are_there(call: Callable[..., Outcome]) -> None:
@@ -380,7 +395,7 @@ def test_loggers_of_ones_own_are_kept(
 def test_a_run_that_is_told_to_stop_does_not_end_as_if_it_had_finished(
     call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped() -> None:
+    def stopped(trainer_class: type) -> None:
         raise main.SIGTERMException
 
     monkeypatch.setattr(main, "run", stopped)

@@ -92,7 +92,7 @@ def test_every_documented_target_exists(make: Make) -> None:
 @pytest.mark.parametrize(
     ("arguments", "value", "choices"),
     [
-        (["reproduce-ptb", "SIZE=foo"], 'SIZE="foo"', ["gal1250", "large", "medium", "small", "v1"]),
+        (["reproduce-ptb", "SIZE=foo"], 'SIZE="foo"', ["gal1250", "large", "medium", "medium_constant", "small", "v1"]),
         (["reproduce-ptb", "SIZE=small", "ROWS=foo"], 'ROWS="foo"', ROWS),
         (["reproduce-ptb", "SIZE=small", "ROWS=moon foo zaremba"], 'ROWS="foo"', ROWS),
         (["reproduce-sentiment", "CURVES=foo"], 'CURVES="foo"', CURVES),
@@ -114,14 +114,16 @@ def test_a_missing_result_is_run(runs_of: Callable[..., list[str]], tmp_path: Pa
     [command] = runs_of(*SMALL, "SEEDS=4", "DATA_DIR=/some/data", "RUNS=/some/runs")
     assert command == (
         ".venv/bin/python main.py reproduce --config configs/ptb/small/variational_tied.yaml --seed_everything 4 "
-        f'--data.init_args.data_dir "/some/data" --result {tmp_path}/ptb/small/variational_tied/seed4.json '
-        "--trainer.default_root_dir /some/runs/ptb/small/variational_tied/seed4 --trainer.devices 1"
+        '--data.init_args.data_dir "/some/data" '
+        "--trainer.default_root_dir /some/runs/ptb/small/variational_tied/seed4 --trainer.devices 1 "
+        f"--result {tmp_path}/ptb/small/variational_tied/seed4.json"
     )
 
 
 def test_epochs_devices_and_further_options_reach_the_command(runs_of: Callable[..., list[str]]) -> None:
     [command] = runs_of(*SMALL, "EPOCHS=2", "DEVICES=4", "ARGS=--model.init_args.mc_samples 10")
-    assert command.endswith(" --trainer.devices 4 --epochs 2 --model.init_args.mc_samples 10")
+    assert " --trainer.devices 4 " in command
+    assert command.endswith(" --epochs 2 --model.init_args.mc_samples 10")
 
 
 def test_a_size_runs_every_row_once_for_every_seed(runs_of: Callable[..., list[str]]) -> None:
@@ -142,6 +144,43 @@ def test_several_sizes_run_those_of_the_rows_that_they_have(runs_of: Callable[..
 def test_without_a_gpu_the_sizes_of_200_units_are_the_default(runs_of: Callable[..., list[str]]) -> None:
     commands = runs_of("reproduce-ptb", "ROWS=zaremba")
     assert [re.findall(r"--config configs/ptb/(\w+)/", line)[0] for line in commands] == ["small", "v1"]
+
+
+def test_what_is_missing_is_measured_before_it_runs_where_there_is_no_gpu(
+    make: Make, write_result: Callable[..., None]
+) -> None:
+    write_result("ptb/small/moon/seed0", 13, 13)
+    arguments = ("-n", "reproduce-ptb", "SIZE=small", "ROWS=moon zaremba", "GPU=")
+    first, *others = [line for line in make(*arguments).stdout.splitlines() if ".venv/bin/python" in line]
+    assert first.startswith(".venv/bin/python -m benchmarks.cost 'reproduce --config configs/ptb/small/zaremba.yaml")
+    assert "moon" not in first
+    assert "main.py reproduce" in others[0]
+    assert "benchmarks.cost" not in make(*arguments[:-1], "GPU=/dev/nvidia0").stdout
+    write_result("ptb/small/zaremba/seed0", 13, 13)
+    assert "benchmarks.cost" not in make(*arguments).stdout
+
+
+def test_an_ensemble_predicts_with_the_weights_that_were_tested_and_averages(make: Make, tmp_path: Path) -> None:
+    def commands(*arguments: str) -> list[str]:
+        lines = make("-n", "ensemble", f"RUNS={tmp_path}/runs", *arguments).stdout.replace("\\\n", " ").splitlines()
+        return [" ".join(line.split()) for line in lines if ".venv/bin/python" in line]
+
+    first, second, average = commands("SIZE=medium", "ROWS=zaremba", "SEEDS=0 1")
+    folder = f"{tmp_path}/runs/ptb/medium/zaremba"
+    assert "main.py predict --config configs/ptb/medium/zaremba.yaml --seed_everything 0 " in first
+    assert second.endswith(f"--ckpt_path {folder}/seed1/checkpoints/last.ckpt")
+    assert average == (
+        f".venv/bin/python -m reproduction.ensemble {folder}/seed0/predictions.pt {folder}/seed1/predictions.pt "
+        f"--output {tmp_path}/ptb/medium/zaremba/ensemble.json"
+    )
+    assert commands("SIZE=medium", "ROWS=non_regularized")[0].endswith("/checkpoints/best.ckpt")
+    for seed in (0, 1):
+        for name in ("checkpoints/last.ckpt", "predictions.pt"):
+            (tmp_path / f"runs/ptb/medium/zaremba/seed{seed}" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / f"runs/ptb/medium/zaremba/seed{seed}" / name).touch()
+    assert commands("SIZE=medium", "ROWS=zaremba", "SEEDS=0 1") == [average]
+    (tmp_path / "runs/ptb/medium/zaremba/seed0/checkpoints/last.ckpt").touch()  # trained on
+    assert len(commands("SIZE=medium", "ROWS=zaremba", "SEEDS=0 1")) == 2
 
 
 def test_sentiment_runs_the_chosen_curves_of_their_figures(runs_of: Callable[..., list[str]]) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_modules import LanguageModel, SentimentRegressor
 from lightning_modules import trainer as module
-from lightning_modules.experiment import _duration
+from lightning_modules.experiment import duration
 from lightning_modules.trainer import write_atomically
 
 TIMINGS = {"seconds", "words_per_s"}
@@ -411,7 +411,7 @@ def test_what_training_will_take_is_said_once_and_early(
     ("seconds", "shown"), [(20.4, "20 s"), (3540.0, "59 min"), (3600.0, "1 h 0 min"), (93_000.0, "25 h 50 min")]
 )
 def test_durations_are_in_hours_and_minutes(seconds: float, shown: str) -> None:
-    assert _duration(seconds) == shown
+    assert duration(seconds) == shown
 
 
 def test_gradient_norm_is_that_before_clipping(streams: Any, trainer: Any, recorder: Any, language_model: Any) -> None:

@@ -1,4 +1,5 @@
 import io
+import json
 import math
 import re
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from reproduction.table import (
     BEGIN,
     END,
     PUBLISHED,
+    ensemble_table,
     language_model_table,
     main,
     print_tables,
@@ -139,7 +141,8 @@ def test_a_result_of_an_unplanned_row_or_group_is_shown(folder: Path, write_resu
     write_result("ptb", "small", "zaremba_weight_tied")
     write_result("sentiment", "figure4", "some_curve")
     text = to_markdown(load_results(folder), ["ptb", "sentiment"])
-    assert "| zaremba_weight_tied" in text
+    assert "| zaremba_weight_tied" in text  # no link: it has no configuration
+    assert "[Zaremba et al.](configs/ptb/small/zaremba.yaml)" in text
     assert "#### sentiment, figure4" in text
 
 
@@ -178,7 +181,7 @@ def test_the_origin_of_each_result_stands_below_its_table(folder: Path, write_re
 
 def test_the_origin_of_a_run_in_lower_precision_says_so(folder: Path, write_result: WriteResult) -> None:
     write_result("ptb", "small", "zaremba", config={"trainer": {"precision": "bf16-mixed"}})
-    assert "1 h 2 min, bf16-mixed, tested after" in to_markdown(load_results(folder), ["ptb"])
+    assert "Some CPU (2 cores), bf16-mixed, 1 h 2 min, tested after" in to_markdown(load_results(folder), ["ptb"])
 
 
 def test_size_leaves_out_the_other_sizes() -> None:
@@ -195,7 +198,7 @@ def test_readme_is_replaced_between_the_markers_only(folder: Path, readme: Path,
     assert text.startswith(f"before\n{BEGIN}\n")
     assert text.endswith(f"{END}\nafter\n")
     assert "old" not in text.splitlines()
-    assert "| Zaremba et al." in text
+    assert "| [Zaremba et al.]" in text
     main([*arguments, "--check"])
     main(arguments)
     assert readme.read_text(encoding="utf-8") == text
@@ -265,11 +268,14 @@ def test_every_format_has_the_same_cells(folder: Path, write_result: WriteResult
     arguments = ["--results", str(folder), "--experiment", "ptb", "--size", "small", "--format"]
     main([*arguments, "csv"])
     table = pd.read_csv(io.StringIO(capsys.readouterr().out), dtype=str)
+    assert table["config"][0] == "configs/ptb/small/non_regularized.yaml"
     [line] = table[table["row"] == "Zaremba et al."].to_dict("records")
     assert (line["table"], line["test, ours"]) == ("Penn Treebank, small (2 × 200 units)", "85.0")
     main([*arguments, "html"])
     text = capsys.readouterr().out
-    assert re.findall(r"<tr>\s*<td>(.*?)</td>", text) == table["row"].tolist()
+    cells = re.findall(r"<tr>\s*<td>(.*?)</td>", text)
+    assert [re.sub(r"<.*?>", "", cell) for cell in cells] == table["row"].tolist()
+    assert '<a href="configs/ptb/small/zaremba.yaml">Zaremba et al.</a>' in cells
     assert "<td>85.0</td>" in text
     main([*arguments, "latex"])
     latex = capsys.readouterr().out
@@ -287,3 +293,64 @@ def test_mc_with_masks_per_window_has_a_line_of_its_own_where_it_was_run(
     assert table["Variational (tied, MC)"] == "83.0"
     assert table["Variational (tied, MC, masks per window)"] == "84.0"
     assert "Variational (untied, MC, masks per window)" not in table
+
+
+def test_hours_are_the_mean_of_the_seeds_and_hardware_is_for_machines_to_read(
+    folder: Path, write_result: WriteResult
+) -> None:
+    for seed, seconds in enumerate((3600.0, 10_800.0)):
+        path = write_result("ptb", "small", "zaremba", seed=seed)
+        path.write_text(path.read_text().replace("3723.4", str(seconds)))
+    zaremba = line(ptb_table("small", load_results(folder)), "Zaremba et al.")
+    assert (zaremba["hours"], zaremba["hardware"]) == ("2.0", "Some CPU (2 cores)")
+    assert "hardware" not in to_markdown(load_results(folder), ["ptb"])
+
+
+def test_sliding_windows_have_a_column_where_they_were_run(folder: Path, write_result: WriteResult) -> None:
+    assert "test, sliding" not in ptb_table("v1", [])
+    write_result("ptb", "v1", "zaremba", metrics=perplexities(test_ppl_sliding=101.26))
+    table = ptb_table("v1", load_results(folder))
+    assert line(table, "Zaremba et al.")["test, sliding"] == "101.3"
+    assert line(table, "Variational (tied)")["test, sliding"] == "not run"
+
+
+def write_ensemble(path: Path, **metrics: list[float]) -> None:
+    seeds = list(range(len(metrics["test_ppl"])))
+    report = {"seeds": seeds, "epochs": 39, "mc_samples": 100, "metrics": metrics, "provenance": [{"commit": "ab" * 9}]}
+    path.with_name("ensemble.json").write_text(json.dumps(report))
+
+
+def test_ensembles_stand_beside_the_published_ones_by_the_number_of_models(
+    folder: Path, write_result: WriteResult
+) -> None:
+    write_ensemble(write_result("ptb", "medium", "zaremba"), test_ppl=[82.0, 77.1, 75.0])
+    single, mc = [79.0, 75.0], [78.0, 74.04]
+    write_ensemble(write_result("ptb", "large", "variational_untied"), test_ppl=single, test_ppl_mc=mc)
+    table = ensemble_table(load_results(folder)).set_index(["row", "models"])[["test, paper", "test, ours", "seeds"]]
+    assert list(table.loc["medium, Zaremba et al.", "2"]) == ["77.0", "77.1", "0, 1"]
+    assert list(table.loc["medium, Zaremba et al.", "3"]) == ["n/a", "75.0", "0, 1, 2"]
+    assert list(table.loc["medium, Zaremba et al.", "5"]) == ["73.3", "not run", "–"]
+    assert list(table.loc["large, Variational (untied, MC)", "2"]) == ["n/a", "74.0", "0, 1"]
+    assert list(table.loc["large, Variational (untied, MC)", "10"]) == ["68.7", "not run", "–"]
+    assert list(table.loc["small, Non-regularised", "2"]) == ["96.1", "not run", "–"]
+    text = to_markdown(load_results(folder), ["ptb"], ["medium"])
+    assert "- medium, Zaremba et al., ensemble of seeds 0, 1, 2: after 39 epochs, commit abababa" in text
+    assert "large, Zaremba" not in text
+
+
+def test_notes_on_a_group_stand_below_its_table(folder: Path, write_result: WriteResult) -> None:
+    (write_result("ptb", "small", "zaremba").parents[1] / "notes.md").write_text("What was tried.\n")
+    assert "\n\nWhat was tried.\n\n" in to_markdown(load_results(folder), ["ptb"])
+
+
+def test_tables_are_logged_to_wandb_offline(
+    folder: Path, write_result: WriteResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    write_result("ptb", "small", "zaremba")
+    main(["--results", str(folder), "--experiment", "ptb", "--size", "small", "--wandb", str(tmp_path / "runs")])
+    [file] = (tmp_path / "runs").glob("wandb/offline-run-*/files/media/table/ptb_small_*.table.json")
+    table = json.loads(file.read_text())
+    expected = ptb_table("small", load_results(folder))
+    assert table["columns"] == list(expected.columns)
+    assert table["data"] == expected.to_numpy().tolist()
