@@ -52,15 +52,20 @@ STYLE: dict[str, Any] = {
 
 
 def draw_language_models(group: str, results: list[Result]) -> Figure:
-    """Training and validation perplexity per epoch of one size of Penn Treebank, a line for each row and seed."""
+    """Training and validation perplexity per epoch of one size of Penn Treebank, a line for each row and seed.
+
+    The training perplexity is the one with dropout off where every run has it: only then rows can be compared.
+    """
     figure, (left, right) = _panels(title("ptb", group))
-    draw_curves(left, results, "train_ppl")
+    train_metric = "train_eval_ppl" if all(run.points("train_eval_ppl")[0] for run in results) else "train_ppl"
+    draw_curves(left, results, train_metric)
     draw_curves(right, results, "valid_ppl")
     if group == "gal1250":
         log = pd.read_csv(LOG)
         for axes, metric in ((left, "train_ppl_with_dropout_running"), (right, "valid_ppl_as_printed")):
             axes.plot(log["epoch"], log[metric], color=GREY, linestyle=":", label="the authors' log (valid as printed)")
-    left.set(title="Training (dropout on)", xlabel="epoch", ylabel="perplexity per word")
+    mode = "off" if train_metric == "train_eval_ppl" else "on"
+    left.set(title=f"Training (dropout {mode})", xlabel="epoch", ylabel="perplexity per word")
     right.set(title="Validation (dropout off)", xlabel="epoch")
     _perplexity_axis(left)
     _perplexity_axis(right)

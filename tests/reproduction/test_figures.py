@@ -30,6 +30,18 @@ def test_a_size_has_a_line_for_each_run_and_a_point_for_each_epoch(folder: Path,
     assert list(curves(figure.axes[1])[0].get_ydata()) == pytest.approx([200.0, 150.0, 100.0 + 100.0 / 3])
 
 
+def test_training_is_shown_with_dropout_off_only_where_every_run_has_that(
+    folder: Path, write_result: WriteResult
+) -> None:
+    curve = [{"epoch": 1, "train_ppl": 90.0, "train_eval_ppl": 70.0, "valid_ppl": 80.0}]
+    write_result("ptb", "v1", "zaremba", epochs=1, curve=curve)
+    left, _ = draw_language_models("v1", load_results(folder)).axes
+    assert (left.get_title(loc="left") or left.get_title(), list(left.get_lines()[0].get_ydata())) == ("Training (dropout off)", [70.0])
+    write_result("ptb", "v1", "variational_tied")
+    left, _ = draw_language_models("v1", load_results(folder)).axes
+    assert (left.get_title(loc="left") or left.get_title(), left.get_lines()[0].get_ydata()[0]) == ("Training (dropout on)", 90.0)
+
+
 def test_seeds_share_a_colour_and_shortened_runs_are_marked_in_the_legend(
     folder: Path, write_result: WriteResult
 ) -> None:
