@@ -17,12 +17,14 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 names = $(filter-out common,$(basename $(notdir $(wildcard configs/$(1)/*.yaml))))
 SIZES := $(patsubst configs/ptb/%/common.yaml,%,$(wildcard configs/ptb/*/common.yaml))
-FIGURES := $(patsubst configs/sentiment/%/common.yaml,%,$(wildcard configs/sentiment/*/common.yaml))
+ALL_FIGURES := $(patsubst configs/sentiment/%/common.yaml,%,$(wildcard configs/sentiment/*/common.yaml))
+FIGURES ?= $(if $(filter all,$(CURVES)),$(ALL_FIGURES),figure2 figure3 figure10)
 TABLE_1 := non_regularized moon moon_embedding zaremba variational_tied variational_untied
 ROWS ?= $(filter $(foreach size,$(SIZE),$(call names,ptb/$(size))),$(TABLE_1))
-CURVES ?= $(foreach figure,$(FIGURES),$(call names,sentiment/$(figure)))
+chosen = $(filter-out all,$(CURVES))
+curves = $(filter $(or $(chosen),%),$(call names,sentiment/$(1)))
 
-VARIABLES := PYTHON CONSTRAINTS GPU DATA_DIR RESULTS RUNS SEEDS SIZE ROWS CURVES EPOCHS DEVICES ARGS
+VARIABLES := PYTHON CONSTRAINTS GPU DATA_DIR RESULTS RUNS SEEDS SIZE ROWS FIGURES CURVES EPOCHS DEVICES ARGS
 $(foreach variable,$(filter-out $(VARIABLES),$(.VARIABLES)),\
 	$(if $(findstring command,$(origin $(variable))),$(error $(variable) is no variable of this Makefile; there are: $(VARIABLES))))
 number = $(if $(shell printf %s '$(2)' | tr -d '0-9 '),$(error $(1)="$(2)" is not a number))
@@ -32,10 +34,12 @@ $(if $(filter 0,$(EPOCHS)),$(error EPOCHS="0": at least one epoch is needed))
 check = $(if $(filter-out $(3),$(2)),$(error $(1)="$(strip $(filter-out $(3),$(2)))" is unknown; choose from: $(strip $(3))))
 ifneq ($(filter reproduce-ptb cost ensemble,$(MAKECMDGOALS)),)
 $(call check,SIZE,$(SIZE),$(SIZES))
+$(if $(filter ensemble,$(MAKECMDGOALS)),$(if $(word 2,$(SEEDS)),,$(error SEEDS="$(SEEDS)": an ensemble needs several)))
 $(call check,ROWS,$(ROWS),$(sort $(foreach size,$(SIZE),$(call names,ptb/$(size)))))
 endif
 ifneq ($(filter reproduce-sentiment,$(MAKECMDGOALS)),)
-$(call check,CURVES,$(CURVES),$(foreach figure,$(FIGURES),$(call names,sentiment/$(figure))))
+$(call check,FIGURES,$(FIGURES),$(ALL_FIGURES))
+$(call check,CURVES,$(CURVES),all $(sort $(foreach figure,$(FIGURES),$(call names,sentiment/$(figure)))))
 endif
 
 # $(call results,EXPERIMENT/GROUP,rows,seeds): result files
@@ -43,7 +47,7 @@ results = $(foreach row,$(2),$(foreach seed,$(3),$(RESULTS)/$(1)/$(row)/seed$(se
 DEMO_RUNS := $(call results,demo/language_model,$(call names,demo/language_model),0) $(call results,demo/sentiment,$(call names,demo/sentiment),0)
 PTB_RUNS := $(foreach size,$(SIZE),$(call results,ptb/$(size),$(filter $(call names,ptb/$(size)),$(ROWS)),$(SEEDS)))
 PTB_ROWS := $(foreach size,$(SIZE),$(foreach row,$(filter $(call names,ptb/$(size)),$(ROWS)),ptb/$(size)/$(row)))
-SENTIMENT_RUNS := $(foreach figure,$(FIGURES),$(call results,sentiment/$(figure),$(filter $(call names,sentiment/$(figure)),$(CURVES)),$(SEEDS)))
+SENTIMENT_RUNS := $(foreach figure,$(FIGURES),$(call results,sentiment/$(figure),$(call curves,$(figure)),$(SEEDS)))
 
 # A result with fewer epochs than are now asked for is continued from its last checkpoint.
 unfinished = $(if $(wildcard $(1)),$(shell awk -F '[:,]' '/^  "epochs"/ {done = $$2} /^  "planned_epochs"/ {planned = $$2} \
@@ -61,7 +65,7 @@ endif
 ##@ Start here
 help: ## show this text
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-22s %s\n", $$1, $$2}' Makefile
-	@printf '\nVariables: SIZE="%s" ROWS="%s" CURVES="..." SEEDS="0 1 2" EPOCHS=n DATA_DIR=%s DEVICES=n\n' '$(SIZE)' '$(ROWS)' '$(DATA_DIR)'
+	@printf '\nVariables: SIZE="%s" ROWS="%s" FIGURES="figure2 figure3 figure10" CURVES="..." SEEDS="0 1 2" EPOCHS=n DATA_DIR=%s DEVICES=n\n' '$(SIZE)' '$(ROWS)' '$(DATA_DIR)'
 	@printf '           RESULTS=%s RUNS=%s CONSTRAINTS=%s ARGS="further options of main.py"\n' '$(RESULTS)' '$(RUNS)' '$(CONSTRAINTS)'
 
 demo: .venv/ready ## see overfitting and its cure in minutes, on a laptop, no account needed
@@ -81,16 +85,16 @@ reproduce-ptb: $(PTB_RUNS) ## Penn Treebank rows [SIZE= ROWS= SEEDS= EPOCHS= DAT
 	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb --size $(SIZE) --wandb $(RUNS)
 
 cost: | .venv/ready ## what the Penn Treebank runs that are missing will take here [SIZE= ROWS= SEEDS= EPOCHS= DATA_DIR=]
-	@.venv/bin/python -m benchmarks.cost $(foreach file,$(TO_DO),'$(call reproduce,$(file:$(RESULTS)/%.json=%))')
+	@$(if $(TO_DO),.venv/bin/python -m benchmarks.cost,echo "All runs are there: nothing to do.") $(foreach file,$(TO_DO),'$(call reproduce,$(file:$(RESULTS)/%.json=%))')
 
-ensemble: $(PTB_ROWS:%=$(RESULTS)/%/ensemble.json) ## average the probabilities of finished Penn Treebank runs [SIZE= ROWS= SEEDS="0 1 2"]
+ensemble: $(PTB_ROWS:%=$(RESULTS)/%/ensemble.json) ## average the probabilities of finished Penn Treebank runs [SIZE= ROWS= SEEDS="0 1"]
 
-reproduce-sentiment: $(SENTIMENT_RUNS) ## sentiment curves [CURVES= SEEDS= EPOCHS= DATA_DIR= DEVICES=], then table and figures
+reproduce-sentiment: $(RESULTS)/sentiment/baselines.json $(SENTIMENT_RUNS) ## sentiment curves [FIGURES= CURVES= SEEDS= EPOCHS= DATA_DIR= DEVICES=], then table and figures
 	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment sentiment --wandb $(RUNS)
 	@.venv/bin/python -m reproduction.figures --results $(RESULTS) --experiment sentiment
 
 table: .venv/ready ## show the tables and render them into the README
-	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment
+	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment --wandb $(RUNS)
 	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment --readme README.md
 
 figures: .venv/ready ## draw the curves of all results (PNG and SVG)
@@ -129,6 +133,9 @@ reproduce = reproduce $(call options,$(1)) --result $(RESULTS)/$(1).json $(if $(
 
 $(RESULTS)/%.json: $$(call unfinished,$$@) | .venv/ready
 	@.venv/bin/python main.py $(call reproduce,$*)
+
+$(RESULTS)/sentiment/baselines.json: | .venv/ready
+	@.venv/bin/python -m reproduction.baselines --data_dir "$(DATA_DIR)" --output $@
 
 $(PTB_ROWS:%=$(RESULTS)/%/ensemble.json): $(RESULTS)/%/ensemble.json: $$(foreach seed,$(SEEDS),$(RUNS)/$$*/seed$$(seed)/predictions.pt) FORCE
 	@.venv/bin/python -m reproduction.ensemble $(filter %.pt,$^) --output $@

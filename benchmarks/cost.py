@@ -63,7 +63,7 @@ class MeasuringTrainer(Trainer):
             model.on_test_epoch_start()
             test = 0.0
             for index, loader in enumerate(datamodule.test_dataloader()):
-                warm_up = 1 if model.mc_samples < 100 else 0  # a window of 1000 samples can take half a minute
+                warm_up = 1 if model.mc_samples <= 100 else 0  # a window of 1000 samples can take half a minute
                 test += len(loader) * _seconds(partial(self._evaluate, model.test_step, index), loader, warm_up, 1)
         left = max(0, planned - done)
         total = left * epoch + test
@@ -96,7 +96,8 @@ def _seconds(step: Callable[[Any], None], batches: Iterable[Any], warm_up: int, 
 
 if __name__ == "__main__":
     print(f"What is about to run will take, by a few steps of each, on {torch.get_num_threads()} threads:")
-    for command in sys.argv[1:]:
-        main([*shlex.split(command), "--trainer.logger", "false"], MeasuringTrainer)
-    if len(sys.argv) > 2:
+    commands = sys.argv[1:]
+    for command in commands:
+        main([*shlex.split(command), "--trainer.logger", "false"], MeasuringTrainer)  # which sets sys.argv
+    if len(commands) > 1:
         print(f"{'together':<36} about {duration(sum(MeasuringTrainer.seconds)):>11}")

@@ -30,7 +30,8 @@ class FilmReviews(RatedSequences):
 
     Reads `data_dir/film_reviews/scaledata`; if there is no folder `film_reviews`, the published archive. Reviews are
     lower-cased, split at blanks, end with a newline token, and are shuffled; the training chunks are the first 80 %
-    of the chunks, so that one review at the cut is in both parts. Every chunk has the rating of its review.
+    of the chunks, so that one review at the cut is in both parts. Every chunk has the rating of its review. There is no
+    validation set, as in the paper, unless `validation_share` takes one from the training reviews.
 
     Word ids: 0 pads, 1 starts a review, 2 is any rare word, 4 is the most frequent word (counted in all reviews), 5 the
     next one, and so on. As in the published code the last three of `vocab_size` ids are never used: 19,996 words are
@@ -45,12 +46,15 @@ class FilmReviews(RatedSequences):
         chunk_length: T, words of a chunk.
         vocab_size: Number of embedding rows of the model.
         split_seed: Seed of the shuffle of the reviews before the split.
+        validation_share: Share of the training reviews, the first of them, that are not trained on but are the split
+            "validation".
         train_eval_chunks: Number of training chunks on which the training error is evaluated.
 
     Raises (from `prepare_data` and `setup`):
         FileNotFoundError: The folder or the archive lacks a file.
         ConnectionError: The folder does not exist and the archive cannot be fetched.
-        ValueError: A file is not the published one.
+        ValueError: A file is not the published one, or validation_share holds out nothing or everything. (A share that
+            is not in [0, 1) is refused by the constructor.)
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class FilmReviews(RatedSequences):
         chunk_length: int = 200,
         vocab_size: int = 20_003,
         split_seed: int = 0,
+        validation_share: float = 0.0,
         train_eval_chunks: int = 100,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, train_eval_chunks)
@@ -68,6 +73,9 @@ class FilmReviews(RatedSequences):
         self.chunk_length = chunk_length
         self.vocab_size = vocab_size
         self.split_seed = split_seed
+        if not 0 <= validation_share < 1:
+            raise ValueError(f"validation_share is a share of the training reviews, in [0, 1), got {validation_share}")
+        self.validation_share = validation_share
 
     def prepare_data(self) -> None:
         """Fetch the corpus into the cache of `datasets`, so that the other processes find it there."""
@@ -92,7 +100,18 @@ class FilmReviews(RatedSequences):
             }
         )
         num_train = len(chunks) * 4 // 5
-        self.chunks = DatasetDict(train=chunks.take(num_train), test=chunks.skip(num_train))
+        train, test = chunks.take(num_train), chunks.skip(num_train)
+        self.chunks = DatasetDict(train=train, test=test)
+        if self.validation_share:
+            reviews = list(dict.fromkeys(train["review"]))  # in the order of their chunks
+            held_out = round(self.validation_share * len(reviews))
+            if not 0 < held_out < len(reviews):
+                raise ValueError(
+                    f"validation_share={self.validation_share} of {len(reviews)} training reviews are {held_out}: "
+                    "some must be held out, and some be left"
+                )
+            cut = train["review"].index(reviews[held_out])
+            self.chunks = DatasetDict(train=train.skip(cut), validation=train.take(cut), test=test)
 
 
 def load_reviews(folder: Path) -> Dataset:

@@ -41,7 +41,7 @@ class PennTreebank(TokenStreams):
         window: T, tokens of a window.
         vocab_size: Number of word types that the model is built for; checked against the text.
         train_eval_windows: Number of training windows on which the training error is evaluated after each epoch.
-        sliding_test: Whether every test word is also predicted from the `window` words before it alone.
+        sliding_test: Whether test words are also predicted from the `window` words before them alone.
 
     Raises (from `prepare_data` and `setup`):
         FileNotFoundError: The folder exists, one of its files does not.

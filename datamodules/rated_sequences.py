@@ -17,11 +17,13 @@ SPECIAL_WORDS = ["<pad>", "<start>", "<unk>", "<unused>"]  # Keras adds 3 to ran
 
 
 class RatedSequences(LightningDataModule):
-    """Base of the data modules for sentiment: serves batches (words [T, B], ratings [B]), ratings in raw units.
+    """Base of the data modules for sentiment: serves batches (words [T, B], ratings [B], reviews [B]).
 
-    Shorter sequences are padded with id 0 in front, and the pads are not masked (protocol 2.1). There is no validation
-    set: the paper's curves are test and training error by epoch, so validation has two loaders, of the test sequences
-    and of the first training sequences. Training sequences are shuffled anew in each epoch, the last batch is kept.
+    Ratings are in raw units; reviews are numbers that say which sequences belong together. Shorter sequences are padded
+    with id 0 in front (protocol 2.1). The paper's curves are test and training error by epoch, so validation has two
+    loaders, of the test sequences and of the first training sequences, and a third where there is a split "validation".
+    The test has two, of the test sequences and of all training sequences, and that third. Training sequences are
+    shuffled anew in each epoch, the last batch is kept.
 
     With several processes each one trains on its part of every batch, and evaluates every n-th test sequence, each
     sequence exactly once.
@@ -29,8 +31,8 @@ class RatedSequences(LightningDataModule):
     Attributes:
         texts: Rated texts as published, with the columns "text" and "rating"; filled by `setup`.
         vocabulary: Words by id, without the rare ones that share the id 2; filled by `setup`.
-        chunks: What is served; splits "train" and "test" with the columns "words" (T ids), "rating", and "review" (row
-            of `texts`); filled by `setup`.
+        chunks: What is served; splits "train", "test" and maybe "validation" with the columns "words" (T ids),
+            "rating", and "review" (row of `texts`); filled by `setup`.
 
     Args:
         batch_size: B in training, over all processes.
@@ -68,7 +70,7 @@ class RatedSequences(LightningDataModule):
         return float(np.std(self.chunks["train"]["rating"]))
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Shuffled training sequences, words [T, B] and ratings [B]; the last batch may be smaller."""
+        """Shuffled training sequences; the last batch may be smaller."""
         rank, world_size = rank_and_world_size(self)
         sequences = _tensors(self.chunks["train"])
         # All processes must draw the same order, whatever else they have drawn: hence Lightning's seed.
@@ -84,17 +86,21 @@ class RatedSequences(LightningDataModule):
         )
 
     def val_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
-        """Loaders of the test sequences and of the first training sequences."""
+        """Loaders of the test sequences, of the first training sequences, and of the validation sequences if any."""
         train = self.chunks["train"]
-        return [self.test_dataloader(), self._in_order(train.take(min(self.train_eval_chunks, len(train))))]
+        return self._evaluation_loaders(train.take(min(self.train_eval_chunks, len(train))))
 
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Test sequences in order, words [T, B] and ratings [B]."""
-        return self._in_order(self.chunks["test"])
+    def test_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
+        """Loaders of the test sequences, of all training sequences, and of the validation sequences if any."""
+        return self._evaluation_loaders(self.chunks["train"])
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The same batches as for the test."""
-        return self.test_dataloader()
+        """Test sequences in order."""
+        return self._in_order(self.chunks["test"])
+
+    def _evaluation_loaders(self, train: Dataset) -> list[DataLoader[tuple[Tensor, ...]]]:
+        validation = [self.chunks["validation"]] if "validation" in self.chunks else []
+        return [self._in_order(chunks) for chunks in (self.chunks["test"], train, *validation)]
 
     def _in_order(self, chunks: Dataset) -> DataLoader[tuple[Tensor, ...]]:
         rank, world_size = rank_and_world_size(self)
@@ -128,9 +134,9 @@ def pad_left(sequences: list[list[int]], length: int) -> np.ndarray:
 
 def _tensors(chunks: Dataset) -> TensorDataset:
     columns = chunks.with_format("torch")[:]
-    return TensorDataset(columns["words"], columns["rating"].float())
+    return TensorDataset(columns["words"], columns["rating"].float(), columns["review"])
 
 
-def _time_first(sequences: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    words_BT, ratings_B = default_collate(sequences)
-    return words_BT.T.contiguous(), ratings_B
+def _time_first(sequences: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    words_BT, ratings_B, reviews_B = default_collate(sequences)
+    return words_BT.T.contiguous(), ratings_B, reviews_B

@@ -121,7 +121,7 @@ class TokenStreams(LightningDataModule):
         batch_size: B, the number of streams over all processes.
         window: T, tokens of a window.
         train_eval_windows: Number of training windows, from the first on, on which the training error is evaluated.
-        sliding_test: Whether every test word is also predicted from the `window` words before it alone.
+        sliding_test: Whether test words are also predicted from the `window` words before them alone.
     """
 
     def __init__(self, batch_size: int, window: int, train_eval_windows: int = 0, sliding_test: bool = False) -> None:

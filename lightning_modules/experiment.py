@@ -61,7 +61,8 @@ class Experiment(L.LightningModule):
             torch.manual_seed(int(state[0]))
 
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's clock."""
+        """Start the epoch's clock, and forget what only earlier epochs have measured."""
+        self.trainer.callback_metrics.clear()
         self._words = 0
         self._epoch_start = time.perf_counter()
         self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]  # the schedule moves on before the end

@@ -2,33 +2,128 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanSquaredError
+from torch.nn.utils.rnn import pack_padded_sequence
+from torchmetrics import MeanSquaredError, Metric
+from torchmetrics.functional import mean_squared_error
+from torchmetrics.utilities import dim_zero_cat
 
 from lightning_modules.experiment import Experiment
-from variational_rnn import VariationalDropout, VariationalEmbedding, VariationalGRU, VariationalLSTM, mc_dropout
+from lightning_modules.keras_layers import KerasGRU, KerasLSTM
+from variational_rnn import (
+    VariationalDropout,
+    VariationalEmbedding,
+    VariationalGRU,
+    VariationalLSTM,
+    mc_dropout,
+    regression_log_likelihood,
+)
+
+PAD = 0  # stands in front of shorter texts
+
+# Precisions of the noise, 1 / rating units^2, among which the likeliest for held-out ratings is chosen: noise from 3 to
+# 0.003 rating units.
+TAUS = torch.logspace(-1, 5, 361, dtype=torch.float64)
+
+
+class Predictions(Metric):
+    """Everything predicted in an epoch, by all processes: predictions [N, K], ratings [N], reviews [N]."""
+
+    full_state_update = False
+    predictions: list[Tensor]
+    ratings: list[Tensor]
+    reviews: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("predictions", "ratings", "reviews"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, predictions: Tensor, ratings: Tensor, reviews: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            predictions: of each of K networks, [K, B], or of one, [B].
+            ratings: [B].
+            reviews: [B].
+        """
+        self.predictions += [predictions.reshape(-1, len(ratings)).T]
+        self.ratings += [ratings]
+        self.reviews += [reviews]
+
+    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What was added, of all processes."""
+        return dim_zero_cat(self.predictions), dim_zero_cat(self.ratings), dim_zero_cat(self.reviews)
+
+
+def rmse_by_review(predictions: Tensor, ratings: Tensor, reviews: Tensor) -> Tensor:
+    """RMSE of reviews, each predicted by the mean over its chunks.
+
+    Args:
+        predictions: of the chunks, [N].
+        ratings: of the chunks, [N].
+        reviews: which review each chunk is of, [N].
+    """
+    _, index, counts = reviews.unique(return_inverse=True, return_counts=True)
+    sums = predictions.new_zeros(2, len(counts)).index_add_(1, index, torch.stack([predictions, ratings]))
+    means = sums / counts
+    return mean_squared_error(means[0], means[1], squared=False)
+
+
+def fitted_tau(predictions: Tensor, ratings: Tensor) -> float:
+    """The precision of the noise that makes held-out ratings likeliest, given K networks' predictions.
+
+    Args:
+        predictions: [K, N].
+        ratings: [N].
+
+    Returns:
+        One of `TAUS`, in 1 / rating units^2.
+    """
+    predictions, ratings = predictions.double(), ratings.double()
+    likelihoods = [regression_log_likelihood(predictions, ratings, float(tau)).mean() for tau in TAUS]
+    return float(TAUS[int(torch.stack(likelihoods).argmax())])
+
+
+def coverage(predictions: Tensor, ratings: Tensor, tau: float, level: float) -> Tensor:
+    """Share of ratings within the central interval of `level` of the predictive distribution, K Gaussians mixed.
+
+    Args:
+        predictions: [K, N].
+        ratings: [N].
+        tau: precision of the noise.
+        level: probability of the interval; well calibrated is a model whose coverage is its level.
+    """
+    below = torch.special.ndtr((ratings - predictions) * tau**0.5).mean(dim=0)
+    return ((below - 0.5).abs() <= level / 2).double().mean()
 
 
 class SentimentRegressor(Experiment):
     """Embedding, one recurrent layer, and a linear output on its last state (protocol section 2.2).
 
-    A batch is (words [T, B], ratings [B]). The network is fitted to standardised ratings by mean squared error plus
-    `l2` times the sum of all squared parameters; every error is reported as RMSE in rating units.
+    A batch is (words [T, B], ratings [B], reviews [B]). The network is fitted to standardised ratings by mean squared
+    error plus a penalty; every error is reported as RMSE in rating units.
 
     The original experiment has no validation set: its curves are the error per epoch on the test set and on the first
-    training chunks, which the data module therefore serves as two validation loaders.
+    training chunks, which the data module therefore serves as the first two validation loaders.
 
-    This is the paper's experiment with modern parts. The original code differs: hard-sigmoid gates, recurrent weights
-    1.1 times orthogonal, a GRU whose candidate is a logistic sigmoid and whose reset gate acts before the product, one
-    bias per gate, and dropout scaled at test time (protocol sections 2.2 and 4, choices 17 and 18).
+    By default the parts are modern. What the original code did otherwise are arguments, all of them set in
+    `configs/sentiment/common.yaml`: gate_activation, candidate_activation, reset_gate, recurrent_gain, dropout_scale,
+    word_mask_sharing, penalty, mask_pads.
 
-    Logged: `train_loss` (standardised, dropout on, with the penalty), and by the dropout approximation per epoch
-    `test_rmse` and `train_rmse`; at the end `test_rmse_mc`, the RMSE of the mean of `mc_samples` sampled networks, and
-    `constant_rmse`, that of the training mean as prediction.
+    Logged in each epoch: `train_loss` (standardised, dropout on, with the penalty); by the dropout approximation
+    `test_rmse`, `test_rmse_review` (mean prediction over the chunks of a review), `train_rmse` (first training chunks)
+    and, if the data have a validation split, `valid_rmse`; with mc_every, also `test_rmse_mc` and
+    `test_rmse_review_mc`, of `mc_epoch_samples` networks.
+    By the test: these errors, those of MC by the mean of `mc_samples` networks, `train_rmse_all` (all training chunks),
+    `constant_rmse` (the training mean as prediction); and if there is a validation split, the `tau` that makes its
+    ratings likeliest, `test_log_likelihood` (nats per chunk, of ratings in rating units) with that tau, and
+    `test_coverage_50` and `_90` (share of ratings within predictive intervals).
 
     Args:
         vocab_size: number of embedding rows V.
@@ -41,16 +136,28 @@ class SentimentRegressor(Experiment):
         output_dropout: probability to drop a unit of the last state (p_dense).
         gate_masks: "untied" as in the experiment's code, or "tied".
         time_masks: "constant" for variational masks, "fresh" for naive ones.
+        word_mask_sharing: "sequence" draws the dropped word types for each text; "batch" for a whole minibatch.
+        dropout_scale: "training" divides by 1-p in training; "test" multiplies by 1-p in evaluation.
+        gate_activation: "sigmoid" or "hard_sigmoid".
+        candidate_activation: of a GRU, "tanh" or "sigmoid"; None is "tanh".
+        reset_gate: of a GRU, whether it acts "after" or "before" the recurrent product; None is "after".
+        recurrent_gain: recurrent weights start orthogonal times this.
+        mask_pads: whether the recurrent layer skips the pads; if not, it reads them as a word.
         learning_rate: of Adam.
-        l2: weight of the penalty on all parameters, including the embedding.
+        l2: weight of the penalty, a sum of squared parameters that is added to the loss.
+        penalty: "all": on all parameters, the embedding included; "last_gate": four times on the output gate of an
+            LSTM, three times on the candidate of a GRU, on nothing else, as the original code came to do.
+        weight_decay: decoupled from the gradient, as in AdamW, on all parameters.
         mc_samples: number K of sampled networks in the test; 0 for none.
+        mc_every: every so many epochs the test chunks are also predicted by `mc_epoch_samples` networks; 0: never.
+        mc_epoch_samples: number of networks then.
+        monitor: metric, lower is better, of the best epoch.
         backend: of the recurrent layer.
 
     Raises:
-        ValueError: a probability is not in [0, 1), or an unknown choice.
+        ValueError: a probability is not in [0, 1), or an unknown or impossible choice.
     """
 
-    monitor = "test_rmse"
     target_mean: Tensor
     target_std: Tensor
 
@@ -66,44 +173,97 @@ class SentimentRegressor(Experiment):
         output_dropout: float = 0.0,
         gate_masks: Literal["tied", "untied"] = "untied",
         time_masks: Literal["constant", "fresh"] = "constant",
+        word_mask_sharing: Literal["sequence", "batch"] = "sequence",
+        dropout_scale: Literal["training", "test"] = "training",
+        gate_activation: Literal["sigmoid", "hard_sigmoid"] = "sigmoid",
+        candidate_activation: Literal["tanh", "sigmoid"] | None = None,
+        reset_gate: Literal["after", "before"] | None = None,
+        recurrent_gain: float = 1.0,
+        mask_pads: bool = False,
         learning_rate: float = 1e-3,
         l2: float = 0.0,
+        penalty: Literal["all", "last_gate"] = "all",
+        weight_decay: float = 0.0,
         mc_samples: int = 0,
+        mc_every: int = 0,
+        mc_epoch_samples: int = 10,
+        monitor: Literal["test_rmse", "valid_rmse"] = "test_rmse",
         backend: Literal["auto", "reference"] = "auto",
     ) -> None:
         super().__init__()
-        if cell not in ("lstm", "gru"):
-            raise ValueError(f"cell must be 'lstm' or 'gru', got {cell!r}")
-        if mc_samples < 0:
-            raise ValueError(f"mc_samples must be at least 0, got {mc_samples}")
+        choices = {
+            "cell": (cell, ("lstm", "gru")),
+            "dropout_scale": (dropout_scale, ("training", "test")),
+            "gate_activation": (gate_activation, ("sigmoid", "hard_sigmoid")),
+            "candidate_activation": (candidate_activation, ("tanh", "sigmoid", None)),
+            "reset_gate": (reset_gate, ("after", "before", None)),
+            "penalty": (penalty, ("all", "last_gate")),
+            "monitor": (monitor, ("test_rmse", "valid_rmse")),
+        }
+        for name, (value, allowed) in choices.items():
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        for name, count in {"mc_samples": mc_samples, "mc_every": mc_every}.items():
+            if count < 0:
+                raise ValueError(f"{name} must be at least 0, got {count}")
+        if mc_epoch_samples < 1:
+            raise ValueError(f"mc_epoch_samples must be at least 1, got {mc_epoch_samples}")
         # What is chosen at test time must not come back from a checkpoint over the command line's value.
-        self.save_hyperparameters(ignore=["mc_samples", "backend"])
+        self.save_hyperparameters(ignore=["mc_samples", "mc_every", "mc_epoch_samples", "backend"])
+        self.monitor = monitor
         self.learning_rate = learning_rate
         self.l2 = l2
+        self.penalty = penalty
+        self.weight_decay = weight_decay
+        self.mask_pads = mask_pads
         self.mc_samples = mc_samples
+        self.mc_every = mc_every
+        self.mc_epoch_samples = mc_epoch_samples
 
-        self.embedding = VariationalEmbedding(vocab_size, embedding_size, word_dropout=word_dropout)
-        layer = VariationalLSTM if cell == "lstm" else VariationalGRU
-        self.rnn: VariationalLSTM | VariationalGRU = layer(
-            embedding_size,
-            hidden_size,
-            input_dropout=input_dropout,
-            recurrent_dropout=recurrent_dropout,
-            gate_masks=gate_masks,
-            time_masks=time_masks,
-            backend=backend,
+        self.embedding = VariationalEmbedding(
+            vocab_size, embedding_size, word_dropout=word_dropout, mask_sharing=word_mask_sharing
         )
+        layer: dict[str, Any] = {
+            "input_size": embedding_size,
+            "hidden_size": hidden_size,
+            "input_dropout": input_dropout,
+            "recurrent_dropout": recurrent_dropout,
+            "gate_masks": gate_masks,
+            "time_masks": time_masks,
+            "backend": backend,
+        }
+        as_in_2015: dict[str, Any] = {"gate_activation": gate_activation, "dropout_scale": dropout_scale}
+        is_modern = gate_activation == "sigmoid" and dropout_scale == "training"
+        self.rnn: VariationalLSTM | VariationalGRU
+        if cell == "lstm":
+            if candidate_activation or reset_gate:
+                raise ValueError("candidate_activation and reset_gate are of a GRU; leave them out for an LSTM")
+            self.rnn = VariationalLSTM(**layer) if is_modern else KerasLSTM(**as_in_2015, **layer)
+        else:
+            as_in_2015 |= {
+                "candidate_activation": candidate_activation or "tanh",
+                "reset_gate": reset_gate or "after",
+            }
+            is_modern &= candidate_activation in (None, "tanh") and reset_gate in (None, "after")
+            self.rnn = VariationalGRU(**layer) if is_modern else KerasGRU(**as_in_2015, **layer)
+        if mask_pads and not is_modern:
+            raise ValueError("mask_pads=True needs torch's recurrent layers: the layers of 2015 read the pads")
         self.output_dropout = VariationalDropout(output_dropout)
         self.output = nn.Linear(hidden_size, 1)
-        self._initialise()
+        scales = dropout_scale == "test"
+        self.embedding_scale = 1.0 - word_dropout if scales else 1.0
+        self.output_scale = 1.0 - output_dropout if scales else 1.0
+        self._initialise(recurrent_gain)
 
         self.register_buffer("target_mean", torch.tensor(0.0))
         self.register_buffer("target_std", torch.tensor(1.0))
-        self.test_rmse, self.train_rmse, self.test_rmse_mc, self.constant_rmse = (
-            MeanSquaredError(squared=False) for _ in range(4)
-        )
+        # By loader: test, training and validation chunks; and samples of the first and last.
+        self.seen: Any
+        self.sampled: Any
+        self.seen, self.sampled = (nn.ModuleList(Predictions() for _ in range(3)) for _ in range(2))
+        self.constant_rmse = MeanSquaredError(squared=False)
 
-    def _initialise(self) -> None:
+    def _initialise(self, recurrent_gain: float) -> None:
         """Keras' defaults: Glorot input weights, orthogonal recurrent ones, zero biases, forget bias 1."""
         nn.init.uniform_(self.embedding.weight, -0.05, 0.05)
         nn.init.xavier_uniform_(self.output.weight)
@@ -112,7 +272,7 @@ class SentimentRegressor(Experiment):
         for gate_input in weight_ih.split(self.rnn.hidden_size):
             nn.init.xavier_uniform_(gate_input)
         for gate_recurrent in weight_hh.split(self.rnn.hidden_size):
-            nn.init.orthogonal_(gate_recurrent)
+            nn.init.orthogonal_(gate_recurrent, gain=recurrent_gain)
         nn.init.zeros_(bias_ih)
         nn.init.zeros_(bias_hh)
         if isinstance(self.rnn, VariationalLSTM):
@@ -130,8 +290,17 @@ class SentimentRegressor(Experiment):
         return self._standardised(words) * self.target_std + self.target_mean
 
     def _standardised(self, words: Tensor) -> Tensor:
-        output, _ = self.rnn(self.embedding(words))
-        return self.output(self.output_dropout(output[-1])).squeeze(-1)
+        if self.mask_pads:
+            lengths = (words != PAD).sum(dim=0).clamp_min(1)
+            steps = torch.arange(len(words), device=words.device)[:, None]
+            in_front = words.gather(0, (steps + len(words) - lengths) % len(words))  # the pads go behind the text
+            vectors = self.embedding(in_front) * self.embedding_scale
+            _, state = self.rnn(pack_padded_sequence(vectors, lengths.cpu(), enforce_sorted=False))
+            last = (state[0] if isinstance(self.rnn, VariationalLSTM) else state)[-1]
+        else:
+            output, _ = self.rnn(self.embedding(words) * self.embedding_scale)
+            last = output[-1]
+        return self.output(self.output_dropout(last) * self.output_scale).squeeze(-1)
 
     def sample(self, words: Tensor, samples: int) -> Tensor:
         """Predictions [K, B] in rating units of K sampled networks (MC dropout)."""
@@ -141,61 +310,105 @@ class SentimentRegressor(Experiment):
     # --- training -----------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Take the training ratings' mean and standard deviation from the data."""
+        """Take the training ratings' mean and standard deviation from the data.
+
+        Raises:
+            ValueError: the best epoch is to be chosen on held-out reviews, and there are none.
+        """
         super().on_fit_start()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.monitor == "valid_rmse" and "validation" not in data.chunks:
+            raise ValueError("monitor='valid_rmse' needs held-out reviews: set validation_share of the data")
         self.target_mean.fill_(data.rating_mean)
         self.target_std.fill_(data.rating_std)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int) -> Tensor:
         """Mean squared error on standardised ratings, plus the penalty."""
-        words, ratings = batch
+        words, ratings, _ = batch
         loss = F.mse_loss(self._standardised(words), (ratings - self.target_mean) / self.target_std)
         if self.l2:
-            loss = loss + self.l2 * sum(p.square().sum() for p in self.parameters())
+            loss = loss + self.l2 * self._sum_of_squares()
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(ratings), sync_dist=True)
         self.count_words(words)
         return loss
 
+    def _sum_of_squares(self) -> Tensor:
+        if self.penalty == "all":
+            return torch.stack([p.square().sum() for p in self.parameters()]).sum()
+        [[weight_ih, weight_hh, bias_ih, *_]] = self.rnn.all_weights
+        size, times = self.rnn.hidden_size, len(weight_ih) // self.rnn.hidden_size
+        return times * torch.stack([p[-size:].square().sum() for p in (weight_ih, weight_hh, bias_ih)]).sum()
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
-        return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+        """Adam, with decoupled decay if any."""
+        return torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int, dataloader_idx: int = 0) -> None:
-        """Add the errors of a batch: loader 0 serves the test set, loader 1 the first part of the training set."""
-        words, ratings = batch
-        (self.test_rmse if dataloader_idx == 0 else self.train_rmse).update(self(words), ratings)
+    def _predict(self, words: Tensor) -> Tensor:
+        """Ratings [B] by the dropout approximation, in the parameters' precision, whatever they are trained in."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self(words)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int, dataloader_idx: int = 0) -> None:
+        """Predict a batch: loader 0 serves the test set, 1 the first training chunks, 2 the validation set, if any."""
+        words, ratings, reviews = batch
+        self.seen[dataloader_idx].update(self._predict(words), ratings, reviews)
+        if dataloader_idx == 0 and self.mc_every and (self.current_epoch + 1) % self.mc_every == 0:
+            self.sampled[0].update(self.sample(words, self.mc_epoch_samples), ratings, reviews)
 
     def on_validation_epoch_end(self) -> None:
-        """Log both errors of the curve."""
-        self._log_errors("test_rmse", "train_rmse")
+        """Log the errors of the curve."""
+        self._log_errors(("test_rmse", "train_rmse", "valid_rmse"))
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        """Evaluate by the dropout approximation, by MC if mc_samples > 0, and the constant predictor."""
-        words, ratings = batch
-        self.test_rmse.update(self(words), ratings)
-        self.constant_rmse.update(self.target_mean.expand_as(ratings), ratings)
-        if self.mc_samples:
-            self.test_rmse_mc.update(self.sample(words, self.mc_samples).mean(dim=0), ratings)
+    def test_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int, dataloader_idx: int = 0) -> None:
+        """Predict a batch, of which only loader 1, all training chunks, is not predicted by MC, too."""
+        words, ratings, reviews = batch
+        self.seen[dataloader_idx].update(self._predict(words), ratings, reviews)
+        if dataloader_idx == 0:
+            self.constant_rmse.update(self.target_mean.expand_as(ratings), ratings)
+        if dataloader_idx != 1 and self.mc_samples:
+            self.sampled[dataloader_idx].update(self.sample(words, self.mc_samples), ratings, reviews)
 
     def on_test_epoch_end(self) -> None:
-        """Log the test errors."""
-        self._log_errors("test_rmse", "constant_rmse", *(["test_rmse_mc"] if self.mc_samples else []))
+        """Log the test errors, and what the samples say about the predictive distribution."""
+        self._log_predictive_distribution()
+        self._log_errors(("test_rmse", "train_rmse_all", "valid_rmse"))
+        self.log("constant_rmse", self.constant_rmse.compute())
+        self.constant_rmse.reset()
         if self.mc_samples:
             self.log("mc_samples", float(self.mc_samples))
 
-    def _log_errors(self, *names: str) -> None:
-        for name in names:
-            metric = getattr(self, name)
-            self.log(name, metric.compute(), prog_bar=True)
-            metric.reset()
+    def _log_errors(self, names: Sequence[str]) -> None:
+        """Log and forget the predictions of each loader: RMSE, that by review of the test, and of samples' means."""
+        for name, seen, sampled in zip(names, self.seen, self.sampled, strict=True):
+            for suffix, predictions in (("", seen), ("_mc", sampled)):
+                if not predictions.update_called:
+                    continue
+                networks, ratings, reviews = predictions.compute()
+                mean = networks.mean(dim=1)
+                self.log(f"{name}{suffix}", mean_squared_error(mean, ratings, squared=False), prog_bar=not suffix)
+                if name == "test_rmse":
+                    self.log(f"{name}_review{suffix}", rmse_by_review(mean, ratings, reviews))
+                predictions.reset()
 
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> dict[str, Tensor]:
+    def _log_predictive_distribution(self) -> None:
+        """With tau fitted to the validation set: log likelihood and calibration on the test set."""
+        test, _, validation = self.sampled
+        if not validation.update_called:
+            return
+        networks, ratings, _ = validation.compute()
+        tau = fitted_tau(networks.T, ratings)
+        networks, ratings, _ = (value.double() for value in test.compute())
+        self.log("tau", tau)
+        self.log("test_log_likelihood", regression_log_likelihood(networks.T, ratings, tau).mean())
+        for percent in (50, 90):
+            self.log(f"test_coverage_{percent}", coverage(networks.T, ratings, tau, percent / 100))
+
+    def predict_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int) -> dict[str, Tensor]:
         """Predicted ratings of a batch [B]: `approximation`, and the `mean` and `std` [B] of mc_samples networks."""
-        words, _ = batch
-        prediction: dict[str, Any] = {"approximation": self(words)}
+        words, _, _ = batch
+        prediction: dict[str, Any] = {"approximation": self._predict(words)}
         if self.mc_samples:
             samples = self.sample(words, self.mc_samples)
             prediction |= {"mean": samples.mean(dim=0), "std": samples.std(dim=0, correction=0)}

@@ -24,7 +24,7 @@ CODE = ("main.py", "pyproject.toml", "configs", "datamodules", "lightning_module
 """What a run depends on: uncommitted changes there make its provenance "dirty"."""
 
 KEPT_OPTIONS = (
-    *("batch_size", "window", "vocab_size", "chunk_length", "length", "split_seed"),
+    *("batch_size", "window", "vocab_size", "chunk_length", "length", "split_seed", "validation_share"),
     *("limit_train_batches", "overfit_batches", "gradient_clip_val", "accumulate_grad_batches", "precision"),
 )
 """Options of data and trainer that change what is learnt: a resumed run must have kept them."""
@@ -136,8 +136,7 @@ class Trainer(L.Trainer):
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Lightning's predict, which also writes predictions.pt below default_root_dir.
 
-        A dictionary: `predictions` of each batch, `seed`, `epochs` that the model was trained for, `mc_samples`, and
-        `provenance` of the predictions.
+        A dictionary: `predictions` of each batch, `seed`, `mc_samples`, and `provenance` of the predictions.
         """
         predictions = super().predict(*args, **kwargs)
         if predictions is not None and self.is_global_zero:
@@ -146,7 +145,6 @@ class Trainer(L.Trainer):
             content = {
                 "predictions": predictions,
                 "seed": self.run_config.get("seed_everything"),
-                "epochs": len(getattr(self.lightning_module, "curve", ())),
                 "mc_samples": getattr(self.lightning_module, "mc_samples", 0),
                 "provenance": provenance(self.strategy.root_device, self.world_size),
             }

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reproduction.results import Result, ResultError, kept, load_results
+
 # What `main.py predict` calls its surprisals, and the perplexity that a test makes of them.
 METRICS = {"approximation": "test_ppl", "mc": "test_ppl_mc", "mc_window": "test_ppl_mc_window"}
 
@@ -40,6 +42,24 @@ def ensemble_perplexities(surprisals_MN: Tensor) -> list[float]:
     return (-log_probs.mean(dim=1)).exp().tolist()
 
 
+def finished_runs(folder: Path, seeds: list[int]) -> list[Result]:
+    """The results of these seeds, in their order, from a row's folder of results.
+
+    Raises:
+        ResultError: one is not there or cannot be used, or they are of different length.
+    """
+    missing = [f"seed{seed}.json" for seed in seeds if not (folder / f"seed{seed}.json").is_file()]
+    if missing:
+        raise ResultError(
+            f"{folder} has no {', '.join(missing)}: an ensemble is of finished runs; run these seeds first"
+        )
+    by_seed = {run.seed: run for run in load_results(folder.parents[2]) if run.path.parent == folder}
+    runs = [by_seed[seed] for seed in seeds]
+    if len({run.length for run in runs}) > 1:
+        raise ResultError(f"{folder}: the seeds ran for different epochs: {', '.join(run.length for run in runs)}")
+    return runs
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print the perplexities of ensembles of 1, 2, ... models, or write them into a file."""
     parser = argparse.ArgumentParser(
@@ -57,25 +77,41 @@ def main(arguments: list[str] | None = None) -> None:
     lengths = {len(model["predictions"]["approximation"]) for model in models}
     if len(lengths) > 1:
         sys.exit(f"the predictions are of texts of different lengths: {', '.join(map(str, sorted(lengths)))} words")
-    for what in ("epochs", "mc_samples"):
-        if len({model[what] for model in models}) > 1:
-            sys.exit(f"the models differ in {what}: {', '.join(str(model[what]) for model in models)}")
-    kinds = [kind for kind in METRICS if all(kind in model["predictions"] for model in models)]
+    seeds = [model["seed"] for model in models]
+    if len(set(seeds)) < len(seeds):
+        sys.exit(f"the seeds of the models are {', '.join(map(str, seeds))}: each must be another model")
+    if len({model["mc_samples"] for model in models}) > 1:
+        sys.exit(
+            f"the models differ in mc_samples: {', '.join(str(model['mc_samples']) for model in models)}; "
+            "delete the predictions of other numbers, and predict anew"
+        )
+    epochs, diverged = "", []
+    if options.output:
+        try:
+            runs = finished_runs(options.output.parent, seeds)
+        except ResultError as error:
+            sys.exit(str(error))
+        epochs = runs[0].length
+        diverged = [run.seed for run in runs if run not in kept(runs)]
+        if diverged:
+            print(f"left out, since they diverged: seeds {', '.join(map(str, diverged))}")
+            models = [model for model in models if model["seed"] not in diverged]
     metrics = {
         METRICS[kind]: ensemble_perplexities(torch.stack([model["predictions"][kind] for model in models]))
-        for kind in kinds
+        for kind in METRICS
+        if all(kind in model["predictions"] for model in models)
     }
     for metric, perplexities in metrics.items():
         print(metric, *(f"{count}: {ppl:.2f}" for count, ppl in enumerate(perplexities, start=1)), sep="  ")
     if options.output:
         report = {
             "seeds": [model["seed"] for model in models],
-            "epochs": models[0]["epochs"],
+            "diverged": diverged,
+            "epochs": epochs,
             "mc_samples": models[0]["mc_samples"],
             "metrics": metrics,
             "provenance": [model["provenance"] for model in models],
         }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
         temporary = options.output.with_name(options.output.name + ".tmp")
         temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         temporary.replace(options.output)

@@ -19,13 +19,15 @@ from reproduction.table import LOG, constant_rmse
 
 # Okabe and Ito's palette, which stays distinct under the common kinds of colour blindness. Schemes that are the same
 # method have the same colour in every figure.
-VERMILLION, ORANGE, BLUE, SKY, PURPLE, GREEN, GREY = (
-    "#D55E00", "#E69F00", "#0072B2", "#56B4E9", "#CC79A7", "#009E73", "#666666",
+VERMILLION, ORANGE, BLUE, SKY, PURPLE, GREEN, YELLOW, BLACK, GREY = (
+    "#D55E00", "#E69F00", "#0072B2", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#000000", "#666666",
 )  # fmt: skip
 COLOURS = {
     "non_regularized": VERMILLION,
     "moon": PURPLE,
     "moon_embedding": GREEN,
+    "moon_loop": YELLOW,
+    "moon_fresh": BLACK,
     "zaremba": ORANGE,
     "variational_tied": SKY,
     "variational_untied": BLUE,
@@ -33,6 +35,9 @@ COLOURS = {
     "naive": ORANGE,
     "variational": BLUE,
 }
+
+SEQUENCE = [SKY, BLUE, GREEN, ORANGE, VERMILLION, PURPLE, YELLOW, BLACK]
+"""Of the rows that have no colour of their own, in their order: the steps of a sweep."""
 
 STYLE: dict[str, Any] = {
     "font.size": 11,
@@ -54,10 +59,12 @@ STYLE: dict[str, Any] = {
 def draw_language_models(group: str, results: list[Result]) -> Figure:
     """Training and validation perplexity per epoch of one size of Penn Treebank, a line for each row and seed.
 
-    The training perplexity is the one with dropout off where every run has it: only then rows can be compared.
+    The training perplexity is the one with dropout off where every epoch has it: only then rows can be compared. The
+    authors' log has the other.
     """
     figure, (left, right) = _panels(title("ptb", group))
-    train_metric = "train_eval_ppl" if all(run.points("train_eval_ppl")[0] for run in results) else "train_ppl"
+    has_both = all("train_eval_ppl" in entry for run in results for entry in run.curve)
+    train_metric = "train_eval_ppl" if has_both and group != "gal1250" else "train_ppl"
     draw_curves(left, results, train_metric)
     draw_curves(right, results, "valid_ppl")
     if group == "gal1250":
@@ -82,7 +89,7 @@ def draw_mc(group: str, results: list[Result]) -> Figure:
         counts, values = run.mc_points
         if not counts:
             continue
-        colour = COLOURS.get(run.row, GREY)
+        colour = _colour(run.row) or GREY
         label = f"{run.label} ({run.length})" if run.shortened else run.label
         axes.plot(counts, values, color=colour, marker="o", label=label)
         axes.axhline(run.metrics["test_ppl"], color=colour, linestyle="--")
@@ -93,14 +100,20 @@ def draw_mc(group: str, results: list[Result]) -> Figure:
 
 
 def draw_sentiment(group: str, results: list[Result]) -> Figure:
-    """Training and test RMSE in rating units per epoch: Figure 3 of the paper (2 and 10 of its first version)."""
+    """Training and test RMSE in rating units per epoch: Figure 3 of the paper (2 and 10 of its first version).
+
+    Where the test set was also predicted by sampled networks, their error is dotted.
+    """
     figure, (left, right) = _panels(title("sentiment", group))
     draw_curves(left, results, "train_rmse")
     draw_curves(right, results, "test_rmse")
-    left.set(title="Training error", xlabel="epoch", ylabel="RMSE (rating units, 0 to 1)")
-    right.set(title="Test error (dropout approximation)", xlabel="epoch")
-    _constant_line(right, constant_rmse("sentiment", results))
-    _legend(figure)
+    draw_curves(right, results, "test_rmse_mc", style=":")
+    left.set(title="Training error (first 100 chunks)", xlabel="epoch", ylabel="RMSE (rating units, 0 to 1)")
+    right.set(title="Test error", xlabel="epoch")
+    if group != "length_sweep":
+        _constant_line(right, constant_rmse("sentiment", results))
+    has_mc = any(run.points("test_rmse_mc")[0] for run in results)
+    _legend(figure, [Line2D([], [], color=GREY, linestyle=":", label="MC, 10 networks")] if has_mc else [])
     return figure
 
 
@@ -115,9 +128,9 @@ def draw_demo(results: list[Result]) -> Figure:
     runs = groups_with("demo", results)
     train_metric = "train_eval_ppl" if any(run.points("train_eval_ppl")[0] for run in results) else "train_ppl"
     draw_curves(left, runs["language_model"], "valid_ppl")
-    draw_curves(left, runs["language_model"], train_metric, dashed=True)
+    draw_curves(left, runs["language_model"], train_metric, style="--")
     draw_curves(right, runs["sentiment"], "test_rmse")
-    draw_curves(right, runs["sentiment"], "train_rmse", dashed=True)
+    draw_curves(right, runs["sentiment"], "train_rmse", style="--")
     note = " (training: dropout on)" if train_metric == "train_ppl" else ""
     left.set(title=f"Language model{note}", xlabel="epoch", ylabel="perplexity per word")
     right.set(title="Sentiment regression", xlabel="epoch", ylabel="RMSE (rating units, −4 to 4)")
@@ -131,23 +144,35 @@ def draw_demo(results: list[Result]) -> Figure:
     return figure
 
 
-def draw_curves(axes: Axes, results: list[Result], metric: str, dashed: bool = False) -> None:
-    """One line per run that has `metric` in its curve; seeds of a row share a colour and one legend entry."""
-    labels: set[str] = set()
+def draw_curves(axes: Axes, results: list[Result], metric: str, style: str = "-") -> None:
+    """One line for each row that has `metric` in its curves: the mean of its seeds, their range shaded.
+
+    Runs of different length are different lines of one colour. Only solid lines have an entry in the legend.
+    """
+    unnamed = iter(SEQUENCE)
+    colours = {run.row: _colour(run.row) or next(unnamed, GREY) for run in {run.row: run for run in results}.values()}
+    lines: dict[str, list[Result]] = {}
     for run in results:
-        epochs, values = run.points(metric)
-        if not epochs:
-            continue
-        label = f"{run.label} ({run.length})" if run.shortened else run.label
+        if run.points(metric)[0]:
+            lines.setdefault(f"{run.label} ({run.length})" if run.shortened else run.label, []).append(run)
+    for label, runs in lines.items():
+        curves = pd.DataFrame({run.seed: pd.Series(dict(zip(*run.points(metric), strict=True))) for run in runs})
+        colour = colours[runs[0].row]
         axes.plot(
-            epochs,
-            values,
-            color=COLOURS.get(run.row.removesuffix("_lstm").removesuffix("_gru"), GREY),
-            linestyle="--" if dashed else "-",
-            marker="o" if len(epochs) <= 5 else None,
-            label=None if dashed or label in labels else label,
+            curves.index,
+            curves.mean(axis=1),
+            color=colour,
+            linestyle=style,
+            marker="o" if len(curves) <= 5 else None,
+            label=label if style == "-" else None,
         )
-        labels.add(label)
+        if len(runs) > 1:
+            lowest, highest = curves.min(axis=1), curves.max(axis=1)
+            axes.fill_between(curves.index, lowest, highest, color=colour, alpha=0.2, linewidth=0)
+
+
+def _colour(row: str) -> str | None:
+    return COLOURS.get(row.removesuffix("_lstm").removesuffix("_gru"))
 
 
 def save(figure: Figure, path: Path) -> list[Path]:

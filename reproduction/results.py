@@ -1,10 +1,14 @@
 """Load result files: what a finished training run leaves at `<experiment>/<group>/<row>/seed<k>.json`."""
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+STEPS = ("0", "0.1", "0.2", "0.3", "0.4", "0.5")  # of p_U and p_E in the sweeps
 
 # Names of every row, in the order in which tables and legends show them.
 LABELS = {
@@ -25,10 +29,18 @@ LABELS = {
     "standard_gru": "Standard GRU",
     "naive_gru": "Naive GRU",
     "variational_gru": "Variational GRU",
+    "constant_lstm": "LSTM, input and output masks kept",
+    **{f"pu{u}_pe{e}": f"p_U = {u}, p_E = {e}" for e in STEPS for u in STEPS},
+    **{f"l2_{l2}": f"l2 = {l2}" for l2 in ("1e-6", "1e-5", "1e-4")},
+    **{f"t{length}": f"T = {length}" for length in (20, 50, 400)},
+    "t50_pe0": "T = 50, p_E = 0",
+    "t50_pe0.5": "T = 50, p_E = 0.5",
 }
 
 PTB_ROWS = ["non_regularized", "moon", "moon_embedding", "zaremba", "variational_tied", "variational_untied"]
 DEMO_ROWS = ["standard", "naive", "variational"]
+LSTM_ROWS = [f"{row}_lstm" for row in DEMO_ROWS]
+GRU_ROWS = [f"{row}_gru" for row in DEMO_ROWS]
 
 
 LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
@@ -37,10 +49,14 @@ LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
 
 @dataclass(frozen=True)
 class Group:
-    """A set of runs shown together: one table, one figure. `rows` are the runs that the reproduction plans."""
+    """A set of runs shown together: one table, one figure. `rows` are the runs that the reproduction plans.
+
+    An extra group has no table where nothing of it was run: it is named instead.
+    """
 
     title: str
     rows: list[str]
+    is_extra: bool = False
 
 
 GROUPS: dict[str, dict[str, Group]] = {
@@ -51,16 +67,45 @@ GROUPS: dict[str, dict[str, Group]] = {
         "medium_constant": Group(
             "Penn Treebank, medium with a constant learning rate (Figure 2)",
             ["non_regularized", "zaremba", "variational_untied"],
+            is_extra=True,
         ),
         "large": Group("Penn Treebank, large (2 × 1500 units)", PTB_ROWS),
         "gal1250": Group("Penn Treebank, 2 × 1250 units (the authors' public log)", ["variational_untied"]),
     },
     "sentiment": {
-        "figure2": Group(
-            "Film reviews, LSTM (Figure 3a–b; Figure 2 of the first version)", [f"{row}_lstm" for row in DEMO_ROWS]
+        "figure2": Group("Film reviews, LSTM as executed (Figure 3a–b; Figure 2 of the first version)", LSTM_ROWS),
+        "figure10": Group("Film reviews, GRU as executed (Figure 3c; Figure 10 of the first version)", GRU_ROWS),
+        "figure3": Group(
+            "Film reviews, dropout of recurrent connections and of words (Figure 4a; Figure 3 of the first version)",
+            [f"pu{u}_pe{e}" for e in ("0", "0.5") for u in ("0", "0.5")],
         ),
-        "figure10": Group(
-            "Film reviews, GRU (Figure 3c; Figure 10 of the first version)", [f"{row}_gru" for row in DEMO_ROWS]
+        "figure2_modern": Group("Film reviews, LSTM with what is usual today", LSTM_ROWS, is_extra=True),
+        "figure10_modern": Group("Film reviews, GRU with what is usual today", GRU_ROWS, is_extra=True),
+        "fair": Group("Film reviews, LSTM, the epoch chosen on held-out training reviews", LSTM_ROWS, is_extra=True),
+        **{
+            f"fair_split{seed}": Group(f"Film reviews, the same on split {seed}", LSTM_ROWS, is_extra=True)
+            for seed in (1, 2)
+        },
+        "recurrent_sweep": Group(
+            "Film reviews, more and more dropout of recurrent connections (Figure 4b–c)",
+            [f"pu{u}_pe{e}" for e in ("0", "0.5") for u in STEPS[1:-1]],
+            is_extra=True,
+        ),
+        "word_sweep": Group(
+            "Film reviews, more and more dropout of words (appendix)",
+            [f"pu0.5_pe{e}" for e in STEPS[1:-1]],
+            is_extra=True,
+        ),
+        "decay_sweep": Group(
+            "Film reviews, weight of the penalty (appendix)", ["l2_1e-6", "l2_1e-5", "l2_1e-4"], is_extra=True
+        ),
+        "length_sweep": Group(
+            "Film reviews, length of the sequences (appendix)",
+            ["t20", "t50", "t50_pe0", "t50_pe0.5", "t400"],
+            is_extra=True,
+        ),
+        "window_masks": Group(
+            "Film reviews, masks on input and output kept for the sequence (appendix)", ["constant_lstm"], is_extra=True
         ),
     },
     "demo": {
@@ -152,11 +197,28 @@ def load_results(folder: Path) -> list[Result]:
     )
 
 
+def kept(runs: list[Result]) -> list[Result]:
+    """The runs of a row without the diverged ones, by the rule fixed in advance (protocol section 4, choice 10)."""
+    scores = [run.metrics.get("valid_ppl", run.metrics.get("test_rmse", math.nan)) for run in runs]
+    finite = [score for score in scores if math.isfinite(score)]
+    limit = 2 * median(finite) if finite else math.nan
+    return [run for run, score in zip(runs, scores, strict=True) if score <= limit]  # nan and inf fail this, too
+
+
 def ensembles_of(results: list[Result]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Size, row and content of every `ensemble.json` beside the results of a Penn Treebank row."""
-    folders = dict.fromkeys(run.path.parent for run in results if run.experiment == "ptb")
-    files = [folder / "ensemble.json" for folder in folders if (folder / "ensemble.json").is_file()]
-    return [(file.parts[-3], file.parts[-2], json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    """Size, row and content of every `ensemble.json` beside the results of a Penn Treebank row.
+
+    Raises:
+        ResultError: such a file is unreadable or incomplete.
+    """
+    ensembles = []
+    for folder in dict.fromkeys(run.path.parent for run in results if run.experiment == "ptb"):
+        file = folder / "ensemble.json"
+        if file.is_file():
+            data = read_json(file)
+            _require(file, data, "the file", seeds=list, epochs=str, mc_samples=int, metrics=dict, provenance=list)
+            ensembles.append((folder.parent.name, folder.name, data))
+    return ensembles
 
 
 def groups_with(experiment: str, results: list[Result]) -> dict[str, list[Result]]:
@@ -170,11 +232,20 @@ def title(experiment: str, group: str) -> str:
     return GROUPS[experiment][group].title if group in GROUPS[experiment] else f"{experiment}, {group}"
 
 
-def _load(path: Path, folder: Path) -> Result:
+def read_json(path: Path) -> Any:
+    """The content of a result file.
+
+    Raises:
+        ResultError: it is no JSON.
+    """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise _wrong(path, f"not valid JSON ({error})") from error
+
+
+def _load(path: Path, folder: Path) -> Result:
+    data = read_json(path)
     _require(path, data, "the file", **_KINDS)
     _require(path, data["provenance"], "provenance", date=str, dirty=bool, wall_time_s=(int, float), hardware=dict)
     for entry in data["curve"]:

@@ -6,7 +6,6 @@ Numbers of this repository come from result files, published ones from `publishe
 import argparse
 import html
 import json
-import math
 import os
 import re
 import sys
@@ -21,15 +20,36 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-from reproduction.results import GROUPS, LABELS, Result, ResultError, ensembles_of, groups_with, load_results, title
+from reproduction.claims import ALIKE, LAST_EPOCHS, RISES, claims_table
+from reproduction.results import (
+    GROUPS,
+    LABELS,
+    Result,
+    ResultError,
+    ensembles_of,
+    groups_with,
+    kept,
+    load_results,
+    read_json,
+    title,
+)
 
 ROOT = Path(__file__).parents[1]
 LOG = Path(__file__).with_name("gal_1250_untied.csv")
 PUBLISHED: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 
+TEXT = ("row", "claim", "verdict", "evidence")  # columns of words
+
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
-LAST_EPOCHS = 25  # "the end of training" of a sentiment curve, protocol section 4, choice 24
+# What the line on a run's origin says of its result: name and digits by metric.
+SHOWN = {
+    "valid_ppl": ("valid", 2),
+    "test_ppl": ("test", 2),
+    "test_ppl_mc": ("MC", 2),
+    "test_rmse": ("test", 4),
+    "test_rmse_mc": ("MC", 4),
+}
 
 HEADINGS = {"ptb": "Penn Treebank", "sentiment": "Film reviews", "demo": "Demo"}
 NOTES = {
@@ -41,13 +61,27 @@ NOTES = {
     "dropped, as in the original code; *masks per window*, and v1, have those of the theory, words dropped. "
     "*Sliding*: each word predicted from the window of words before it alone. Words/s counts training words.",
     "sentiment": "RMSE in rating units (0 to 1), lower is better; mean ± sample standard deviation where a row has "
-    "several seeds. The paper gives these results as curves only. *Test* is the dropout approximation after the last "
-    "epoch, *MC* the mean prediction of K samples of the dropout masks, *lowest* the smallest of any epoch, "
-    f"*end* the mean over the last {LAST_EPOCHS} epochs.",
+    "several seeds. The paper gives these results as curves only. *Train* is the error on the first 100 training "
+    "chunks, as in the paper, *all* that on all of them. *Test* is the dropout approximation after the last epoch, "
+    "*MC* the mean prediction of K samples of the dropout masks, *by review* the error of the mean prediction over a "
+    f"review's chunks, *lowest* the smallest of any epoch, *end* the mean over the last {LAST_EPOCHS} epochs. The "
+    "constant predictor is the mean training rating; the ridge regression knows which of the 4,999 most frequent words "
+    "a chunk has, its penalty chosen on a tenth of the training reviews.",
     "demo": "Small models on a small corpus, to show the effect, with settings chosen on these held-out data: "
     "no result of the paper. All errors but MC are of the dropout approximation; training and held-out data are "
     "evaluated alike.",
 }
+FAIR_REMARK = (
+    "*Held out* is the error on a tenth of the training reviews, on which the tested epoch was chosen, and the noise "
+    "of the predictive distribution: K Gaussians, one for each sampled network. *Log likelihood* is that of a test "
+    "rating, in nats; *within* is the share of test ratings in the central interval of that probability."
+)
+CLAIMS_HEADING = "What the paper says, and what our curves say (Film reviews)"
+CLAIMS_REMARK = (
+    f"By the test error of the dropout approximation, mean over seeds; *end* is the mean over the last {LAST_EPOCHS} "
+    f"epochs; a curve overfits if its end is more than {RISES:.0%} above its lowest five epochs; errors are alike "
+    f"within {ALIKE:.0%}."
+)
 DISCARD_REMARK = (
     "Discarded seeds (validation perplexity or test RMSE not finite, or more than twice the median of the row's seeds) "
     "are left out of the mean: *2 of 3* seeds means that one was discarded."
@@ -59,13 +93,14 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
     published = PUBLISHED["ptb"].get(size, {})
     lines = []
     for row, runs in _lines("ptb", size, results):
-        paper = published.get(row, {})
+        paper = published.get("moon" if row in ("moon_loop", "moon_fresh") else row, {})  # readings of the same row
         lines.append(
             {
                 "row": LABELS.get(row, row),
                 "valid, paper": _published(paper, "valid"),
                 "valid, as printed": _mean(runs, "valid_ppl_lua", 1),
                 "valid, exact": _mean(runs, "valid_ppl", 1),
+                "valid, lowest": _mean_sd(runs, _lowest(runs, "valid_ppl"), 1),
                 "test, paper": _published(paper, "test"),
                 "test, ours": _mean(runs, "test_ppl", 1),
                 "test, sliding": _mean(runs, "test_ppl_sliding", 1),
@@ -74,7 +109,7 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
                 "seeds": _seeds(runs, "test_ppl"),
                 "words/s": _speed(runs),
                 "hours": _hours(runs),
-                "hardware": "; ".join(dict.fromkeys(map(_hardware, runs))) or "–",
+                "hardware": _machines(runs),
                 "config": _config("ptb", size, row),
             }
         )
@@ -96,6 +131,8 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
                     }
                 )
     table = pd.DataFrame(lines)
+    if size != "medium_constant":  # where nothing ends the descent, the last epoch is as good as any
+        table = table.drop(columns="valid, lowest")
     return table if any("test_ppl_sliding" in run.metrics for run in results) else table.drop(columns="test, sliding")
 
 
@@ -117,22 +154,23 @@ def ensemble_table(results: list[Result], sizes: list[str] | None = None) -> pd.
     published = {(paper["group"], paper["row"], paper["models"]): paper for paper in PUBLISHED["ensembles"]}
     ours = {(size, row): ensemble for size, row, ensemble in ensembles_of(results)}
     together = {(size, row, len(ensemble["seeds"])) for (size, row), ensemble in ours.items()}
-    order = {(size, row): i for i, (size, row) in enumerate((s, r) for s in GROUPS["ptb"] for r in LABELS)}
+    order = {pair: i for i, pair in enumerate((size, row) for size in GROUPS["ptb"] for row in LABELS)}
     lines = []
-    for size, row, models in sorted(published.keys() | together, key=lambda key: (order[key[:2]], key[2])):
+    for size, row, models in sorted(published.keys() | together, key=lambda key: (order.get(key[:2], len(order)), key)):
         if sizes and size not in sizes:
             continue
         paper = published.get((size, row, models), {})
         ensemble = ours.get((size, row), {})
-        metric = "test_ppl_mc" if row.startswith("variational") else "test_ppl"
+        metric, label = "test_ppl_mc" if row.startswith("variational") else "test_ppl", LABELS.get(row, row)
         values = ensemble.get("metrics", {}).get(metric, [])
         lines.append(
             {
-                "row": f"{size}, {LABELS[row].replace(')', ', MC)') if metric == 'test_ppl_mc' else LABELS[row]}",
+                "row": f"{size}, {label.replace(')', ', MC)') if metric == 'test_ppl_mc' else label}",
                 "models": str(models),
                 "test, paper": _published(paper, "test_mc" if metric == "test_ppl_mc" else "test"),
                 "test, ours": f"{values[models - 1]:.1f}" if len(values) >= models else "not run",
                 "K": f"{ensemble['mc_samples']}" if values and metric == "test_ppl_mc" else "–",
+                "epochs": ensemble["epochs"] if len(values) >= models else "–",
                 "seeds": ", ".join(map(str, ensemble["seeds"][:models])) if len(values) >= models else "–",
                 "config": _config("ptb", size, row),
             }
@@ -157,34 +195,69 @@ def language_model_table(results: list[Result]) -> pd.DataFrame:
     )
 
 
-def sentiment_table(experiment: str, group: str, results: list[Result]) -> pd.DataFrame:
-    """RMSE of rating predictions in rating units (Figure 3 of the paper), after the constant predictor."""
+def sentiment_table(experiment: str, group: str, results: list[Result], folder: Path | None = None) -> pd.DataFrame:
+    """RMSE of rating predictions in rating units (Figure 3 of the paper), after what needs no network.
+
+    Args:
+        experiment: "sentiment" or "demo".
+        group: the figure.
+        results: of this group.
+        folder: of all results, where the baselines are.
+    """
     lines = []
     for row, runs in _lines(experiment, group, results):
-        lowest, end = _lowest_and_end(runs)
-        lines.append(
-            {
-                "row": LABELS.get(row, row),
-                "train": _mean(runs, "train_rmse", 4),
-                "test": _mean(runs, "test_rmse", 4),
-                "test, MC": _mean(runs, "test_rmse_mc", 4, absent=_no_mc(row)),
-                "K": _samples(runs),
-                "test, lowest": lowest,
-                "test, end": end,
-                "epochs": _epochs(runs),
-                "seeds": _seeds(runs, "test_rmse"),
-                "hours": _hours(runs),
-                "hardware": "; ".join(dict.fromkeys(map(_hardware, runs))) or "–",
-                "config": _config(experiment, group, row),
-            }
-        )
-    constant = constant_rmse(experiment, results)
-    if constant is not None:
-        baseline = {"row": "Constant predictor", "test": f"{constant:.5f}"}
+        line = {
+            "row": LABELS.get(row, row),
+            "train": _mean(runs, "train_rmse", 4),
+            "train, all": _mean(runs, "train_rmse_all", 4),
+            "test": _mean(runs, "test_rmse", 4),
+            "test, MC": _mean(runs, "test_rmse_mc", 4, absent=_no_mc(row)),
+            "K": _samples(runs),
+            "test, by review": _mean(runs, "test_rmse_review", 4),
+            "test, lowest": _mean_sd(runs, _lowest(runs, "test_rmse"), 4),
+            "test, end": _mean_sd(runs, _ends(runs, "test_rmse"), 4, absent="–"),
+            "held out": _mean(runs, "valid_rmse", 4),
+            "log likelihood": _mean(runs, "test_log_likelihood", 3, absent=_no_mc(row)),
+            "within 50 %": _mean(runs, "test_coverage_50", 2, absent=_no_mc(row)),
+            "within 90 %": _mean(runs, "test_coverage_90", 2, absent=_no_mc(row)),
+            "epochs": _epochs(runs),
+            "seeds": _seeds(runs, "test_rmse"),
+        }
         if experiment == "sentiment":
-            baseline["train"] = f"{PUBLISHED['constant_predictor']['train_rmse']:.5f}"
-        lines.insert(0, dict.fromkeys(lines[0], "–") | baseline)
-    return pd.DataFrame(lines)
+            line |= {"hours": _hours(runs), "hardware": _machines(runs), "config": _config(experiment, group, row)}
+        lines.append(line)
+    table = pd.DataFrame(
+        [*({"row": name} | errors for name, errors in baselines(experiment, group, results, folder)), *lines]
+    )
+    only_fair = ["held out", "log likelihood", "within 50 %", "within 90 %"]
+    only_long = ["train, all", "test, by review"]
+    dropped = [] if group.startswith("fair") else only_fair
+    return table.fillna("–").drop(columns=[*dropped, *(only_long if experiment == "demo" else [])])[
+        [column for column in lines[0] if column not in dropped and (experiment != "demo" or column not in only_long)]
+    ]
+
+
+def baselines(
+    experiment: str, group: str, results: list[Result], folder: Path | None
+) -> list[tuple[str, dict[str, str]]]:
+    """Errors of what needs no network, by name: the mean training rating, and for film reviews a ridge regression."""
+    constant = constant_rmse(experiment, results)
+    if experiment == "demo":
+        return [] if constant is None else [("Constant predictor", {"test": f"{constant:.5f}"})]
+    if group == "length_sweep":  # other chunks for every row
+        return []
+    split = group[-1] if group.startswith("fair_split") else "0"
+    names = {"train, all": "train_rmse", "test": "test_rmse", "test, by review": "test_rmse_review"}
+    file = (folder or Path()) / "sentiment/baselines.json"
+    if not file.is_file():
+        published = {"train, all": PUBLISHED["constant_predictor"]["train_rmse"], "test": constant}
+        return [] if split != "0" else [("Constant predictor", {k: f"{v:.4f}" for k, v in published.items()})]
+    measured = read_json(file)["splits"].get(split, {})
+    labels = {"constant": "Constant predictor", "ridge": "Ridge regression on words"}
+    return [
+        (labels[name], {column: f"{errors[key]:.4f}" for column, key in names.items()})
+        for name, errors in measured.items()
+    ]
 
 
 def constant_rmse(experiment: str, results: list[Result]) -> float | None:
@@ -208,7 +281,15 @@ class Section:
 def sections(experiment: str, results: list[Result], sizes: list[str] | None = None) -> list[Section]:
     """The tables of an experiment; of Penn Treebank only these sizes, if any are named."""
     parts = []
+    folder = next((run.path.parents[3] for run in results), None)
     for group, runs in groups_with(experiment, results).items():
+        if (
+            not runs
+            and group in GROUPS[experiment]
+            and GROUPS[experiment][group].is_extra
+            and group not in (sizes or ())
+        ):
+            continue
         if experiment == "ptb":
             if sizes and group not in sizes:
                 continue
@@ -216,10 +297,10 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
         elif group == "language_model":
             table, remarks = language_model_table(runs), []
         else:
-            table, remarks = sentiment_table(experiment, group, runs), []
-            if experiment == "sentiment":
-                remarks = [f"Constant predictor: {PUBLISHED['constant_predictor']['source']}."]
-        if table["seeds"].str.contains(" of ").any():
+            table, remarks = sentiment_table(experiment, group, runs, folder), []
+            if group.startswith("fair"):
+                remarks.append(FAIR_REMARK)
+        if "seeds" in table and table["seeds"].str.contains(" of ").any():
             remarks.append(DISCARD_REMARK)
         notes = runs[0].path.parents[1] / "notes.md" if runs else None
         if notes and notes.is_file():
@@ -234,13 +315,24 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
         sources = dict.fromkeys(paper["source"] for paper in PUBLISHED["ensembles"])
         remarks = [f"Published numbers: {'; '.join(sources)}."]
         origins = [
-            f"{size}, {LABELS[row]}, ensemble of seeds {', '.join(map(str, ensemble['seeds']))}: after "
-            f"{ensemble['epochs']} epochs, commit {ensemble['provenance'][0]['commit'][:7]}"
+            f"{size}, {LABELS.get(row, row)}, ensemble of seeds {', '.join(map(str, ensemble['seeds']))}: predicted by "
+            f"{_commit(ensemble['provenance'][0])}; the seeds' own lines are above"
             for size, row, ensemble in ensembles_of(results)
             if not sizes or size in sizes
         ]
         heading = "Penn Treebank, probabilities of several models averaged"
         parts.append(Section("ptb_ensembles", heading, table, remarks, origins))
+    if experiment == "sentiment":
+        parts.append(Section("sentiment_claims", CLAIMS_HEADING, claims_table(results), [CLAIMS_REMARK], []))
+    missing = [
+        group.title
+        for name, group in GROUPS[experiment].items()
+        if group.is_extra
+        and not sizes
+        and not any((run.experiment, run.group) == (experiment, name) for run in results)
+    ]
+    if missing and parts:
+        parts[-1].remarks.append(f"Not run: {'; '.join(missing)}.")
     return parts
 
 
@@ -251,7 +343,7 @@ def to_markdown(results: list[Result], experiments: list[str], sizes: list[str] 
         blocks += [f"### {HEADINGS[experiment]}", NOTES[experiment]]
         for section in sections(experiment, results, sizes):
             shown = _with_links(section.table, "[{row}]({config})")
-            align = ["left"] + ["right"] * (len(shown.columns) - 1)
+            align = ["left" if column in TEXT else "right" for column in shown.columns]
             table = shown.to_markdown(index=False, disable_numparse=True, colalign=align)
             blocks += [f"#### {section.title}", table, *section.remarks]
             if section.origins:
@@ -270,7 +362,7 @@ def to_csv(results: list[Result], experiments: list[str], sizes: list[str] | Non
 def to_html(results: list[Result], experiments: list[str], sizes: list[str] | None = None) -> str:
     """The tables of these experiments as HTML, without a page around them."""
     every = [section for experiment in experiments for section in sections(experiment, results, sizes)]
-    tables = [_with_links(part.table.map(html.escape), '<a href="{config}">{row}</a>') for part in every]
+    tables = [_with_links(part.table.map(html.escape), '<a href="{config}">{row}</a>', ("config",)) for part in every]
     return "\n".join(
         f"<h4>{html.escape(part.title)}</h4>\n{table.to_html(index=False, escape=False)}"
         for part, table in zip(every, tables, strict=True)
@@ -283,7 +375,7 @@ def to_latex(results: list[Result], experiments: list[str], sizes: list[str] | N
     parts = []
     for section in every:
         shown = _with_links(section.table, "{row}")
-        alignment = "l" + "r" * (len(shown.columns) - 1)
+        alignment = "".join("l" if column in TEXT else "r" for column in shown.columns)
         text = shown.to_latex(index=False, escape=True, column_format=alignment, caption=section.title)
         parts.append(text.replace("±", r"$\pm$").replace("×", r"$\times$").replace("–", "--"))
     return "\n".join(parts)
@@ -302,17 +394,20 @@ def log_to_wandb(folder: Path, results: list[Result], experiments: list[str], si
 
     offline = "WANDB_MODE" not in os.environ and not wandb.login(prompt=False)
     folder.mkdir(parents=True, exist_ok=True)
-    with wandb.init(
-        project="variational-rnn",
-        name="tables",
-        job_type="tables",
-        dir=folder,
-        mode="offline" if offline else None,
-        settings=wandb.Settings(silent=True),
-    ) as run:
-        for experiment in experiments:
-            for section in sections(experiment, results, sizes):
-                run.log({section.name: wandb.Table(dataframe=section.table)})
+    try:
+        with wandb.init(
+            project="variational-rnn",
+            name="tables",
+            job_type="tables",
+            dir=folder,
+            mode="offline" if offline else None,
+            settings=wandb.Settings(silent=True),
+        ) as run:
+            for experiment in experiments:
+                for section in sections(experiment, results, sizes):
+                    run.log({section.name: wandb.Table(dataframe=section.table)})
+    except (wandb.errors.Error, OSError) as error:
+        sys.exit(f"W&B: the tables are above, but were not logged ({error}); WANDB_MODE=offline records them here")
 
 
 FORMATS = {"markdown": to_markdown, "latex": to_latex, "csv": to_csv, "html": to_html}
@@ -326,10 +421,13 @@ def print_tables(
         console.print(Markdown(NOTES[experiment]), style="dim")
         for section in sections(experiment, results, sizes):
             table = Table(title=section.title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-            narrow = _with_links(section.table, "{row}").drop(columns=["words/s", "hours"], errors="ignore")
+            narrow = _with_links(section.table, "{row}").drop(
+                columns=["words/s", "hours", "train, all", "test, by review"], errors="ignore"
+            )
             for column in narrow.columns:
                 header = column.replace(", ", "\n").replace("as printed", "printed")
-                table.add_column(header, justify="left" if column == "row" else "right", no_wrap=True)
+                is_long = column in ("claim", "evidence")
+                table.add_column(header, justify="left" if column in TEXT else "right", no_wrap=not is_long)
             for _, line in narrow.iterrows():
                 if line.get("seeds") == "0":  # said once, so that the table stays narrow
                     line = line.replace("not run", "–")
@@ -342,13 +440,13 @@ def print_tables(
             console.print()
 
 
-def _with_links(table: pd.DataFrame, link: str) -> pd.DataFrame:
-    """The table without the columns that only machines read, each row's name made a link to its configuration."""
+def _with_links(table: pd.DataFrame, link: str, dropped: tuple[str, ...] = ("hardware", "config")) -> pd.DataFrame:
+    """The table without the columns that are too wide, each row's name made a link to its configuration."""
     shown = table.copy()
     for index, line in table.iterrows():
         if line.get("config", "–") != "–":
             shown.loc[index, "row"] = link.format(**line)
-    return shown.drop(columns=["hardware", "config"], errors="ignore")
+    return shown.drop(columns=list(dropped), errors="ignore")
 
 
 def _narrow(cell: str) -> str:
@@ -377,15 +475,8 @@ def _lines(experiment: str, group: str, results: list[Result]) -> list[tuple[str
     return lines
 
 
-def _kept(runs: list[Result]) -> list[Result]:
-    """The runs of a line without the diverged ones, by the rule fixed in advance (protocol section 4, choice 10)."""
-    scores = [run.metrics.get("valid_ppl", run.metrics.get("test_rmse", math.nan)) for run in runs]
-    limit = 2 * pd.Series([score for score in scores if math.isfinite(score)], dtype=float).median()
-    return [run for run, score in zip(runs, scores, strict=True) if score <= limit]  # nan and inf fail this, too
-
-
 def _mean(runs: list[Result], metric: str, digits: int, absent: str = "not run") -> str:
-    return _mean_sd(runs, [run.metrics[metric] for run in _kept(runs) if metric in run.metrics], digits, absent)
+    return _mean_sd(runs, [run.metrics[metric] for run in kept(runs) if metric in run.metrics], digits, absent)
 
 
 def _no_mc(row: str) -> str:
@@ -396,7 +487,7 @@ def _no_mc(row: str) -> str:
 def _mean_sd(runs: list[Result], values: list[float], digits: int, absent: str = "not run") -> str:
     if not runs:
         return "not run"
-    if not _kept(runs):
+    if not kept(runs):
         return "diverged"
     if not values:
         return absent
@@ -405,11 +496,15 @@ def _mean_sd(runs: list[Result], values: list[float], digits: int, absent: str =
     return f"{series.mean(skipna=False):.{digits}f}{spread}"
 
 
-def _lowest_and_end(runs: list[Result]) -> tuple[str, str]:
-    """The lowest test RMSE of a curve, and its mean over the last epochs where there are more than those."""
-    curves = [curve for run in _kept(runs) if (curve := run.points("test_rmse")[1])]
-    ends = [sum(curve[-LAST_EPOCHS:]) / LAST_EPOCHS for curve in curves if len(curve) > LAST_EPOCHS]
-    return _mean_sd(runs, [min(curve) for curve in curves], 4), _mean_sd(runs, ends, 4, absent="–")
+def _lowest(runs: list[Result], metric: str) -> list[float]:
+    """The lowest value of each run's curve."""
+    return [min(values) for run in kept(runs) if (values := run.points(metric)[1])]
+
+
+def _ends(runs: list[Result], metric: str) -> list[float]:
+    """The mean over the last epochs of each run's curve that has more than those."""
+    curves = [run.points(metric)[1] for run in kept(runs)]
+    return [sum(curve[-LAST_EPOCHS:]) / LAST_EPOCHS for curve in curves if len(curve) > LAST_EPOCHS]
 
 
 def _published(paper: dict[str, Any], metric: str) -> str:
@@ -418,7 +513,7 @@ def _published(paper: dict[str, Any], metric: str) -> str:
 
 def _samples(runs: list[Result]) -> str:
     """The numbers of MC samples of the runs that have an MC metric."""
-    samples = {run.metrics["mc_samples"] for run in _kept(runs) if "mc_samples" in run.metrics}
+    samples = {run.metrics["mc_samples"] for run in kept(runs) if "mc_samples" in run.metrics}
     return ", ".join(f"{k:g}" for k in sorted(samples)) or "–"
 
 
@@ -428,19 +523,23 @@ def _epochs(runs: list[Result]) -> str:
 
 def _seeds(runs: list[Result], metric: str) -> str:
     """The number of seeds in the mean, e.g. "3", or "2 of 3" if one is discarded."""
-    used = sum(metric in run.metrics for run in _kept(runs))
-    return f"{used} of {len(runs)}" if len(_kept(runs)) < len(runs) else str(used)
+    used = sum(metric in run.metrics for run in kept(runs))
+    return f"{used} of {len(runs)}" if len(kept(runs)) < len(runs) else str(used)
 
 
 def _speed(runs: list[Result]) -> str:
     """Thousands of training words per second, as the paper prints them."""
-    speeds = [run.metrics["words_per_s"] for run in _kept(runs) if "words_per_s" in run.metrics]
+    speeds = [run.metrics["words_per_s"] for run in kept(runs) if "words_per_s" in run.metrics]
     return f"{sum(speeds) / len(speeds) / 1000:.1f}K" if speeds else "–"
 
 
 def _hours(runs: list[Result]) -> str:
     """Mean wall time of training and test."""
     return f"{sum(run.provenance['wall_time_s'] for run in runs) / len(runs) / 3600:.1f}" if runs else "–"
+
+
+def _machines(runs: list[Result]) -> str:
+    return "; ".join(dict.fromkeys(map(_hardware, runs))) or "–"
 
 
 def _hardware(run: Result) -> str:
@@ -475,18 +574,27 @@ def _ptb_sources(size: str) -> list[str]:
 
 def _origin(run: Result) -> str:
     origin = run.provenance
-    commit = f"commit {origin['commit'][:7]}" if origin.get("commit") else "no commit"
     minutes, seconds = divmod(round(origin["wall_time_s"]), 60)
     hours, minutes = divmod(minutes, 60)
     return ", ".join(
         [
-            commit + (" with uncommitted changes" if origin["dirty"] else ""),
+            _commit(origin),
             origin["date"][:10],
             _hardware(run),
             f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s",
             f"tested after epoch {run.tested_epoch} of {run.planned_epochs}",
+            *(
+                f"{name} {run.metrics[metric]:.{digits}f}"
+                for metric, (name, digits) in SHOWN.items()
+                if metric in run.metrics
+            ),
         ]
     )
+
+
+def _commit(origin: dict[str, Any]) -> str:
+    commit = f"commit {origin['commit'][:7]}" if origin.get("commit") else "no commit"
+    return commit + (" with uncommitted changes" if origin["dirty"] else "")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -505,9 +613,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.check and not options.readme:
         parser.error("--check needs --readme FILE")
-    if options.readme and (options.format or options.size):
+    if options.readme and (options.format or options.size or options.wandb):
         parser.error(
-            "--readme takes all sizes, in Markdown: leave out --size and --format, or redirect what they print"
+            "--readme takes all sizes, in Markdown: leave out --size, --format and --wandb, or redirect what they print"
         )
 
     try:
@@ -515,18 +623,21 @@ def main(arguments: list[str] | None = None) -> None:
     except ResultError as error:
         sys.exit(str(error))
     experiments = options.experiment or list(GROUPS)
-    if options.wandb:
-        log_to_wandb(options.wandb, results, experiments, options.size)
-
-    if not options.readme:
-        if sys.stdout.isatty() and not options.format:
-            print_tables(Console(highlight=False), results, experiments, options.size)
-        else:
-            print(FORMATS[options.format or "markdown"](results, experiments, options.size))
-        return
+    try:
+        if not options.readme:
+            if sys.stdout.isatty() and not options.format:
+                print_tables(Console(highlight=False), results, experiments, options.size)
+            else:
+                print(FORMATS[options.format or "markdown"](results, experiments, options.size), flush=True)
+            if options.wandb:
+                log_to_wandb(options.wandb, results, experiments, options.size)
+            return
+        tables = to_markdown(results, experiments, options.size)
+    except ResultError as error:
+        sys.exit(str(error))
     text = options.readme.read_text(encoding="utf-8")
     try:
-        current = replace_between_markers(text, to_markdown(results, experiments, options.size))
+        current = replace_between_markers(text, tables)
     except ValueError as error:
         sys.exit(f"{options.readme}: {error}")
     if options.check:

@@ -77,7 +77,7 @@ def parser() -> Any:
         patch.setattr(main, "CommandLine", Stop)
         patch.setattr(sys, "argv", ["main.py"])
         with pytest.raises(_ParserOnly) as stop:
-            main.run()
+            main.run(main.Trainer)
     return stop.value.args[0]
 
 
@@ -148,7 +148,7 @@ def test_first_line_is_the_command_that_runs_this_file_and_only_this(name: str, 
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    run = re.findall(r"--config configs/(\S+)", done.stdout)
+    run = re.findall(r"main.py reproduce --config configs/(\S+)", done.stdout)
     if name.startswith("demo/"):  # one command runs all six
         assert name in run
         assert len(run) == 6
@@ -296,35 +296,105 @@ def test_models_of_the_configurations_have_the_published_size(
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == published
 
 
+def test_options_of_a_row_reach_layers_and_data(build: Callable[..., tuple[Any, Any]]) -> None:
+    model, _ = build("ptb/medium/moon_loop.yaml")
+    assert model.rnn.memory_scale == "loop"
+    model, data = build("ptb/v1/zaremba.yaml")
+    assert model.rnn.memory_scale == "read"
+    assert (data.sliding_test, data.train_eval_windows) == (True, 105)
+    assert build("ptb/small/zaremba.yaml")[1].sliding_test is False
+
+
 # --- sentiment --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("figure", "cell"), [("figure2", "lstm"), ("figure10", "gru")])
-@pytest.mark.parametrize(
-    ("curve", "dropout", "l2"),
-    [
-        ("standard", (0.0, 0.0, 0.0, 0.0), 0.0),
-        ("naive", (0.0, 0.5, 0.0, 0.5), 0.0),
-        ("variational", (0.25, 0.25, 0.25, 0.25), 1e-3),
-    ],
-)
-def test_sentiment_curves_have_the_published_settings(
-    curve: str, dropout: tuple[float, ...], l2: float, figure: str, cell: str, parse: Callable[..., Any]
-) -> None:
-    config = parse(f"sentiment/{figure}/{curve}_{cell}.yaml").fit
+CURVES = [name for name in RUNS if name.startswith("sentiment/")]
+# Protocol 2.2, 2.3: p of words, inputs, recurrent, last state; l2; weight decay
+THREE = {
+    "standard": (0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+    "naive": (0.0, 0.5, 0.0, 0.5, 0.0, 0.0),
+    "variational": (0.25, 0.25, 0.25, 0.25, 1e-3, 0.0),
+}
+AS_EXECUTED = {
+    "gate_activation": "hard_sigmoid",
+    "recurrent_gain": 1.1,
+    "dropout_scale": "test",
+    "word_mask_sharing": "batch",
+    "penalty": "last_gate",
+    "mask_pads": False,
+}
+MODERN = {
+    "gate_activation": "sigmoid",
+    "recurrent_gain": 1.0,
+    "dropout_scale": "training",
+    "word_mask_sharing": "sequence",
+    "penalty": "all",
+    "mask_pads": True,
+    "candidate_activation": None,
+    "reset_gate": None,
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_sentiment_curves_have_the_published_settings(name: str, parse: Callable[..., Any]) -> None:
+    config = parse(name).fit
+    figure, row = name.removesuffix(".yaml").split("/")[1:]
     model, data = config.model.init_args, config.data.init_args
-    assert model.cell == cell
-    found = (model.word_dropout, model.input_dropout, model.recurrent_dropout, model.output_dropout)
-    assert (found, model.l2) == (dropout, l2)
-    assert model.time_masks == ("fresh" if curve == "naive" else "constant")
+    found = (
+        *(model.word_dropout, model.input_dropout, model.recurrent_dropout, model.output_dropout),
+        *(model.l2, model.weight_decay),
+    )
+    if figure in ("figure3", "recurrent_sweep", "word_sweep"):
+        recurrent, words = map(float, re.fullmatch(r"pu(.+)_pe(.+)", row).groups())  # type: ignore[union-attr]
+        expected = (words, 0.5, recurrent, 0.5, 1e-6, 0.0)
+    elif figure == "decay_sweep":
+        expected = (0.25, 0.25, 0.25, 0.25, float(row.removeprefix("l2_")), 0.0)
+    elif figure == "length_sweep":
+        length, _, words = row.removeprefix("t").partition("_pe")
+        expected = (float(words or 0.25), 0.25, 0.25, 0.25, 1e-3, 0.0)
+        assert data.chunk_length == int(length)
+    elif figure == "window_masks":
+        expected = THREE["naive"]
+    else:
+        expected = THREE[row.rpartition("_")[0]]
+        if figure.endswith("_modern") and row.startswith("variational"):
+            expected = (*expected[:4], 0.0, 0.01)
+    assert found == expected
+    assert model.time_masks == ("fresh" if row.startswith("naive") else "constant")
+    assert model.gate_masks == ("tied" if row.startswith(("naive", "constant")) else "untied")
+    assert model.cell == ("gru" if figure.startswith("figure10") else "lstm")
     assert (model.embedding_size, model.hidden_size, model.learning_rate) == (128, 128, 1e-3)
-    assert (data.batch_size, data.chunk_length, data.vocab_size) == (128, 200, 20_003)
+    assert (data.batch_size, data.vocab_size) == (128, 20_003)
+    assert data.chunk_length == 200 or figure == "length_sweep"
     assert config.trainer.gradient_clip_val is None
-    if curve == "variational":
-        assert model.gate_masks == "untied"
+    assert config.trainer.max_epochs == 250  # protocol 2.2, for the LSTM; the original GRU scripts ran 1250
 
 
-def test_sentiment_curves_are_250_epochs_long(parse: Callable[..., Any]) -> None:
-    """Protocol 2.2: so long for the variational LSTM; the original GRU scripts ran 1250."""
-    assert parse("sentiment/figure2/variational_lstm.yaml").fit.trainer.max_epochs == 250
-    assert parse("sentiment/figure10/variational_gru.yaml").fit.trainer.max_epochs == 250
+@pytest.mark.parametrize("name", CURVES)
+def test_sentiment_curves_are_as_executed_or_modern(name: str, parse: Callable[..., Any]) -> None:
+    model = parse(name).fit.model.init_args
+    preset = MODERN if "_modern/" in name else AS_EXECUTED
+    if model.cell == "gru" and preset is AS_EXECUTED:
+        preset = preset | {"candidate_activation": "sigmoid", "reset_gate": "before"}
+    assert {key: model[key] for key in preset} == preset
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_sampled_networks_predict_every_fifth_epoch_where_there_is_dropout(
+    name: str, parse: Callable[..., Any]
+) -> None:
+    model = parse(name).fit.model.init_args
+    has_dropout = "standard" not in name
+    assert (model.mc_every, model.mc_epoch_samples, model.mc_samples) == ((5, 10, 50) if has_dropout else (0, 10, 0))
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_reviews_are_held_out_only_where_they_choose_the_epoch(name: str, parse: Callable[..., Any]) -> None:
+    config = parse(name).fit
+    figure = name.split("/")[1]
+    is_fair = figure.startswith("fair")
+    split = int(figure[-1]) if figure.startswith("fair_split") else 0
+    data = config.data.init_args
+    assert (data.validation_share, data.split_seed) == ((0.1, split) if is_fair else (0.0, 0))
+    assert config.trainer.tested_weights == ("best" if is_fair else "last")
+    assert config.model.init_args.monitor == ("valid_rmse" if is_fair else "test_rmse")

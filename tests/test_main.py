@@ -18,6 +18,7 @@ import wandb
 import yaml
 
 import main
+from benchmarks import cost
 from benchmarks.cost import MeasuringTrainer
 from datamodules import penn_treebank
 
@@ -198,14 +199,45 @@ def test_bad_input_ends_with_one_message_and_no_result(
 def test_cost_is_measured_and_printed_and_nothing_is_written(
     tiny_treebank: Path, tmp_path: Path, call: Callable[..., Outcome], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = tiny_run(tmp_path, "--data.init_args.sliding_test", "true", "--data.init_args.train_eval_windows", "2")
+    options = tiny_run(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     main.main(["reproduce", *options, *result_options(tmp_path), "--epochs", "3"], MeasuringTrainer)
     assert re.search(r"seed0 +about +\d+ s: 3 epochs of \d+ s, test \d+ s", capsys.readouterr().out)
     assert [path for path in sorted(tmp_path.rglob("*")) if "cache" not in path.parts] == before
+
+
+def test_cost_is_that_of_every_window_of_the_epochs_that_are_left_and_of_the_test(
+    tiny_treebank: Path,
+    tmp_path: Path,
+    call: Callable[..., Outcome],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = tiny_run(tmp_path, "--data.init_args.sliding_test", "true", "--data.init_args.train_eval_windows", "2")
+
+    def printed() -> str:
+        main.main(["reproduce", *options, *result_options(tmp_path), "--epochs", "3"], MeasuringTrainer)
+        return capsys.readouterr().out
+
+    # 12 + 19 * 6 = 126 words in 2 streams of 63: 12 windows of 5; 78 words, 39 in each: 7; 54 words in one stream: 11.
+    monkeypatch.setattr(cost, "_seconds", lambda *_: 1.0)
+    epoch, test = 12 + 7 + 2, 11 + 1
+    assert f"about {3 * epoch + test:>9} s: 3 epochs of {epoch} s, test {test} s" in printed()
     assert call("reproduce", *options, *result_options(tmp_path), "--epochs", "2").status == 0
-    main.main(["reproduce", *options, *result_options(tmp_path), "--epochs", "3"], MeasuringTrainer)
-    assert "1 epochs of" in capsys.readouterr().out
+    assert f"about {epoch + test:>9} s: 1 epochs of {epoch} s, test {test} s" in printed()
+
+
+def test_predictions_say_of_which_model_they_are(
+    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path
+) -> None:
+    options = tiny_run(tmp_path, "--seed_everything", "5")
+    assert call("fit", *options, "--trainer.max_epochs", "1").status == 0
+    checkpoint = str(tmp_path / "run/checkpoints/last.ckpt")
+    assert call("predict", *options, "--ckpt_path", checkpoint).status == 0
+    content = torch.load(tmp_path / "run/predictions.pt", weights_only=True)
+    assert (content["seed"], content["mc_samples"]) == (5, 3)
+    assert content["provenance"].keys() >= {"commit", "date", "hardware"}
+    assert sum(len(window["mc"]) for window in content["predictions"]) == 12 + 7 * 6 - 1
 
 
 def test_missing_configuration_is_answered_with_those_that_are_there(call: Callable[..., Outcome]) -> None:

@@ -13,6 +13,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ["non_regularized", "moon", "moon_embedding", "zaremba", "variational_tied", "variational_untied"]
 CURVES = ["naive_gru", "standard_gru", "variational_gru", "naive_lstm", "standard_lstm", "variational_lstm"]
+CORNERS = ["pu0_pe0", "pu0_pe0.5", "pu0.5_pe0", "pu0.5_pe0.5"]
+FIGURES = [
+    *("figure2", "figure3", "figure10", "figure2_modern", "figure10_modern", "fair", "fair_split1", "fair_split2"),
+    *("recurrent_sweep", "word_sweep", "decay_sweep", "length_sweep", "window_masks"),
+]
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 
@@ -85,7 +90,7 @@ def test_help_is_the_default_and_lists_every_target(make: Make) -> None:
 
 def test_every_documented_target_exists(make: Make) -> None:
     for target in re.findall(r"^  ([a-z-]+) +\S", make("help").stdout, flags=re.MULTILINE):
-        done = make("-n", target)
+        done = make("-n", target, "SEEDS=0 1")
         assert done.returncode == 0, f"{target}: {done.stderr}"
 
 
@@ -95,7 +100,8 @@ def test_every_documented_target_exists(make: Make) -> None:
         (["reproduce-ptb", "SIZE=foo"], 'SIZE="foo"', ["gal1250", "large", "medium", "medium_constant", "small", "v1"]),
         (["reproduce-ptb", "SIZE=small", "ROWS=foo"], 'ROWS="foo"', ROWS),
         (["reproduce-ptb", "SIZE=small", "ROWS=moon foo zaremba"], 'ROWS="foo"', ROWS),
-        (["reproduce-sentiment", "CURVES=foo"], 'CURVES="foo"', CURVES),
+        (["reproduce-sentiment", "CURVES=foo"], 'CURVES="foo"', ["all", *CURVES, *CORNERS]),
+        (["reproduce-sentiment", "FIGURES=foo"], 'FIGURES="foo"', FIGURES),
         (["reproduce-ptb", "SIZE=small", "ROWS=common"], 'ROWS="common"', ROWS),
     ],
 )
@@ -105,7 +111,7 @@ def test_unknown_choices_stop_make_with_the_known_ones(
     done = make("-n", *arguments)
     assert done.returncode == 2
     assert f"{value} is unknown; choose from:" in done.stderr
-    offered = done.stderr.split("choose from:")[1].rstrip(". Stop\n").split()
+    offered = done.stderr.split("choose from:")[1].strip().removesuffix(".  Stop.").split()
     assert sorted(offered) == sorted(choices)
     assert "main.py" not in done.stdout
 
@@ -160,6 +166,15 @@ def test_what_is_missing_is_measured_before_it_runs_where_there_is_no_gpu(
     assert "benchmarks.cost" not in make(*arguments).stdout
 
 
+def test_tables_of_the_reproduction_are_logged_to_wandb(make: Make) -> None:
+    for target in ("reproduce-ptb", "reproduce-sentiment", "table"):
+        assert re.search(r"reproduction\.table .*--wandb \S+runs", make("-n", target).stdout), target
+
+
+def test_one_model_is_no_ensemble(make: Make) -> None:
+    assert 'SEEDS="0": an ensemble needs several' in make("-n", "ensemble", "SIZE=small").stderr
+
+
 def test_an_ensemble_predicts_with_the_weights_that_were_tested_and_averages(make: Make, tmp_path: Path) -> None:
     def commands(*arguments: str) -> list[str]:
         lines = make("-n", "ensemble", f"RUNS={tmp_path}/runs", *arguments).stdout.replace("\\\n", " ").splitlines()
@@ -173,7 +188,7 @@ def test_an_ensemble_predicts_with_the_weights_that_were_tested_and_averages(mak
         f".venv/bin/python -m reproduction.ensemble {folder}/seed0/predictions.pt {folder}/seed1/predictions.pt "
         f"--output {tmp_path}/ptb/medium/zaremba/ensemble.json"
     )
-    assert commands("SIZE=medium", "ROWS=non_regularized")[0].endswith("/checkpoints/best.ckpt")
+    assert commands("SIZE=medium", "ROWS=non_regularized", "SEEDS=0 1")[0].endswith("/checkpoints/best.ckpt")
     for seed in (0, 1):
         for name in ("checkpoints/last.ckpt", "predictions.pt"):
             (tmp_path / f"runs/ptb/medium/zaremba/seed{seed}" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -183,11 +198,21 @@ def test_an_ensemble_predicts_with_the_weights_that_were_tested_and_averages(mak
     assert len(commands("SIZE=medium", "ROWS=zaremba", "SEEDS=0 1")) == 2
 
 
-def test_sentiment_runs_the_chosen_curves_of_their_figures(runs_of: Callable[..., list[str]]) -> None:
-    commands = runs_of("reproduce-sentiment", "CURVES=standard_gru naive_lstm")
-    configs = sorted(re.findall(r"--config (\S+)", line)[0] for line in commands)
-    assert configs == ["configs/sentiment/figure10/standard_gru.yaml", "configs/sentiment/figure2/naive_lstm.yaml"]
-    assert len(runs_of("reproduce-sentiment")) == 6
+def test_sentiment_runs_the_chosen_curves_of_the_chosen_figures(runs_of: Callable[..., list[str]]) -> None:
+    def configs(*arguments: str) -> list[str]:
+        commands = runs_of("reproduce-sentiment", *arguments)
+        return sorted(re.findall(r"--config configs/sentiment/(\S+)\.yaml", line)[0] for line in commands)
+
+    assert configs("CURVES=standard_gru naive_lstm") == ["figure10/standard_gru", "figure2/naive_lstm"]
+    assert configs("FIGURES=fair figure2", "CURVES=naive_lstm") == ["fair/naive_lstm", "figure2/naive_lstm"]
+    assert {name.split("/")[0] for name in configs()} == {"figure2", "figure3", "figure10"}
+    assert len(configs()) == len(CURVES) + len(CORNERS)
+    every = sorted(
+        str(file.relative_to(ROOT / "configs/sentiment"))[: -len(".yaml")]
+        for file in (ROOT / "configs/sentiment").glob("*/*.yaml")
+        if file.name != "common.yaml"
+    )
+    assert configs("CURVES=all") == every
 
 
 def test_demo_runs_three_models_of_both_experiments(runs_of: Callable[..., list[str]]) -> None:

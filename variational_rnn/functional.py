@@ -54,8 +54,9 @@ def lstm_step(
     h_gates: Tensor,
     state: State,
     memory: Tensor | None = None,
-    memory_in_loop: Tensor | None = None,
     weight_hr: Tensor | None = None,
+    memory_in_loop: Tensor | None = None,
+    hard_gates: bool = False,
 ) -> State:
     """One LSTM step: c' = f*c + i*g, h' = o*tanh(c'), with a projection h' = W_hr (o*tanh(c')).
 
@@ -69,18 +70,25 @@ def lstm_step(
         h_gates: U h + b', [B, 4H].
         state: (h, c), [B, P] and [B, H].
         memory: [B|1, H] with entries 0 or 1/(1-p).
-        memory_in_loop: the same, applied in the other way.
         weight_hr: the projection, [P, H].
+        memory_in_loop: as memory, applied in the other way.
+        hard_gates: i, f and o are min(max(0.2 x + 0.5, 0), 1), the sigmoid of Keras' first years.
     """
+    squash = hard_sigmoid if hard_gates else torch.sigmoid
     i, f, g, o = (x_gates + h_gates).chunk(4, dim=-1)
-    c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+    c = squash(f) * state[1] + squash(i) * g.tanh()
     if memory_in_loop is not None:
         c = c * memory_in_loop
-    h = o.sigmoid() * c.tanh()
+    h = squash(o) * c.tanh()
     if memory is not None:
         c = c * (memory != 0)
         h = h * memory
     return (h if weight_hr is None else F.linear(h, weight_hr)), c
+
+
+def hard_sigmoid(x: Tensor) -> Tensor:
+    """min(max(0.2 x + 0.5, 0), 1), in place of the sigmoid; torch's own has the slope 1/6."""
+    return F.hardsigmoid(1.2 * x)
 
 
 def gru_step(x_gates: Tensor, h_gates: Tensor, state: State) -> State:
@@ -153,6 +161,7 @@ def unroll(
     *,
     lengths: Tensor | None = None,
     reverse: bool = False,
+    hard_gates: bool = False,
 ) -> tuple[Tensor, State]:
     """Run one layer in one direction over a sequence.
 
@@ -166,12 +175,19 @@ def unroll(
         masks: of this layer and direction.
         lengths: [B], of sequences shorter than T: behind the end their state stays as it is.
         reverse: run from the last step to the first.
+        hard_gates: of an LSTM, as in `lstm_step`.
 
     Returns:
         The hidden states [T, B, P] in the order of x, and the final state.
     """
     steps: dict[str, Step] = {
-        "LSTM": partial(lstm_step, memory=masks.memory, memory_in_loop=masks.memory_in_loop, weight_hr=weights.hr),
+        "LSTM": partial(
+            lstm_step,
+            memory=masks.memory,
+            memory_in_loop=masks.memory_in_loop,
+            weight_hr=weights.hr,
+            hard_gates=hard_gates,
+        ),
         "GRU": gru_step,
         "RNN_TANH": rnn_tanh_step,
         "RNN_RELU": rnn_relu_step,

@@ -1,4 +1,5 @@
 import hashlib
+import math
 import tarfile
 import threading
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
 
 from datamodules import FilmReviews, film_reviews
 
@@ -69,6 +72,25 @@ def published(real_corpus: Callable[[str], Path]) -> FilmReviews:
     return datamodule
 
 
+@pytest.fixture
+def with_validation(few_reviews: Path) -> FilmReviews:
+    datamodule = FilmReviews(few_reviews, 4, 5, chunk_length=6, vocab_size=14, validation_share=0.2)
+    datamodule.setup()
+    return datamodule
+
+
+def served(loader: DataLoader) -> list[torch.Tensor]:
+    """Everything that a loader serves: words [N, T], ratings [N], reviews [N]."""
+    words, ratings, reviews = zip(*loader, strict=True)
+    return [torch.cat(words, dim=1).T, torch.cat(ratings), torch.cat(reviews)]
+
+
+def columns(*chunks: Dataset) -> list[torch.Tensor]:
+    """What a loader of these chunks should serve."""
+    parts = [(torch.tensor(c["words"]), torch.tensor(c["rating"]), torch.tensor(c["review"])) for c in chunks]
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+
 def words_of(datamodule: FilmReviews, split: str) -> torch.Tensor:
     return torch.tensor(datamodule.chunks[split]["words"])
 
@@ -122,21 +144,23 @@ def test_another_split_seed_gives_another_split(few_reviews: Path, datamodule: F
     assert set(other.chunks["test"]["review"]) != set(datamodule.chunks["test"]["review"])
 
 
-def test_batches_are_time_first_with_raw_ratings(datamodule: FilmReviews) -> None:
-    words, ratings = next(iter(datamodule.test_dataloader()))
+def test_batches_are_time_first_with_raw_ratings_and_the_number_of_the_review(datamodule: FilmReviews) -> None:
+    words, ratings, reviews = next(iter(datamodule.predict_dataloader()))
     assert words.shape == (6, 5)
     assert words.is_contiguous()
     assert words.dtype == torch.long
     assert torch.equal(words.T, words_of(datamodule, "test")[:5])
     assert ratings.dtype == torch.float
     assert ratings.tolist() == pytest.approx(datamodule.chunks["test"]["rating"][:5])
+    assert reviews.tolist() == datamodule.chunks["test"]["review"][:5]
+    assert ratings.tolist() == pytest.approx([datamodule.texts["rating"][review] for review in reviews.tolist()])
 
 
 def test_training_order_is_drawn_anew_each_epoch_from_the_seed(datamodule: FilmReviews) -> None:
     loader = datamodule.train_dataloader()
 
     def epoch() -> list[float]:
-        return torch.cat([ratings for _, ratings in loader]).tolist()
+        return served(loader)[1].tolist()
 
     torch.manual_seed(1)
     first, second = epoch(), epoch()
@@ -148,13 +172,92 @@ def test_training_order_is_drawn_anew_each_epoch_from_the_seed(datamodule: FilmR
 
 def test_last_smaller_training_batch_is_kept(datamodule: FilmReviews) -> None:
     datamodule.chunks["train"] = datamodule.chunks["train"].take(10)
-    assert [len(ratings) for _, ratings in datamodule.train_dataloader()] == [4, 4, 2]
+    assert [len(ratings) for _, ratings, _ in datamodule.train_dataloader()] == [4, 4, 2]
+
+
+def test_words_ratings_and_reviews_are_shuffled_together(datamodule: FilmReviews) -> None:
+    def rows(words: torch.Tensor, ratings: torch.Tensor, reviews: torch.Tensor) -> list[tuple]:
+        return sorted(zip(words.tolist(), ratings.tolist(), reviews.tolist(), strict=True))
+
+    assert rows(*served(datamodule.train_dataloader())) == rows(*columns(datamodule.chunks["train"]))
 
 
 def test_validation_serves_the_test_chunks_and_then_the_first_training_chunks(datamodule: FilmReviews) -> None:
-    test, train = (torch.cat([words for words, _ in loader], dim=1).T for loader in datamodule.val_dataloader())
-    assert torch.equal(test, words_of(datamodule, "test"))
-    assert torch.equal(train, words_of(datamodule, "train")[:7])
+    test, train = map(served, datamodule.val_dataloader())
+    torch.testing.assert_close(test, columns(datamodule.chunks["test"]))
+    torch.testing.assert_close(train, [column[:7] for column in columns(datamodule.chunks["train"])])
+
+
+def test_the_test_serves_the_test_chunks_and_then_all_training_chunks(datamodule: FilmReviews) -> None:
+    test, train = map(served, datamodule.test_dataloader())
+    torch.testing.assert_close(test, columns(datamodule.chunks["test"]))
+    torch.testing.assert_close(train, columns(datamodule.chunks["train"]))
+
+
+# --- a validation set -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5, 0.9])
+def test_validation_share_takes_whole_reviews_the_first_of_the_training_reviews(
+    share: float, few_reviews: Path, datamodule: FilmReviews
+) -> None:
+    split = FilmReviews(few_reviews, chunk_length=6, vocab_size=14, validation_share=share)
+    split.setup()
+    before = list(dict.fromkeys(datamodule.chunks["train"]["review"]))
+    number = len(set(split.chunks["validation"]["review"]))
+    assert number == round(share * len(before)) > 0
+    assert set(split.chunks["validation"]["review"]) == set(before[:number])
+    assert set(split.chunks["train"]["review"]) == set(before[number:])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5, 0.9])
+def test_validation_share_loses_no_chunk_changes_none_and_leaves_the_test_alone(
+    share: float, few_reviews: Path, datamodule: FilmReviews
+) -> None:
+    split = FilmReviews(few_reviews, chunk_length=6, vocab_size=14, validation_share=share)
+    split.setup()
+    together = columns(split.chunks["validation"], split.chunks["train"])
+    torch.testing.assert_close(together, columns(datamodule.chunks["train"]))
+    torch.testing.assert_close(columns(split.chunks["test"]), columns(datamodule.chunks["test"]))
+    assert split.vocabulary == datamodule.vocabulary
+
+
+def test_without_a_validation_share_there_is_no_such_split(datamodule: FilmReviews) -> None:
+    assert datamodule.chunks.keys() == {"train", "test"}
+
+
+def test_the_validation_chunks_are_served_last_in_validation_and_test_and_never_trained_on(
+    with_validation: FilmReviews,
+) -> None:
+    with_validation.train_eval_chunks = 7
+    chunks = with_validation.chunks
+    for loaders, train in (
+        (with_validation.val_dataloader(), chunks["train"].take(7)),
+        (with_validation.test_dataloader(), chunks["train"]),
+    ):
+        for loader, expected in zip(loaders, (chunks["test"], train, chunks["validation"]), strict=True):
+            torch.testing.assert_close(served(loader), columns(expected))
+    _, _, trained_on = served(with_validation.train_dataloader())
+    assert sorted(trained_on.tolist()) == sorted(chunks["train"]["review"])
+    assert not set(trained_on.tolist()) & set(chunks["validation"]["review"])
+
+
+def test_rating_mean_and_std_are_those_of_the_chunks_that_are_left_for_training(
+    with_validation: FilmReviews, datamodule: FilmReviews
+) -> None:
+    ratings = torch.tensor(with_validation.chunks["train"]["rating"], dtype=torch.float64)
+    assert with_validation.rating_mean == pytest.approx(ratings.mean().item())
+    assert with_validation.rating_std == pytest.approx(ratings.std(correction=0).item())
+    assert with_validation.rating_mean != pytest.approx(datamodule.rating_mean)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 20, math.nan])
+def test_a_validation_share_that_is_no_share_or_leaves_nothing_is_refused_with_its_range(share: float) -> None:
+    with pytest.raises(ValueError, match=rf"validation_share.* \[0, 1\), got {share}"):
+        FilmReviews(validation_share=share)
+
+
+# --- statistics and processes -----------------------------------------------------------------------------------------
 
 
 def test_rating_mean_and_std_are_those_of_the_training_chunks(datamodule: FilmReviews) -> None:
@@ -163,16 +266,25 @@ def test_rating_mean_and_std_are_those_of_the_training_chunks(datamodule: FilmRe
     assert datamodule.rating_std == pytest.approx(ratings.std(correction=0).item())
 
 
-def test_processes_evaluate_every_chunk_exactly_once(datamodule: FilmReviews, as_rank: Callable) -> None:
-    for loader_index in range(2):
-        whole = torch.cat([ratings for _, ratings in datamodule.val_dataloader()[loader_index]])
+@pytest.mark.parametrize("loaders_of", [FilmReviews.val_dataloader, FilmReviews.test_dataloader])
+def test_processes_evaluate_every_chunk_exactly_once(
+    loaders_of: Callable[..., list[DataLoader]], with_validation: FilmReviews, as_rank: Callable
+) -> None:
+    def rows(index: int) -> list[tuple]:
+        words, ratings, reviews = served(loaders_of(with_validation)[index])
+        return [*zip(words.tolist(), ratings.tolist(), reviews.tolist(), strict=True)]
+
+    with_validation.train_eval_chunks = 7
+    uneven = 0
+    for index in range(3):
         shares = []
         for rank in range(3):
-            as_rank(datamodule, rank, 3)
-            shares += [ratings for _, ratings in datamodule.val_dataloader()[loader_index]]
-        datamodule.trainer = None
-        assert len({len(whole[rank::3]) for rank in range(3)}) > 1  # The shares differ in size.
-        assert sorted(torch.cat(shares).tolist()) == sorted(whole.tolist())
+            as_rank(with_validation, rank, 3)
+            shares.append(rows(index))
+        with_validation.trainer = None
+        uneven += len({len(share) for share in shares}) > 1
+        assert sorted(row for share in shares for row in share) == sorted(rows(index))
+    assert uneven
 
 
 def test_processes_share_every_training_batch(datamodule: FilmReviews, as_rank: Callable) -> None:
@@ -181,7 +293,7 @@ def test_processes_share_every_training_batch(datamodule: FilmReviews, as_rank: 
     for rank in range(2):
         as_rank(datamodule, rank, 2)
         torch.manual_seed(rank)  # The partition must not depend on what a process has drawn.
-        shares.append([ratings for _, ratings in datamodule.train_dataloader()])
+        shares.append([ratings for _, ratings, _ in datamodule.train_dataloader()])
     assert [len(ratings) for ratings in shares[0]] == [len(ratings) for ratings in shares[1]] == [2] * 9 + [1]
     together = torch.cat([*shares[0], *shares[1]]).tolist()
     assert sorted(together) == pytest.approx(sorted(datamodule.chunks["train"]["rating"]))
@@ -271,6 +383,19 @@ def test_published_ratings_have_the_published_mean_and_spread(published: FilmRev
     assert test.std() == pytest.approx(0.1915, abs=5e-5)
     assert np.std(published.chunks["train"]["rating"][:100]) == pytest.approx(0.1756, abs=5e-5)
     assert np.sqrt(np.mean((test - published.rating_mean) ** 2)) == pytest.approx(0.19146, abs=5e-6)
+
+
+@pytest.mark.slow
+def test_a_tenth_of_the_published_training_reviews_is_for_validation(
+    real_corpus: Callable[[str], Path], published: FilmReviews
+) -> None:
+    datamodule = FilmReviews(real_corpus("film_reviews"), validation_share=0.1)
+    datamodule.setup()
+    reviews = {split: set(chunks["review"]) for split, chunks in datamodule.chunks.items()}
+    assert {split: len(of) for split, of in reviews.items()} == {"validation": 400, "train": 3_596, "test": 1_011}
+    assert not reviews["validation"] & reviews["train"]
+    assert sum(map(len, datamodule.chunks.values())) == 13_275
+    torch.testing.assert_close(columns(datamodule.chunks["test"]), columns(published.chunks["test"]))
 
 
 @pytest.mark.slow

@@ -135,9 +135,10 @@ def test_ratings_belong_to_their_snippets(ratings: SnippetRatings) -> None:
 
 
 def test_rated_snippets_have_the_interface_of_film_reviews(ratings: SnippetRatings) -> None:
-    words, targets = next(iter(ratings.train_dataloader()))
-    assert (words.shape, targets.shape) == ((13, 8), (8,))
-    assert [sum(len(targets) for _, targets in loader) for loader in ratings.val_dataloader()] == [10, 9]
+    words, targets, reviews = next(iter(ratings.train_dataloader()))
+    assert (words.shape, targets.shape, reviews.shape) == ((13, 8), (8,), (8,))
+    assert [sum(len(targets) for _, targets, _ in loader) for loader in ratings.val_dataloader()] == [10, 9]
+    assert [sum(len(targets) for _, targets, _ in loader) for loader in ratings.test_dataloader()] == [10, 40]
     assert ratings.rating_std > 1
 
 

@@ -37,23 +37,50 @@ class RandomStreams(TokenStreams):
 
 
 class RandomReviews(RatedSequences):
-    """Random words rated from 0 to 1; the rating depends on the last word."""
+    """Random words rated from 0 to 1; the rating depends on the last word.
+
+    Args:
+        batch_size: as in `RatedSequences`.
+        eval_batch_size: as in `RatedSequences`.
+        train_eval_chunks: as in `RatedSequences`.
+        num_train: number of training texts, beside 13 test texts.
+        validation: number of validation texts; 0 for no such split.
+        chunks_per_review: so many texts that follow on each other are of one review, of which the last one may be
+            shorter. All have its rating.
+        pads: how many words of the i-th text are pads: i modulo this.
+    """
 
     def __init__(
-        self, batch_size: int = 8, eval_batch_size: int = 5, train_eval_chunks: int = 6, num_train: int = 20
+        self,
+        batch_size: int = 8,
+        eval_batch_size: int = 5,
+        train_eval_chunks: int = 6,
+        num_train: int = 20,
+        validation: int = 0,
+        chunks_per_review: int = 1,
+        pads: int = 1,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, train_eval_chunks)
-        self.num_train = num_train
+        self.sizes = {"train": num_train, "test": 13} | ({"validation": validation} if validation else {})
+        self.chunks_per_review = chunks_per_review
+        self.pads = pads
 
     def build(self) -> None:
         generator = torch.Generator().manual_seed(2)
         parts = {}
-        for split, n in (("train", self.num_train), ("test", 13)):
+        for split, n in self.sizes.items():
             words = torch.randint(1, 30, (n, 6), generator=generator)
             noise = torch.rand(n, generator=generator)
             ratings = (words[:, -1] / 30 + noise) / 2
+            for i, text in enumerate(words):
+                text[: i % self.pads] = 0
+            first_chunks = [i - i % self.chunks_per_review for i in range(n)]
             parts[split] = Dataset.from_dict(
-                {"words": words.tolist(), "rating": ratings.tolist(), "review": list(range(n))}
+                {
+                    "words": words.tolist(),
+                    "rating": ratings[first_chunks].tolist(),
+                    "review": [100 - i for i in first_chunks],
+                }
             )
         self.chunks = DatasetDict(parts)
 

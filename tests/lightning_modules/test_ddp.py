@@ -70,10 +70,60 @@ trainer.reproduce(model, RandomStreams(batch_size=4, window=5, train_eval_window
 """
 
 
-def run(folder: Path, devices: int, dropout: float, epochs: int = 3) -> dict[str, Any]:
+SENTIMENT = """
+import json, sys
+from pathlib import Path
+
+import lightning as L
+import torch
+from datasets import Dataset, DatasetDict
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from datamodules.rated_sequences import RatedSequences
+from lightning_modules import SentimentRegressor
+from lightning_modules.trainer import Trainer
+
+devices, dropout, epochs, folder = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+
+
+class RandomReviews(RatedSequences):
+    def build(self):
+        generator = torch.Generator().manual_seed(2)
+        self.chunks = DatasetDict({
+            split: Dataset.from_dict({
+                "words": torch.randint(1, 30, (n, 6), generator=generator).tolist(),
+                "rating": torch.rand(n, generator=generator).tolist(),
+                "review": [i // 3 for i in range(n)],
+            })
+            for split, n in {"train": 23, "test": 13, "validation": 7}.items()
+        })
+
+
+L.seed_everything(3, verbose=False)
+# The order of training texts differs, so there is no training: the learning rate is 0.
+model = SentimentRegressor(
+    30, embedding_size=7, hidden_size=5, learning_rate=0.0, word_dropout=dropout, mc_samples=3, mc_every=1,
+    gate_activation="hard_sigmoid", dropout_scale="test", penalty="last_gate", l2=1e-3,
+)
+every_epoch = {"dirpath": folder, "save_on_train_epoch_end": True, "enable_version_counter": False}
+trainer = Trainer(
+    accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=3, logger=False,
+    enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
+    default_root_dir=folder,
+    callbacks=[
+        ModelCheckpoint(filename="best", monitor="valid_rmse", **every_epoch),
+        ModelCheckpoint(filename="last", **every_epoch),
+    ],
+)
+result = folder / "results" / "ptb" / "tiny" / "row" / "seed3.json"
+trainer.reproduce(model, RandomReviews(batch_size=8, eval_batch_size=3, train_eval_chunks=5), result, epochs)
+"""
+
+
+def run(folder: Path, devices: int, dropout: float, epochs: int = 3, code: str = SCRIPT) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     script = folder / "script.py"
-    script.write_text(SCRIPT)
+    script.write_text(code)
     outside = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "PL_", "LOCAL_RANK"))}
     done = subprocess.run(
         [sys.executable, str(script), str(devices), str(dropout), str(epochs), str(folder)],
@@ -108,3 +158,17 @@ def test_processes_never_draw_the_same_masks_not_even_after_a_resumption(tmp_pat
     assert len(set(everything)) == len(everything)
     assert len(report["curve"]) == 3
     assert len(report["provenance"]["resumed"]) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_every_rated_text_once_and_by_its_review(tmp_path: Path) -> None:
+    one, two = (run(tmp_path / str(n), n, 0.0, epochs=1, code=SENTIMENT) for n in (1, 2))
+    in_curve = {"test_rmse", "test_rmse_review", "test_rmse_mc", "test_rmse_review_mc", "train_rmse", "valid_rmse"}
+    in_test = {"train_rmse_all", "constant_rmse", "valid_rmse_mc", "tau", "test_log_likelihood"}
+    in_test |= {"test_coverage_50", "test_coverage_90"}
+    assert in_curve <= one["curve"][0].keys()
+    for name in in_curve:
+        assert two["curve"][0][name] == pytest.approx(one["curve"][0][name], rel=1e-5), name
+    for name in in_curve | in_test:
+        assert two["metrics"][name] == pytest.approx(one["metrics"][name], rel=1e-5), name
+    assert two["metrics"]["test_rmse_review"] != pytest.approx(two["metrics"]["test_rmse"], rel=0.01)

@@ -55,6 +55,7 @@ def run(tmp_path: Path, result: Path, streams: Any, trainer: Any) -> Run:
         data: Any = None,
         tested_weights: str = "last",
         to: Path = result,
+        data_options: dict[str, Any] | None = None,
         **changes: Any,
     ) -> dict[str, Any]:
         L.seed_everything(seed, verbose=False)
@@ -73,6 +74,8 @@ def run(tmp_path: Path, result: Path, streams: Any, trainer: Any) -> Run:
             gradient_clip_val=1.0,
         )
         a_trainer.run_config = {"model": {"init_args": {"hidden_size": 6}}}
+        if data_options:
+            a_trainer.run_config["data"] = {"init_args": data_options}
         a_trainer.reproduce(model, data or streams(), to, epochs)
         return json.loads(to.read_text())
 
@@ -148,11 +151,21 @@ def test_provenance_names_commit_hardware_versions_and_time(run: Run) -> None:
     assert provenance["resumed"] == []
 
 
-def test_result_of_a_sentiment_run(run: Run, reviews: Any) -> None:
+OF_A_CURVE = {"train_loss", "train_rmse", "test_rmse", "test_rmse_review", "gradient_norm", "learning_rate"}
+OF_A_TEST = {"test_rmse_mc", "test_rmse_review_mc", "train_rmse_all", "constant_rmse", "mc_samples"}
+OF_VALIDATION = {"valid_rmse_mc", "tau", "test_log_likelihood", "test_coverage_50", "test_coverage_90"}
+
+
+@pytest.mark.parametrize("validation", [0, 7])
+def test_result_of_a_sentiment_run_has_the_metrics_of_all_its_loaders(validation: int, run: Run, reviews: Any) -> None:
     model = SentimentRegressor(30, hidden_size=5, embedding_size=7, mc_samples=2, **DROPOUT)
-    report = run(2, model=model, data=reviews())
-    assert report["metrics"].keys() >= {"test_rmse", "train_rmse", "train_loss", "test_rmse_mc", "constant_rmse"}
-    assert report["metrics"]["test_rmse"] == pytest.approx(report["curve"][-1]["test_rmse"], rel=1e-6)
+    report = run(2, model=model, data=reviews(validation=validation))
+    of_validation = OF_VALIDATION if validation else set()
+    of_curve = OF_A_CURVE | ({"valid_rmse"} if validation else set())
+    assert [entry.keys() - TIMINGS - {"epoch"} for entry in report["curve"]] == [of_curve] * 2
+    assert report["metrics"].keys() - TIMINGS == of_curve | OF_A_TEST | of_validation
+    for name in of_curve & {"test_rmse", "test_rmse_review", "valid_rmse"}:
+        assert report["metrics"][name] == pytest.approx(report["curve"][-1][name], rel=1e-6)
     assert report["epochs"] == 2
 
 
@@ -262,16 +275,66 @@ def test_a_run_killed_within_an_epoch_and_resumed_equals_one_in_one_go(run: Run,
     assert len(in_parts["provenance"]["resumed"]) == 2
 
 
-def test_a_killed_sentiment_run_sees_the_same_shuffled_batches_when_resumed(run: Run, reviews: Any) -> None:
+AS_IN_2015 = {"gate_activation": "hard_sigmoid", "dropout_scale": "test", "word_mask_sharing": "batch"}
+
+
+@pytest.mark.parametrize("options", [{}, {"mask_pads": True}, AS_IN_2015], ids=["modern", "pads skipped", "2015"])
+@pytest.mark.parametrize("mc_every", [0, 2])
+def test_a_killed_sentiment_run_sees_the_same_shuffled_batches_and_masks_when_resumed(
+    mc_every: int, options: dict[str, Any], run: Run, reviews: Any
+) -> None:
     def sentiment(folder: str, *callbacks: L.Callback) -> dict[str, Any]:
         L.seed_everything(5, verbose=False)
-        model = SentimentRegressor(30, hidden_size=5, embedding_size=7, mc_samples=2, learning_rate=0.01, **DROPOUT)
-        return run(None, *callbacks, folder=folder, model=model, data=reviews())
+        model = SentimentRegressor(
+            30, hidden_size=5, embedding_size=7, mc_samples=2, mc_every=mc_every, learning_rate=0.01,
+            **DROPOUT | options,
+        )  # fmt: skip
+        return run(None, *callbacks, folder=folder, model=model, data=reviews(validation=7, pads=4))
 
     at_once = sentiment("at_once")
-    with pytest.raises(RuntimeError, match="power cut"):
-        sentiment("in_parts", Interrupt(epoch=2))
+    for epoch in (2, 3):
+        with pytest.raises(RuntimeError, match="power cut"):
+            sentiment("in_parts", Interrupt(epoch))
     assert without_timings(sentiment("in_parts")) == without_timings(at_once)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"penalty": "last_gate"}, "penalty: all in the checkpoint, last_gate here"),
+        ({"weight_decay": 0.1}, r"weight_decay: 0\.0 in the checkpoint, 0\.1 here"),
+        ({"dropout_scale": "test"}, "dropout_scale: training in the checkpoint, test here"),
+        ({"gate_activation": "hard_sigmoid"}, "gate_activation: sigmoid in the checkpoint, hard_sigmoid here"),
+        ({"word_mask_sharing": "batch"}, "word_mask_sharing: sequence in the checkpoint, batch here"),
+        ({"mask_pads": True}, "mask_pads: False in the checkpoint, True here"),
+    ],
+)
+def test_a_sentiment_run_is_not_resumed_as_another(changed: dict[str, Any], named: str, run: Run, reviews: Any) -> None:
+    def sentiment(**changes: Any) -> dict[str, Any]:
+        model = SentimentRegressor(30, hidden_size=5, embedding_size=7, **changes)
+        return run(1, model=model, data=reviews())
+
+    sentiment()
+    with pytest.raises(ValueError, match=named):
+        sentiment(**changed)
+
+
+def test_networks_during_training_and_in_the_test_may_be_chosen_anew_in_a_resumed_run(run: Run, reviews: Any) -> None:
+    for epochs, samples in ((1, {}), (2, {"mc_every": 1, "mc_epoch_samples": 3, "mc_samples": 4})):
+        model = SentimentRegressor(30, hidden_size=5, embedding_size=7, **DROPOUT, **samples)
+        report = run(epochs, model=model, data=reviews())
+    assert ["test_rmse_mc" in entry for entry in report["curve"]] == [False, True]
+    assert report["metrics"]["mc_samples"] == 4
+
+
+def test_a_run_is_not_resumed_with_another_share_of_reviews_for_validation(run: Run, reviews: Any) -> None:
+    def sentiment(share: float) -> None:
+        model = SentimentRegressor(30, hidden_size=5, embedding_size=7)
+        run(1, model=model, data=reviews(validation=7), data_options={"validation_share": share})
+
+    sentiment(0.1)
+    with pytest.raises(ValueError, match=r"validation_share: 0\.1 in the checkpoint, 0\.2 here"):
+        sentiment(0.2)
 
 
 def test_resumption_is_in_the_provenance_and_the_time_is_that_of_all_parts(run: Run) -> None:
@@ -309,6 +372,20 @@ class Spoil(L.Callback):
                 pl_module.softmax.bias[0] += 50.0
 
 
+class Aim(L.Callback):
+    """Lets the network predict nothing but the mean rating of test, validation and training set, epoch by epoch."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        split = ("test", "validation", "train")[trainer.current_epoch]
+        ratings = torch.tensor(self.data.chunks[split]["rating"])
+        with torch.no_grad():
+            pl_module.output.weight.zero_()
+            pl_module.output.bias.fill_((ratings.mean() - pl_module.target_mean) / pl_module.target_std)
+
+
 def test_by_default_the_last_epochs_weights_are_tested(run: Run) -> None:
     report = run(None, Spoil(epoch=2))
     assert report["tested_epoch"] == 3
@@ -326,6 +403,26 @@ def test_best_tests_the_epoch_with_the_best_validation_and_keeps_the_whole_curve
     assert report["metrics"]["valid_ppl"] == values[0]
     assert (report["epochs"], report["planned_epochs"]) == (3, 3)
     assert report["provenance"]["resumed"] == []
+
+
+@pytest.mark.parametrize(("monitor", "best"), [("test_rmse", 1), ("valid_rmse", 2)])
+def test_the_best_epoch_of_a_sentiment_run_is_that_of_the_error_it_monitors(
+    monitor: str, best: int, run: Run, reviews: Any
+) -> None:
+    data = reviews(validation=7)
+    model = SentimentRegressor(30, hidden_size=5, embedding_size=7, monitor=monitor)  # type: ignore[arg-type]
+    report = run(None, Aim(data), model=model, data=data, tested_weights="best")
+    errors = [entry[monitor] for entry in report["curve"]]
+    assert len(errors) == 3
+    assert min(errors) == errors[best - 1]
+    assert report["tested_epoch"] == best
+    assert report["metrics"][monitor] == pytest.approx(errors[best - 1], rel=1e-6)
+
+
+def test_an_epoch_cannot_be_chosen_on_reviews_that_are_not_held_out(run: Run, reviews: Any) -> None:
+    model = SentimentRegressor(30, hidden_size=5, embedding_size=7, monitor="valid_rmse")
+    with pytest.raises(ValueError, match="needs held-out reviews: set validation_share"):
+        run(None, model=model, data=reviews())
 
 
 def test_best_is_the_best_of_all_parts_of_a_resumed_run(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def predictions(tmp_path: Path) -> list[Path]:
 
 def save(file: Path, windows: list[dict[str, torch.Tensor]], **changes: Any) -> None:
     """Predictions as `Trainer.predict` writes them."""
-    content = {"predictions": windows, "seed": 0, "epochs": 13, "mc_samples": 10, "provenance": {"commit": "0123"}}
+    content = {"predictions": windows, "seed": 0, "mc_samples": 10, "provenance": {"commit": "0123"}}
     torch.save(content | changes, file)
 
 
@@ -43,23 +44,58 @@ def test_all_windows_of_all_kinds_are_read(predictions: list[Path]) -> None:
     assert {kind: surprisal.shape for kind, surprisal in surprisals.items()} == {"approximation": (12,), "mc": (12,)}
 
 
-def test_perplexities_are_printed_and_written(
-    predictions: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_perplexities_are_printed_and_written_beside_the_results_of_the_models(
+    predictions: list[Path], folder: Path, write_result: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main([*map(str, predictions), "--output", str(tmp_path / "ensemble.json")])
-    written = json.loads((tmp_path / "ensemble.json").read_text())
+    for seed in range(2):
+        output = write_result("ptb", "small", "zaremba", seed=seed).with_name("ensemble.json")
+    main([*map(str, predictions), "--output", str(output)])
+    written = json.loads(output.read_text())
     surprisals = [load_predictions(file)["predictions"]["mc"] for file in predictions]
     expected = ensemble_perplexities(torch.stack(surprisals))
     assert written["metrics"]["test_ppl_mc"] == expected
-    assert (written["seeds"], written["epochs"], written["mc_samples"]) == ([0, 1], 13, 10)
+    assert (written["seeds"], written["epochs"], written["mc_samples"], written["diverged"]) == ([0, 1], "3", 10, [])
     assert f"test_ppl_mc  1: {expected[0]:.2f}  2: {expected[1]:.2f}" in capsys.readouterr().out
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_an_ensemble_of_shortened_runs_says_so(predictions: list[Path], write_result: Callable[..., Path]) -> None:
+    for seed in range(2):
+        output = write_result("ptb", "small", "zaremba", seed=seed, epochs=2).with_name("ensemble.json")
+    main([*map(str, predictions), "--output", str(output)])
+    assert json.loads(output.read_text())["epochs"] == "2 of 3 epochs"
+
+
+def test_models_of_different_length_or_without_a_result_make_no_ensemble(
+    predictions: list[Path], write_result: Callable[..., Path]
+) -> None:
+    output = write_result("ptb", "small", "zaremba", seed=0).with_name("ensemble.json")
+    arguments = [*map(str, predictions), "--output", str(output)]
+    with pytest.raises(SystemExit, match=r"small/zaremba has no seed1\.json: .* run these seeds first"):
+        main(arguments)
+    write_result("ptb", "small", "zaremba", seed=1, epochs=2)
+    with pytest.raises(SystemExit, match="the seeds ran for different epochs: 3, 2 of 3 epochs"):
+        main(arguments)
+    assert not output.exists()
+
+
+def test_a_diverged_model_is_left_out_by_the_rule_of_the_tables(
+    predictions: list[Path], tmp_path: Path, write_result: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "2.pt", [{"approximation": torch.full((12, 1), torch.nan)}], seed=2)
+    for seed, valid in enumerate((90.0, 91.0, None)):
+        metrics = {"valid_ppl": valid, "test_ppl": 85.0}
+        output = write_result("ptb", "small", "zaremba", seed=seed, metrics=metrics).with_name("ensemble.json")
+    main([*map(str, predictions), str(tmp_path / "2.pt"), "--output", str(output)])
+    assert "left out, since they diverged: seeds 2" in capsys.readouterr().out
+    written = json.loads(output.read_text())
+    assert (written["seeds"], written["diverged"], len(written["metrics"]["test_ppl"])) == ([0, 1], [2], 2)
 
 
 def test_what_is_no_prediction_of_a_language_model_is_named(predictions: list[Path], tmp_path: Path) -> None:
     save(tmp_path / "ratings.pt", [{"approximation": torch.rand(5)}])
     torch.save([torch.rand(5, 1)], tmp_path / "old.pt")
-    save(tmp_path / "short.pt", [{"approximation": torch.rand(5, 1)}])
+    save(tmp_path / "short.pt", [{"approximation": torch.rand(5, 1)}], seed=1)
     for name, message in (("ratings", "these are ratings"), ("old", "not the predictions"), ("gone", "No such file")):
         with pytest.raises(SystemExit, match=message):
             main([str(predictions[0]), str(tmp_path / f"{name}.pt")])
@@ -67,8 +103,9 @@ def test_what_is_no_prediction_of_a_language_model_is_named(predictions: list[Pa
         main([str(predictions[0]), str(tmp_path / "short.pt")])
 
 
-@pytest.mark.parametrize(("what", "value"), [("epochs", 12), ("mc_samples", 100)])
-def test_models_that_do_not_belong_together_are_refused(predictions: list[Path], what: str, value: int) -> None:
-    save(predictions[1], torch.load(predictions[1])["predictions"], **{what: value})
-    with pytest.raises(SystemExit, match=rf"the models differ in {what}: \d+, {value}"):
+def test_samples_of_different_number_and_a_model_taken_twice_are_refused(predictions: list[Path]) -> None:
+    with pytest.raises(SystemExit, match="the seeds of the models are 0, 0"):
+        main([str(predictions[0]), str(predictions[0])])
+    save(predictions[1], torch.load(predictions[1])["predictions"], seed=1, mc_samples=100)
+    with pytest.raises(SystemExit, match="the models differ in mc_samples: 10, 100; delete"):
         main([*map(str, predictions)])

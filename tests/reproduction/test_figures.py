@@ -36,10 +36,22 @@ def test_training_is_shown_with_dropout_off_only_where_every_run_has_that(
     curve = [{"epoch": 1, "train_ppl": 90.0, "train_eval_ppl": 70.0, "valid_ppl": 80.0}]
     write_result("ptb", "v1", "zaremba", epochs=1, curve=curve)
     left, _ = draw_language_models("v1", load_results(folder)).axes
-    assert (left.get_title(loc="left") or left.get_title(), list(left.get_lines()[0].get_ydata())) == ("Training (dropout off)", [70.0])
-    write_result("ptb", "v1", "variational_tied")
+    assert "Training (dropout off)" in (left.get_title(loc="left"), left.get_title())
+    assert list(left.get_lines()[0].get_ydata()) == [70.0]
+    ours = {"epoch": 1, "train_ppl": 90.0, "valid_ppl": 80.0}
+    write_result("ptb", "v1", "variational_tied", epochs=2, curve=[ours, curve[0] | {"epoch": 2}])  # not in every epoch
     left, _ = draw_language_models("v1", load_results(folder)).axes
-    assert (left.get_title(loc="left") or left.get_title(), left.get_lines()[0].get_ydata()[0]) == ("Training (dropout on)", 90.0)
+    assert "Training (dropout on)" in (left.get_title(loc="left"), left.get_title())
+    assert left.get_lines()[0].get_ydata()[0] == 90.0
+
+
+def test_beside_the_authors_log_training_is_shown_with_dropout_on_as_in_the_log(
+    folder: Path, write_result: WriteResult
+) -> None:
+    curve = [{"epoch": 1, "train_ppl": 90.0, "train_eval_ppl": 70.0, "valid_ppl": 80.0}]
+    write_result("ptb", "gal1250", "variational_untied", epochs=1, curve=curve)
+    left, _ = draw_language_models("gal1250", load_results(folder)).axes
+    assert list(left.get_lines()[0].get_ydata()) == [90.0]
 
 
 def test_seeds_share_a_colour_and_shortened_runs_are_marked_in_the_legend(
@@ -50,8 +62,39 @@ def test_seeds_share_a_colour_and_shortened_runs_are_marked_in_the_legend(
     write_result("ptb", "small", "moon", epochs=2)
     figure = draw_language_models("small", load_results(folder))
     assert legend(figure) == ["Moon et al. (2 of 3 epochs)", "Variational (tied)"]
-    moon, first, second = (line.get_color() for line in curves(figure.axes[1]))
-    assert first == second != moon
+    moon, tied = curves(figure.axes[1])
+    assert moon.get_color() != tied.get_color()
+
+
+def test_seeds_are_one_line_of_their_mean_in_a_band_of_their_range(folder: Path, write_result: WriteResult) -> None:
+    for seed, ppl in enumerate((80.0, 90.0, 94.0)):
+        curve = [{"epoch": 1, "train_ppl": 1.0, "valid_ppl": ppl}, {"epoch": 2, "train_ppl": 1.0, "valid_ppl": 70.0}]
+        write_result("ptb", "small", "zaremba", seed=seed, epochs=2, curve=curve)
+    _, right = draw_language_models("small", load_results(folder)).axes
+    [line] = curves(right)
+    assert list(line.get_ydata()) == [88.0, 70.0]
+    [band] = right.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (70.0, 94.0)
+
+
+def test_the_steps_of_a_sweep_have_colours_of_their_own(folder: Path, write_result: WriteResult) -> None:
+    for row in ("pu0.5_pe0.1", "pu0.5_pe0.2", "pu0.5_pe0.3", "pu0.5_pe0.4"):
+        write_result("sentiment", "word_sweep", row)
+    figure = draw_sentiment("word_sweep", load_results(folder))
+    assert len({line.get_color() for line in curves(figure.axes[1])}) == 4
+    assert legend(figure)[:2] == ["p_U = 0.5, p_E = 0.1", "p_U = 0.5, p_E = 0.2"]
+
+
+def test_mc_is_dotted_beside_the_approximation(folder: Path, write_result: WriteResult) -> None:
+    curve = [
+        {"epoch": e, "train_rmse": 0.1, "test_rmse": 0.2} | ({"test_rmse_mc": 0.19} if e == 2 else {}) for e in (1, 2)
+    ]
+    write_result("sentiment", "figure2", "variational_lstm", epochs=2, curve=curve)
+    figure = draw_sentiment("figure2", load_results(folder))
+    approximation, mc = curves(figure.axes[1])
+    assert (list(mc.get_xdata()), mc.get_linestyle(), mc.get_color()) == ([2], ":", approximation.get_color())
+    assert legend(figure)[-1] == "MC, 10 networks"
 
 
 def test_sentiment_shows_train_error_left_test_error_right_and_the_constant_predictor(
@@ -62,8 +105,8 @@ def test_sentiment_shows_train_error_left_test_error_right_and_the_constant_pred
     figure = draw_sentiment("figure2", load_results(folder))
     left, right = figure.axes
     assert [axes.get_title(loc="left") or axes.get_title() for axes in (left, right)] == [
-        "Training error",
-        "Test error (dropout approximation)",
+        "Training error (first 100 chunks)",
+        "Test error",
     ]
     assert list(curves(left)[0].get_ydata()) == pytest.approx([0.2, 0.1, 0.2 / 3])
     assert list(curves(right)[0].get_ydata()) == pytest.approx([0.2, 0.15, 0.1 + 0.1 / 3])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import wandb
 from rich.console import Console
 
 from reproduction.results import load_results
@@ -150,7 +151,7 @@ def test_film_review_tables_start_with_the_constant_predictor(folder: Path, writ
     write_result("sentiment", "figure10", "variational_gru", epochs=30, planned_epochs=30)
     table = sentiment_table("sentiment", "figure10", load_results(folder))
     assert table["row"][0] == "Constant predictor"
-    assert table["test"][0] == "0.19146"
+    assert (table["test"][0], table["train, all"][0], table["test, MC"][0]) == ("0.1915", "0.1839", "–")
     variational = line(table, "Variational GRU")
     assert (variational["train"], variational["test"], variational["test, MC"]) == ("0.1200", "0.1500", "not run")
     assert variational["test, lowest"] == "0.1033"
@@ -175,7 +176,7 @@ def test_the_origin_of_each_result_stands_below_its_table(folder: Path, write_re
     path.write_text(path.read_text().replace('"dirty": false', '"dirty": true'))
     assert (
         "- Zaremba et al., seed 4: commit 0123456 with uncommitted changes, 2026-01-02, Some CPU (2 cores), 1 h 2 min, "
-        "tested after epoch 3 of 3"
+        "tested after epoch 3 of 3, valid 90.00, test 85.00\n"
     ) in to_markdown(load_results(folder), ["ptb"])
 
 
@@ -247,7 +248,7 @@ def test_in_a_terminal_of_100_columns_no_number_is_cut_off(folder: Path, write_r
     assert "Variational (untied, MC)" in text
     assert "81.0±1.4" in text
     assert "0.1550±.0071" in text
-    assert "0.19146" in text
+    assert "0.1915" in text
     assert "…" not in text
 
 
@@ -316,7 +317,8 @@ def test_sliding_windows_have_a_column_where_they_were_run(folder: Path, write_r
 
 def write_ensemble(path: Path, **metrics: list[float]) -> None:
     seeds = list(range(len(metrics["test_ppl"])))
-    report = {"seeds": seeds, "epochs": 39, "mc_samples": 100, "metrics": metrics, "provenance": [{"commit": "ab" * 9}]}
+    origin = {"commit": "ab" * 9, "dirty": False}
+    report = {"seeds": seeds, "epochs": "39", "mc_samples": 100, "metrics": metrics, "provenance": [origin]}
     path.with_name("ensemble.json").write_text(json.dumps(report))
 
 
@@ -334,8 +336,67 @@ def test_ensembles_stand_beside_the_published_ones_by_the_number_of_models(
     assert list(table.loc["large, Variational (untied, MC)", "10"]) == ["68.7", "not run", "–"]
     assert list(table.loc["small, Non-regularised", "2"]) == ["96.1", "not run", "–"]
     text = to_markdown(load_results(folder), ["ptb"], ["medium"])
-    assert "- medium, Zaremba et al., ensemble of seeds 0, 1, 2: after 39 epochs, commit abababa" in text
+    assert "- medium, Zaremba et al., ensemble of seeds 0, 1, 2: predicted by commit abababa" in text
     assert "large, Zaremba" not in text
+    write_ensemble(write_result("ptb", "small", "mine"), test_ppl=[90.0, 80.0])
+    assert "| small, mine " in to_markdown(load_results(folder), ["ptb"])
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"seeds": 3}'])
+def test_an_ensemble_that_cannot_be_read_ends_with_one_message(
+    folder: Path, write_result: WriteResult, text: str
+) -> None:
+    write_result("ptb", "small", "zaremba").with_name("ensemble.json").write_text(text)
+    with pytest.raises(SystemExit, match=r"zaremba/ensemble\.json: .*delete the file"):
+        main(["--results", str(folder)])
+
+
+def test_other_readings_of_moon_stand_beside_its_published_numbers(folder: Path, write_result: WriteResult) -> None:
+    write_result("ptb", "medium", "moon_loop")
+    table = ptb_table("medium", load_results(folder))
+    assert line(table, "Moon, scaled in the loop")["valid, paper"] == "100.7"
+
+
+def test_a_constant_learning_rate_has_the_lowest_perplexity_beside_the_last(
+    folder: Path, write_result: WriteResult
+) -> None:
+    curve = [{"epoch": 1, "valid_ppl": 95.0}, {"epoch": 2, "valid_ppl": 88.0}, {"epoch": 3, "valid_ppl": 90.0}]
+    write_result("ptb", "medium_constant", "zaremba", curve=curve)
+    table = ptb_table("medium_constant", load_results(folder))
+    assert line(table, "Zaremba et al.")["valid, lowest"] == "88.0"
+    assert "valid, lowest" not in ptb_table("medium", [])
+
+
+def test_a_table_is_printed_before_wandb_fails(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(**options: Any) -> None:
+        raise wandb.errors.CommError("no server")
+
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr(wandb, "init", failing)
+    with pytest.raises(SystemExit, match=r"were not logged \(no server\); WANDB_MODE=offline"):
+        main(["--results", str(folder), "--experiment", "ptb", "--wandb", str(tmp_path / "runs")])
+    assert "| [Zaremba et al.]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["offline", None])
+def test_without_an_account_tables_are_recorded_offline(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str | None
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setattr(wandb, "login", lambda prompt: mode is None)
+    modes = []
+
+    def record(**options: Any) -> None:
+        modes.append(options["mode"])
+        raise wandb.errors.CommError("enough")
+
+    monkeypatch.setattr(wandb, "init", record)
+    with pytest.raises(SystemExit):
+        main(["--results", str(folder), "--wandb", str(tmp_path / "runs")])
+    assert modes == [mode]
 
 
 def test_notes_on_a_group_stand_below_its_table(folder: Path, write_result: WriteResult) -> None:

@@ -348,6 +348,109 @@ def test_with_the_instructions_of_an_older_processor_it_computes_the_same():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root, env=os.environ | {"ATEN_CPU_CAPABILITY": "avx2"})
 
 
+# --- hard gates -------------------------------------------------------------------------------------------------------
+
+
+def unrolled(unroll, leaves, masks, lengths=None, reverse=False, **options):
+    """Outputs and states of an LSTM, and the gradients of x, h, c and the parameters."""
+    x, h_0, c_0, *weights = leaves
+    weights = functional.Weights(*weights)
+    h, state = unroll("LSTM", x, (h_0, c_0), weights, masks, lengths=lengths, reverse=reverse, **options)
+    loss = sum((part * torch.arange(1, part.size(-1) + 1) / part.size(-1)).sum() for part in (h, *state))
+    return h, *state, *torch.autograd.grad(loss, leaves)
+
+
+HARD_CASES = {
+    "input_size": st.integers(1, 70),
+    "hidden_size": st.integers(1, 70),
+    "steps": st.integers(1, 12),
+    "batch": st.integers(1, 30),
+    "bias": st.booleans(),
+    "input_dropout": st.sampled_from([0.0, 0.5]),
+    "recurrent_dropout": st.sampled_from([0.0, 0.5]),
+    "memory_dropout": st.sampled_from([0.0, 0.4]),
+    "gate_masks": st.sampled_from(["tied", "untied"]),
+    "time_masks": st.sampled_from(["constant", "fresh"]),
+    "mask_sharing": st.sampled_from(["sequence", "batch"]),
+}
+
+
+def hard_case(input_size, hidden_size, steps, batch, **options):
+    """What `unrolled` runs: gates that are open, closed, and in between."""
+    torch.manual_seed(0)
+    lstm = VariationalLSTM(input_size, hidden_size, **options)
+    for parameter in lstm.parameters():
+        torch.nn.init.uniform_(parameter, -0.3, 0.3)
+    x = 5 * torch.randn(steps, batch, input_size)
+    state = torch.randn(2, batch, hidden_size)
+    [masks] = lstm.sample_masks(batch, steps).layers
+    return [leaf.detach().requires_grad_() for leaf in (x, *state, *lstm.parameters())], masks
+
+
+@is_built
+@settings(max_examples=150)
+@given(
+    case=st.fixed_dictionaries(HARD_CASES), packed=st.booleans(), reverse=st.booleans(), threads=st.sampled_from([1, 2])
+)
+def test_with_hard_gates_outputs_states_and_gradients_equal_the_references(case, packed, reverse, threads):
+    leaves, masks = hard_case(**case)
+    lengths = torch.randint(1, case["steps"] + 1, (case["batch"],)) if packed else None
+    with threads_set(threads):
+        results, expected = (
+            unrolled(unroll, leaves, masks, lengths, reverse, hard_gates=True)
+            for unroll in (cpu.unroll, functional.unroll)
+        )
+    assert_close_for_their_size(results, expected)
+
+
+@is_built
+@pytest.mark.parametrize("hard_gates", [True, False])
+def test_with_hard_gates_it_equals_the_reference_at_the_sizes_of_the_paper(hard_gates):
+    leaves, masks = hard_case(128, 128, steps=20, batch=128, **DROPOUT, gate_masks="untied")
+    results, expected = (
+        unrolled(unroll, leaves, masks, hard_gates=hard_gates) for unroll in (cpu.unroll, functional.unroll)
+    )
+    assert_close_for_their_size(results, expected)
+
+
+@is_built
+def test_hard_gates_differ_from_the_sigmoids_which_are_the_default():
+    leaves, masks = hard_case(5, 20, steps=4, batch=3)
+    hard, soft, default = (
+        unrolled(cpu.unroll, leaves, masks, **kw) for kw in ({"hard_gates": True}, {"hard_gates": False}, {})
+    )
+    torch.testing.assert_close(default, soft, rtol=0, atol=0)
+    for one, other in zip(hard, soft, strict=True):
+        assert (one - other).abs().max() > 1e-3
+
+
+@is_built
+@pytest.mark.parametrize("unroll", [cpu.unroll, functional.unroll], ids=["fast", "reference"])
+def test_a_hard_gate_is_linear_between_minus_two_and_a_half_and_two_and_a_half_and_flat_outside(unroll):
+    before = torch.tensor([-1e30, -9.0, -2.51, -2.49, -1.0, 0.0, 1.0, 2.49, 2.51, 9.0, 1e30])
+    x = torch.zeros(1, len(before), 4)
+    x[..., 1] = before  # of the forget gates; c is 1, and what is added to it 0
+    x.requires_grad_()
+    weights = functional.Weights(torch.eye(4), torch.zeros(4, 1))
+    state = (torch.zeros(len(before), 1), torch.ones(len(before), 1))
+    _, (_, c) = unroll("LSTM", x, state, weights, LayerMasks(), hard_gates=True)
+    expected = [min(max(0.2 * value + 0.5, 0.0), 1.0) for value in before.tolist()]
+    torch.testing.assert_close(c.flatten(), torch.tensor(expected))
+    [gradient] = torch.autograd.grad(c.sum(), x)
+    slope = torch.tensor([0.2 if abs(value) < 2.5 else 0.0 for value in before.tolist()])
+    torch.testing.assert_close(gradient[0, :, 1], slope)
+
+
+@needs_bf16
+def test_under_autocast_hard_gates_are_the_references_with_its_factors_rounded():
+    leaves, masks = hard_case(30, 40, steps=5, batch=7, **DROPOUT, gate_masks="untied")
+    with bf16_autocast():
+        results = unrolled(cpu.unroll, leaves, masks, hard_gates=True)
+    with mock.patch.object(functional, "masked_linear", rounded_masked_linear):
+        expected = unrolled(functional.unroll, leaves, masks, hard_gates=True)
+    assert_close_by_norm(0.02, results, expected)
+
+
 # --- bfloat16 ---------------------------------------------------------------------------------------------------------
 
 

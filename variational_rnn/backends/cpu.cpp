@@ -108,6 +108,11 @@ inline vf vexp(vf x) {
     return (vf)((vi)y + exponent);
 }
 inline vf sigmoid(vf x) { return 1.f / (1.f + vexp(-x)); }
+inline vf hard_sigmoid(vf x) {
+    vf y = .2f * x + .5f;
+    y = y > 1.f ? all(1.f) : y;
+    return y < 0.f ? vf{} : y;
+}
 inline vf vtanh(vf x) {
     vf magnitude = x < 0.f ? -x : x, z = x * x;
     vf small = all(-5.70498872745e-3f);
@@ -354,7 +359,7 @@ void matmul(int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_
 }
 
 struct Layer {
-    int32_t kind, gates, precision, threads, reverse;
+    int32_t kind, gates, precision, threads, reverse, hard_gates;  // hard_gates: of an LSTM
     int64_t T, B, I, H;
     const float *x, *weight_ih, *weight_hh;  // [T, B, I], [G*H, I], [G*H, H]
     const float *bias, *bias_n;  // of both products, [G*H]; of a GRU's candidate within the reset gate, [H]; or null
@@ -437,8 +442,9 @@ void forward(const Layer& L) {
                             const int m = n - k;
                             vf new_h;
                             if (L.kind == LSTM) {
-                                vf i = sigmoid(load(gate + k, m)), f = sigmoid(load(gate + H + k, m));
-                                vf g = vtanh(load(gate + 2 * H + k, m)), o = sigmoid(load(gate + 3 * H + k, m));
+                                vf i = load(gate + k, m), f = load(gate + H + k, m);
+                                vf g = vtanh(load(gate + 2 * H + k, m)), o = load(gate + 3 * H + k, m);
+                                for (vf* y : {&i, &f, &o}) *y = L.hard_gates ? hard_sigmoid(*y) : sigmoid(*y);
                                 vf old_c = load(c_before + b * H + u + k, m);
                                 vf c = f * old_c + i * g;
                                 vf kept = all(1.f);
@@ -568,10 +574,13 @@ void backward(const Layer& L) {
                                 dh *= kept;
                                 dc += dh * o * (1.f - squashed * squashed);
                                 dc = kept != 0.f ? dc : vf{};
-                                d[0] = dc * g * i * (1.f - i);
-                                d[1] = dc * load(c_before + b * H + u + k, m) * f * (1.f - f);
+                                auto slope = [&](vf y) {
+                                    return !L.hard_gates ? y * (1.f - y) : (y > 0.f) & (y < 1.f) ? all(.2f) : vf{};
+                                };
+                                d[0] = dc * g * slope(i);
+                                d[1] = dc * load(c_before + b * H + u + k, m) * slope(f);
                                 d[2] = dc * i * (1.f - g * g);
-                                d[3] = dh * squashed * o * (1.f - o);
+                                d[3] = dh * squashed * slope(o);
                                 store(carried, dc * f, m);
                             } else if (L.kind == GRU) {
                                 vf r = load(gate + k, m), z = load(gate + H + k, m), c = load(gate + 2 * H + k, m);

@@ -48,7 +48,7 @@ class _Layer(ctypes.Structure):
     """`struct Layer` of cpu.cpp."""
 
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("kind", "gates", "precision", "threads", "reverse")),
+        *((name, ctypes.c_int32) for name in ("kind", "gates", "precision", "threads", "reverse", "hard_gates")),
         *((name, ctypes.c_int64) for name in ("T", "B", "I", "H")),
         *((name, ctypes.c_void_p) for name in ("x", "weight_ih", "weight_hh", "bias", "bias_n")),
         ("input", _Mask),
@@ -153,12 +153,13 @@ def unroll(
     *,
     lengths: Tensor | None = None,
     reverse: bool = False,
+    hard_gates: bool = False,
 ) -> tuple[Tensor, functional.State]:
     """Run one layer in one direction over a sequence, as `functional.unroll` does."""
     if masks.memory is not None:
         state = (state[0] * (masks.memory != 0), state[1])
     c_0 = state[1] if mode == "LSTM" else None
-    h, h_T, c_T = _Unroll.apply(mode, reverse, lengths, masks, x.float(), state[0], c_0, *weights[:4])
+    h, h_T, c_T = _Unroll.apply(mode, reverse, hard_gates, lengths, masks, x.float(), state[0], c_0, *weights[:4])
     return h, ((h_T, c_T) if mode == "LSTM" else (h_T,))
 
 
@@ -225,7 +226,14 @@ def _step(mask: Tensor, dim: int) -> int:
 
 
 def _layer(
-    mode: str, precision: int, reverse: bool, masks: LayerMasks, x: Tensor, h_0: Tensor, **tensors: Tensor | None
+    mode: str,
+    precision: int,
+    reverse: bool,
+    hard_gates: bool,
+    masks: LayerMasks,
+    x: Tensor,
+    h_0: Tensor,
+    **tensors: Tensor | None,
 ) -> _Layer:
     """Describe a layer to the extension; the tensors must live on, and be contiguous."""
     steps, batch, inputs = x.shape
@@ -235,6 +243,7 @@ def _layer(
         precision,
         torch.get_num_threads(),
         reverse,
+        hard_gates,
         steps,
         batch,
         inputs,
@@ -257,6 +266,7 @@ class _Unroll(torch.autograd.Function):
         ctx: Any,
         mode: str,
         reverse: bool,
+        hard_gates: bool,
         lengths: Tensor | None,
         masks: LayerMasks,
         x: Tensor,
@@ -283,12 +293,13 @@ class _Unroll(torch.autograd.Function):
         product_n = torch.empty_like(h) if mode == "GRU" else None
         precision = _precision()
         layer = _layer(
-            mode, precision, reverse, masks, x, h_0, c0=c_0, lengths=lengths, weight_ih=weight_ih,
+            mode, precision, reverse, hard_gates, masks, x, h_0, c0=c_0, lengths=lengths, weight_ih=weight_ih,
             weight_hh=weight_hh, bias=bias, bias_n=bias_n, gate=gate, product_n=product_n, h=h, c=c,
         )  # fmt: skip
         lib: Any = extension()
         lib.vrnn_forward(ctypes.byref(layer))
-        ctx.mode, ctx.precision, ctx.reverse, ctx.lengths = mode, precision, reverse, lengths
+        ctx.mode, ctx.precision, ctx.reverse, ctx.hard_gates = mode, precision, reverse, hard_gates
+        ctx.lengths = lengths
         ctx.has_bias = bias is not None
         ctx.save_for_backward(x, h_0, c_0, weight_ih, weight_hh, gate, product_n, h, c, *masks)
         ctx.set_materialize_grads(False)
@@ -300,20 +311,20 @@ class _Unroll(torch.autograd.Function):
     def backward(ctx: Any, dh: Tensor | None, dh_T: Tensor | None, dc_T: Tensor | None) -> tuple[Any, ...]:
         x, h_0, c_0, weight_ih, weight_hh, gate, product_n, h, c, *masks = ctx.saved_tensors
         dh, dh_T, dc_T = _contiguous(dh), _contiguous(dh_T), _contiguous(dc_T)
-        dx = torch.empty_like(x) if ctx.needs_input_grad[4] else None
+        dx = torch.empty_like(x) if ctx.needs_input_grad[5] else None
         dh_0, dc_0 = torch.empty_like(h_0), None if c_0 is None else torch.empty_like(c_0)
         dweight_ih, dweight_hh = torch.empty_like(weight_ih), torch.empty_like(weight_hh)
         dbias = x.new_empty(gate.size(-1)) if ctx.has_bias else None
         dbias_n = torch.empty_like(h_0[0]) if ctx.has_bias and ctx.mode == "GRU" else None
         layer = _layer(
-            ctx.mode, ctx.precision, ctx.reverse, LayerMasks(*masks), x, h_0, c0=c_0, lengths=ctx.lengths,
-            weight_ih=weight_ih, weight_hh=weight_hh, gate=gate, product_n=product_n, h=h, c=c, dh=dh, dh_T=dh_T,
-            dc_T=dc_T, dx=dx, dh0=dh_0, dc0=dc_0, dweight_ih=dweight_ih, dweight_hh=dweight_hh, dbias=dbias,
-            dbias_n=dbias_n,
+            ctx.mode, ctx.precision, ctx.reverse, ctx.hard_gates, LayerMasks(*masks), x, h_0, c0=c_0,
+            lengths=ctx.lengths, weight_ih=weight_ih, weight_hh=weight_hh, gate=gate, product_n=product_n, h=h, c=c,
+            dh=dh, dh_T=dh_T, dc_T=dc_T, dx=dx, dh0=dh_0, dc0=dc_0, dweight_ih=dweight_ih, dweight_hh=dweight_hh,
+            dbias=dbias, dbias_n=dbias_n,
         )  # fmt: skip
         lib: Any = extension()
         lib.vrnn_backward(ctypes.byref(layer))
         dbias_hh = dbias
         if dbias is not None and dbias_n is not None:
             dbias_hh = torch.cat([dbias[: 2 * h_0.size(1)], dbias_n])
-        return None, None, None, None, dx, dh_0, dc_0, dweight_ih, dweight_hh, dbias, dbias_hh
+        return None, None, None, None, None, dx, dh_0, dc_0, dweight_ih, dweight_hh, dbias, dbias_hh
