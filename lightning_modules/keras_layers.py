@@ -177,7 +177,7 @@ class KerasGRU(VariationalGRU):
             else:
                 recurrent = r * functional.masked_linear(h, weight_n, None, mask_n)
             candidate = activation(x_n[t] + recurrent)
-            h = (candidate + z * (h - candidate)).to(h.dtype)  # autocast computes gates in lower precision
+            h = candidate + z * (h - candidate)
             outputs.append(h)
         return torch.stack(outputs), h[None]
 
