@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from typing import Any
 
@@ -146,7 +147,9 @@ class Experiment(L.LightningModule):
                 "Use the configuration that the checkpoint was trained with."
             )
         if self._trainer and self._trainer.state.fn == "fit":
-            before = checkpoint["hyper_parameters"] | checkpoint.get("options", {})
+            # An option that is newer than the checkpoint had its default then.
+            defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
+            before = defaults | checkpoint["hyper_parameters"] | checkpoint.get("options", {})
             changed = [
                 f"{name}: {_given(before[name])} in the checkpoint, {_given(value)} here"
                 for name, value in (dict(self.hparams) | self.options).items()

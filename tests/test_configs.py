@@ -320,7 +320,7 @@ AS_EXECUTED = {
     "recurrent_gain": 1.1,
     "dropout_scale": "test",
     "word_mask_sharing": "batch",
-    "penalty": "last_gate",
+    "penalty": "as_executed",
     "mask_pads": False,
 }
 MODERN = {

@@ -103,7 +103,7 @@ L.seed_everything(3, verbose=False)
 # The order of training texts differs, so there is no training: the learning rate is 0.
 model = SentimentRegressor(
     30, embedding_size=7, hidden_size=5, learning_rate=0.0, word_dropout=dropout, mc_samples=3, mc_every=1,
-    gate_activation="hard_sigmoid", dropout_scale="test", penalty="last_gate", l2=1e-3,
+    gate_activation="hard_sigmoid", dropout_scale="test", penalty="as_executed", l2=1e-3,
 )
 every_epoch = {"dirpath": folder, "save_on_train_epoch_end": True, "enable_version_counter": False}
 trainer = Trainer(

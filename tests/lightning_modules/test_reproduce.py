@@ -151,7 +151,15 @@ def test_provenance_names_commit_hardware_versions_and_time(run: Run) -> None:
     assert provenance["resumed"] == []
 
 
-OF_A_CURVE = {"train_loss", "train_rmse", "test_rmse", "test_rmse_review", "gradient_norm", "learning_rate"}
+OF_A_CURVE = {
+    "train_loss",
+    "train_mse",
+    "train_rmse",
+    "test_rmse",
+    "test_rmse_review",
+    "gradient_norm",
+    "learning_rate",
+}
 OF_A_TEST = {"test_rmse_mc", "test_rmse_review_mc", "train_rmse_all", "constant_rmse", "mc_samples"}
 OF_VALIDATION = {"valid_rmse_mc", "tau", "test_log_likelihood", "test_coverage_50", "test_coverage_90"}
 
@@ -301,7 +309,7 @@ def test_a_killed_sentiment_run_sees_the_same_shuffled_batches_and_masks_when_re
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"penalty": "last_gate"}, "penalty: all in the checkpoint, last_gate here"),
+        ({"penalty": "as_executed"}, "penalty: all in the checkpoint, as_executed here"),
         ({"weight_decay": 0.1}, r"weight_decay: 0\.0 in the checkpoint, 0\.1 here"),
         ({"dropout_scale": "test"}, "dropout_scale: training in the checkpoint, test here"),
         ({"gate_activation": "hard_sigmoid"}, "gate_activation: sigmoid in the checkpoint, hard_sigmoid here"),
@@ -317,6 +325,23 @@ def test_a_sentiment_run_is_not_resumed_as_another(changed: dict[str, Any], name
     sentiment()
     with pytest.raises(ValueError, match=named):
         sentiment(**changed)
+
+
+def test_a_checkpoint_older_than_an_option_is_resumed_only_with_its_default(
+    run: Run, reviews: Any, tmp_path: Path
+) -> None:
+    def sentiment(epochs: int, **changes: Any) -> dict[str, Any]:
+        model = SentimentRegressor(30, hidden_size=5, embedding_size=7, **changes)
+        return run(epochs, model=model, data=reviews())
+
+    sentiment(1)
+    [file] = tmp_path.rglob("last.ckpt")
+    checkpoint = torch.load(file, weights_only=False)
+    del checkpoint["hyper_parameters"]["word_mask_sharing"]
+    torch.save(checkpoint, file)
+    with pytest.raises(ValueError, match="word_mask_sharing: sequence in the checkpoint, batch here"):
+        sentiment(2, word_mask_sharing="batch")
+    assert sentiment(2)["epochs"] == 2
 
 
 def test_networks_during_training_and_in_the_test_may_be_chosen_anew_in_a_resumed_run(run: Run, reviews: Any) -> None:

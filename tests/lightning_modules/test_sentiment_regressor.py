@@ -24,7 +24,7 @@ AS_IN_2015 = {
     "dropout_scale": "test",
     "word_mask_sharing": "batch",
     "recurrent_gain": 1.1,
-    "penalty": "last_gate",
+    "penalty": "as_executed",
     "l2": 1e-3,
 }
 GRU_OF_2015 = AS_IN_2015 | {"cell": "gru", "candidate_activation": "sigmoid", "reset_gate": "before"}
@@ -191,7 +191,7 @@ def test_the_recurrent_layer_has_the_dropout_it_was_told(options: dict[str, Any]
         ({"gate_activation": "relu"}, "gate_activation.*'sigmoid', 'hard_sigmoid'.*'relu'"),
         ({"cell": "gru", "candidate_activation": "relu"}, "candidate_activation.*'tanh', 'sigmoid'.*'relu'"),
         ({"cell": "gru", "reset_gate": "never"}, "reset_gate.*'after', 'before'.*'never'"),
-        ({"penalty": "some"}, "penalty.*'all', 'last_gate'.*'some'"),
+        ({"penalty": "some"}, "penalty.*'all', 'as_executed'.*'some'"),
         ({"monitor": "train_rmse"}, "monitor.*'test_rmse', 'valid_rmse'.*'train_rmse'"),
         ({"candidate_activation": "tanh"}, "candidate_activation and reset_gate are of a GRU"),
         ({"reset_gate": "after"}, "candidate_activation and reset_gate are of a GRU"),
@@ -385,6 +385,7 @@ def test_loss_is_the_mean_squared_standardised_error_plus_the_penalty_on_all_par
     trainer(recorder, max_epochs=1).fit(model, datamodule=data)
     assert recorder.losses[0].item() == pytest.approx(expected, rel=1e-5)
     assert model.curve[0]["train_loss"] == pytest.approx(expected, rel=1e-5)
+    assert model.curve[0]["train_mse"] == pytest.approx(expected - l2 * sum(squares.values()), rel=1e-4)
 
 
 def test_the_penalty_pulls_every_parameter(
@@ -407,13 +408,13 @@ def test_the_penalty_pulls_every_parameter(
     [({"cell": "lstm"}, 4), (AS_IN_2015, 4), ({"cell": "gru"}, 3), (GRU_OF_2015, 3)],
     ids=["lstm", "lstm of 2015", "gru", "gru of 2015"],
 )
-def test_the_penalty_on_the_last_gate_is_so_many_times_that_on_the_output_gate_or_candidate_and_on_nothing_else(
+def test_the_penalty_as_executed_is_on_embedding_and_output_and_so_many_times_on_the_last_gate(
     options: dict[str, Any], times: int, regressor: Build, reviews: Any, trainer: Any, recorder: Any
 ) -> None:
     gradients, losses = [], []
     for l2 in (0.0, 0.01):
         torch.manual_seed(0)
-        model = regressor(**options | {"penalty": "last_gate", "l2": l2})
+        model = regressor(**options | {"penalty": "as_executed", "l2": l2})
         for parameter in model.parameters():
             if parameter.requires_grad:
                 nn.init.uniform_(parameter, -0.5, 0.5)
@@ -425,13 +426,16 @@ def test_the_penalty_on_the_last_gate_is_so_many_times_that_on_the_output_gate_o
         losses.append(recorder.losses[0].item())
     expected = {name: torch.zeros_like(p) for name, p in before.items() if name in gradients[0]}
     squares = 0.0
+    for name in ("embedding.weight", "output.weight", "output.bias"):
+        expected[name] = 2 * 0.01 * before[name]
+        squares += before[name].square().sum().item()
     for name in ("rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.bias_ih_l0"):
         last = before[name][-5:]  # torch's order: input, forget, candidate, output; reset, update, candidate
         expected[name][-5:] = 2 * 0.01 * times * last
-        squares += last.square().sum().item()
+        squares += times * last.square().sum().item()
     for name, pull in expected.items():
         torch.testing.assert_close(gradients[1][name] - gradients[0][name], pull, rtol=1e-4, atol=1e-6)
-    assert losses[1] - losses[0] == pytest.approx(0.01 * times * squares, rel=1e-4)
+    assert losses[1] - losses[0] == pytest.approx(0.01 * squares, rel=1e-4)
 
 
 @pytest.mark.parametrize("options", [{}, AS_IN_2015, GRU_OF_2015], ids=["modern", "lstm", "gru"])
@@ -525,7 +529,13 @@ def test_errors_of_the_curve_are_rmse_in_rating_units_with_dropout_off(
     test, train = (all_of(loader) for loader in data.val_dataloader())
     assert len(train[1]) == 6
     timings = {"epoch", "seconds", "words_per_s", "learning_rate", "gradient_norm"}
-    assert model.curve[-1].keys() - timings == {"train_loss", "test_rmse", "test_rmse_review", "train_rmse"}
+    assert model.curve[-1].keys() - timings == {
+        "train_loss",
+        "train_mse",
+        "test_rmse",
+        "test_rmse_review",
+        "train_rmse",
+    }
     # 13 test texts in batches of 5, 5 and 3: a mean of the batches' errors would differ.
     assert model.curve[-1]["test_rmse"] == pytest.approx(
         rmse(plain_output(model, test[0]) * std + mean, test[1]), rel=1e-5
