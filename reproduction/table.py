@@ -229,12 +229,10 @@ def sentiment_table(experiment: str, group: str, results: list[Result], folder: 
     table = pd.DataFrame(
         [*({"row": name} | errors for name, errors in baselines(experiment, group, results, folder)), *lines]
     )
-    only_fair = ["held out", "log likelihood", "within 50 %", "within 90 %"]
-    only_long = ["train, all", "test, by review"]
-    dropped = [] if group.startswith("fair") else only_fair
-    return table.fillna("–").drop(columns=[*dropped, *(only_long if experiment == "demo" else [])])[
-        [column for column in lines[0] if column not in dropped and (experiment != "demo" or column not in only_long)]
-    ]
+    dropped = [] if group.startswith("fair") else ["held out", "log likelihood", "within 50 %", "within 90 %"]
+    if experiment == "demo":
+        dropped += ["train, all", "test, by review"]
+    return table[[column for column in lines[0] if column not in dropped]].fillna("–")
 
 
 def baselines(
