@@ -123,7 +123,8 @@ class SentimentRegressor(Experiment):
     By the test: these errors, those of MC by the mean of `mc_samples` networks, `train_rmse_all` (all training chunks),
     `constant_rmse` (the training mean as prediction); and if there is a validation split, the `tau` that makes its
     ratings likeliest, `test_log_likelihood` (nats per chunk, of ratings in rating units) with that tau, and
-    `test_coverage_50` and `_90` (share of ratings within predictive intervals).
+    `test_coverage_50` and `_90` (share of ratings within predictive intervals), of one Gaussian around the
+    approximation, and with `_mc` of one around each sample.
 
     Args:
         vocab_size: number of embedding rows V.
@@ -396,16 +397,18 @@ class SentimentRegressor(Experiment):
 
     def _log_predictive_distribution(self) -> None:
         """With tau fitted to the validation set: log likelihood and calibration on the test set."""
-        test, _, validation = self.sampled
-        if not validation.update_called:
-            return
-        networks, ratings, _ = validation.compute()
-        tau = fitted_tau(networks.T, ratings)
-        networks, ratings, _ = (value.double() for value in test.compute())
-        self.log("tau", tau)
-        self.log("test_log_likelihood", regression_log_likelihood(networks.T, ratings, tau).mean())
-        for percent in (50, 90):
-            self.log(f"test_coverage_{percent}", coverage(networks.T, ratings, tau, percent / 100))
+        for suffix, predictions in (("", self.seen), ("_mc", self.sampled)):
+            test, _, validation = predictions
+            if not validation.update_called:
+                continue
+            networks, ratings, _ = validation.compute()
+            tau = fitted_tau(networks.T, ratings)
+            networks, ratings, _ = (value.double() for value in test.compute())
+            self.log(f"tau{suffix}", tau)
+            likelihood = regression_log_likelihood(networks.T, ratings, tau).mean()
+            self.log(f"test_log_likelihood{suffix}", likelihood)
+            for percent in (50, 90):
+                self.log(f"test_coverage_{percent}{suffix}", coverage(networks.T, ratings, tau, percent / 100))
 
     def predict_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int) -> dict[str, Tensor]:
         """Predicted ratings of a batch [B]: `approximation`, and the `mean` and `std` [B] of mc_samples networks."""

@@ -32,6 +32,7 @@ LABELS = {
     "constant_lstm": "LSTM, input and output masks kept",
     **{f"pu{u}_pe{e}": f"p_U = {u}, p_E = {e}" for e in STEPS for u in STEPS},
     **{f"l2_{l2}": f"l2 = {l2}" for l2 in ("1e-6", "1e-5", "1e-4")},
+    "l2_1e-3_all": "l2 = 1e-3, on all weights",
     **{f"t{length}": f"T = {length}" for length in (20, 50, 400)},
     "t50_pe0": "T = 50, p_E = 0",
     "t50_pe0.5": "T = 50, p_E = 0.5",
@@ -97,7 +98,9 @@ GROUPS: dict[str, dict[str, Group]] = {
             is_extra=True,
         ),
         "decay_sweep": Group(
-            "Film reviews, weight of the penalty (appendix)", ["l2_1e-6", "l2_1e-5", "l2_1e-4"], is_extra=True
+            "Film reviews, weight of the penalty (appendix)",
+            ["l2_1e-6", "l2_1e-5", "l2_1e-4", "l2_1e-3_all"],
+            is_extra=True,
         ),
         "length_sweep": Group(
             "Film reviews, length of the sequences (appendix)",

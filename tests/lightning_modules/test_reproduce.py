@@ -161,7 +161,8 @@ OF_A_CURVE = {
     "learning_rate",
 }
 OF_A_TEST = {"test_rmse_mc", "test_rmse_review_mc", "train_rmse_all", "constant_rmse", "mc_samples"}
-OF_VALIDATION = {"valid_rmse_mc", "tau", "test_log_likelihood", "test_coverage_50", "test_coverage_90"}
+PREDICTIVE = {"tau", "test_log_likelihood", "test_coverage_50", "test_coverage_90"}
+OF_VALIDATION = {"valid_rmse_mc", *PREDICTIVE, *(f"{name}_mc" for name in PREDICTIVE)}
 
 
 @pytest.mark.parametrize("validation", [0, 7])

@@ -693,9 +693,8 @@ def test_the_test_has_the_error_on_all_training_texts_with_dropout_off(
 def test_without_samples_nothing_is_said_about_them(regressor: Build, reviews: Any, trainer: Any) -> None:
     model, data, run = regressor(**DROPOUT), reviews(validation=7), trainer(max_epochs=1)
     run.fit(model, datamodule=data)
-    assert metrics_of(run, model, data).keys() == {
-        "test_rmse", "test_rmse_review", "train_rmse_all", "valid_rmse", "constant_rmse"
-    }  # fmt: skip
+    errors = {"test_rmse", "test_rmse_review", "train_rmse_all", "valid_rmse", "constant_rmse"}
+    assert metrics_of(run, model, data).keys() == errors | PREDICTIVE
 
 
 def test_a_second_test_or_epoch_forgets_the_predictions_of_the_first(
@@ -756,7 +755,8 @@ def test_mc_errors_of_the_curve_are_those_of_the_mean_of_so_many_networks(
 
 # --- a validation set -------------------------------------------------------------------------------------------------
 
-OF_VALIDATION = {"valid_rmse", "valid_rmse_mc", "tau", "test_log_likelihood", "test_coverage_50", "test_coverage_90"}
+PREDICTIVE = {"tau", "test_log_likelihood", "test_coverage_50", "test_coverage_90"}
+OF_VALIDATION = {"valid_rmse", "valid_rmse_mc", *PREDICTIVE, *(f"{name}_mc" for name in PREDICTIVE)}
 
 
 def test_only_with_a_validation_set_there_are_its_errors_and_a_predictive_distribution(
@@ -804,18 +804,24 @@ def test_tau_is_that_of_the_validation_set_and_likelihood_and_coverage_those_of_
     metrics = metrics_of(run, model, data)
     assert [drawn.size(1) for drawn in samples] == [5, 5, 3, 5, 2]
     test, validation = torch.cat(samples[:3], dim=1), torch.cat(samples[3:], dim=1)
-    (_, ratings, _), _, (_, held_out, _) = map(all_of, data.test_dataloader())
+    (words, ratings, _), _, (held_out_words, held_out, _) = map(all_of, data.test_dataloader())
     taus = [10 ** (i / 100) for i in range(-100, 501)]
-    best = max(taus, key=lambda tau: log_likelihood(validation, held_out, tau))
-    assert 1 < best < 1e4
-    assert metrics["tau"] == pytest.approx(best, rel=0.05)
-    assert best != pytest.approx(max(taus, key=lambda tau: log_likelihood(test, ratings, tau)), rel=0.05)
-    assert metrics["test_log_likelihood"] == pytest.approx(log_likelihood(test, ratings, metrics["tau"]), rel=1e-5)
-    for percent in (50, 90):
-        expected = share_within(test, ratings, metrics["tau"], percent / 100)
-        assert 0 < expected < 1
-        assert metrics[f"test_coverage_{percent}"] == pytest.approx(expected)
-    assert metrics["valid_rmse_mc"] == pytest.approx(rmse(validation.mean(dim=0), held_out), rel=1e-5)
+    predictions = {
+        "_mc": (test, validation),
+        "": (plain_prediction(model, words)[None], plain_prediction(model, held_out_words)[None]),
+    }
+    for suffix, (test, validation) in predictions.items():
+        best = max(taus, key=lambda tau: log_likelihood(validation, held_out, tau))
+        assert 1 < best < 1e4
+        assert metrics[f"tau{suffix}"] == pytest.approx(best, rel=0.05)
+        assert best != pytest.approx(max(taus, key=lambda tau: log_likelihood(test, ratings, tau)), rel=0.05)
+        likelihood = log_likelihood(test, ratings, metrics[f"tau{suffix}"])
+        assert metrics[f"test_log_likelihood{suffix}"] == pytest.approx(likelihood, rel=1e-5)
+        for percent in (50, 90):
+            expected = share_within(test, ratings, metrics[f"tau{suffix}"], percent / 100)
+            assert 0 < expected <= 1
+            assert metrics[f"test_coverage_{percent}{suffix}"] == pytest.approx(expected)
+    assert metrics["valid_rmse_mc"] == pytest.approx(rmse(predictions["_mc"][1].mean(dim=0), held_out), rel=1e-5)
 
 
 def test_fitted_tau_is_the_likeliest_of_a_finer_search() -> None:

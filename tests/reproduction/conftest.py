@@ -24,6 +24,8 @@ def write_result(folder: Path) -> Callable[..., Path]:
             if sentiment
             else {"valid_ppl": 90.0, "valid_ppl_lua": 88.7, "test_ppl": 85.0, "words_per_s": 31_200.0}
         )
+        if experiment == "sentiment":
+            metrics["constant_rmse"] = 0.1915
         epochs = changes.get("epochs", 3)
         curve = [
             {"epoch": e, "train_rmse": 0.2 / e, "test_rmse": 0.1 + 0.1 / e}
