@@ -100,6 +100,10 @@ table: .venv/ready ## show the tables and render them into the README
 figures: .venv/ready ## draw the curves of all results (PNG and SVG)
 	@.venv/bin/python -m reproduction.figures --results $(RESULTS)
 
+sync: .venv/ready ## upload the runs that were recorded offline to W&B [RUNS=]
+	@runs="$$(find $(RUNS) -type d -name 'offline-run-*' 2>/dev/null | sort)"; \
+	if [ -n "$$runs" ]; then .venv/bin/wandb sync $$runs; else echo "There are no offline runs below $(RUNS)."; fi
+
 ##@ Develop
 setup: .venv/ready ## create .venv and install
 lint: .venv/ready ## ruff and mypy
@@ -116,7 +120,7 @@ bench-gpu: .venv/ready ## the same on its GPU
 clean: ## remove runs (checkpoints, logs) and caches; results stay
 	rm -rf $(RUNS) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: help demo test test-slow reproduce-ptb cost ensemble reproduce-sentiment table figures setup lint bench bench-gpu clean FORCE
+.PHONY: help demo test test-slow reproduce-ptb cost ensemble reproduce-sentiment table figures sync setup lint bench bench-gpu clean FORCE
 
 .venv/ready: pyproject.toml $(wildcard $(CONSTRAINTS))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed, $(PYTHON) is older or missing: make PYTHON=/path/to/python3.11 ..."; exit 1; }

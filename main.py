@@ -16,16 +16,15 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-import wandb
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from lightning_modules.progress import Progress
-from lightning_modules.trainer import Trainer
+from lightning_modules.tracking import WandbLogger, default_loggers
+from lightning_modules.trainer import Trainer, provenance
 
 # Device lists and advertisements (a run says what it runs on), and a warning about Lightning's own use of torch.
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -49,8 +48,12 @@ class SaveRunConfig(SaveConfigCallback):
     @rank_zero_only
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Data and checkpoint are in order."""
+        here = provenance(trainer.strategy.root_device, trainer.world_size)
         for logger in trainer.loggers:
-            logger.log_hyperparams({"config": trainer.run_config})
+            if isinstance(logger, WandbLogger):
+                logger.log_run(trainer.run_config, pl_module, (pl_module.provenance or [here])[-1])
+            else:
+                logger.log_hyperparams({"config": trainer.run_config})
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(trainer.run_config, sort_keys=False))
@@ -100,31 +103,13 @@ class CommandLine(LightningCLI):
             ]
         kwargs["callbacks"] = callbacks
         if config.trainer.logger in (None, True):
-            kwargs["logger"] = default_loggers(root, config.get("result"))
+            last = root / "checkpoints/last.ckpt"
+            is_resumed = bool(config.get("ckpt_path")) if self.subcommand == "fit" else last.is_file()
+            cell = config.model.init_args.get("cell", "lstm")
+            kwargs["logger"] = default_loggers(root, config.get("result"), is_resumed, cell)
         trainer: Any = super().instantiate_trainer(**kwargs)
         trainer.run_config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.subcommand]
         return trainer
-
-
-def default_loggers(root: Path, result: Path | None) -> list[WandbLogger | CSVLogger]:
-    """W&B, offline if nobody is logged in, and a CSV file. Runs of one table are grouped by their result's folder."""
-    root.mkdir(parents=True, exist_ok=True)
-    mode = None
-    if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
-        mode = "offline"
-        rank_zero_only(print)(f"W&B: no account is logged in; recorded offline in {root / 'wandb'} (see `wandb sync`).")
-    name, group = (f"{result.parts[-2]}-{result.stem}", "/".join(result.parts[-4:-2])) if result else (None, None)
-    return [
-        WandbLogger(
-            project="variational-rnn",
-            name=name,
-            group=group,
-            save_dir=root,
-            mode=mode,
-            settings=wandb.Settings(silent=mode is not None),
-        ),
-        CSVLogger(root, name="csv"),
-    ]
 
 
 def with_inherited_configs(arguments: list[str]) -> list[str]:

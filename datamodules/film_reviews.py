@@ -77,6 +77,11 @@ class FilmReviews(RatedSequences):
             raise ValueError(f"validation_share is a share of the training reviews, in [0, 1), got {validation_share}")
         self.validation_share = validation_share
 
+    @property
+    def corpus(self) -> tuple[str, dict[str, str]]:
+        """Name of the corpus, and the SHA-256 of its published files."""
+        return "film-reviews", SHA256
+
     def prepare_data(self) -> None:
         """Fetch the corpus into the cache of `datasets`, so that the other processes find it there."""
         load_reviews(self.folder)

@@ -62,6 +62,11 @@ class PennTreebank(TokenStreams):
         self.folder = Path(data_dir) / "ptb"
         self.vocab_size = vocab_size
 
+    @property
+    def corpus(self) -> tuple[str, dict[str, str]]:
+        """Name of the corpus, and the SHA-256 of its published files."""
+        return "penn-treebank", {name: SHA256[split] for split, name in FILES.items()}
+
     def prepare_data(self) -> None:
         """Fetch the corpus into the cache of `datasets`, so that the other processes find it there."""
         if not self.folder.is_dir():

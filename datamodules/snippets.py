@@ -59,6 +59,11 @@ class SnippetLanguage(TokenStreams):
         self.folder = Path(data_dir) / "snippets"
         self.vocab_size = vocab_size
 
+    @property
+    def corpus(self) -> tuple[str, dict[str, str]]:
+        """Name of the corpus, and the SHA-256 of its published file."""
+        return "snippets", {FILE: SHA256}
+
     def prepare_data(self) -> None:
         """Fetch the corpus unless it is there."""
         fetch_snippets(self.folder)
@@ -116,6 +121,11 @@ class SnippetRatings(RatedSequences):
         self.folder = Path(data_dir) / "snippets"
         self.length = length
         self.vocab_size = vocab_size
+
+    @property
+    def corpus(self) -> tuple[str, dict[str, str]]:
+        """Name of the corpus, and the SHA-256 of its published file."""
+        return "snippets", {FILE: SHA256}
 
     def prepare_data(self) -> None:
         """Fetch the corpus unless it is there."""

@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_modules.experiment import Experiment
+from lightning_modules.tracking import WandbLogger
 
 CODE = ("main.py", "pyproject.toml", "configs", "datamodules", "lightning_modules", "variational_rnn")
 """What a run depends on: uncommitted changes there make its provenance "dirty"."""
@@ -132,6 +133,10 @@ class Trainer(L.Trainer):
         }
         write_atomically(result, json.dumps(report, indent=2) + "\n")
         self.print(f"wrote {result}")
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                corpus = getattr(datamodule, "corpus", None)
+                logger.log_result(result, Path(best) if best else last, self.tested_weights, corpus)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Lightning's predict, which also writes predictions.pt below default_root_dir.

@@ -1,92 +1,24 @@
 """The command line: inherited configurations, bad input, and a whole run."""
 
-import csv
-import hashlib
 import json
-import os
-import random
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import datasets
 import pytest
 import torch
-import wandb
 import yaml
 
 import main
 from benchmarks import cost
 from benchmarks.cost import MeasuringTrainer
-from datamodules import penn_treebank
+from tests.tiny import SMALL, tiny_run
 
 CONFIGS = Path(main.__file__).resolve().parent / "configs"
-SMALL = ["--config", str(CONFIGS / "ptb/small/variational_tied.yaml")]
 
 
-class Outcome(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Outcome]:
-    """Run main.py in this process, from an empty folder."""
-    monkeypatch.setattr(sys, "argv", ["main.py"])
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # main sets it: this takes it back at the end
-    monkeypatch.delenv("TRACEBACK", raising=False)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Outcome:
-        capsys.readouterr()
-        status = 0
-        try:
-            main.main(list(arguments))
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return Outcome(status, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def tiny_treebank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a treebank of 12 word types, which passes for the real one."""
-    words, source = [f"w{i}" for i in range(11)], random.Random(0)
-    folder = tmp_path / "data" / "ptb"
-    folder.mkdir(parents=True)
-    hashes, counts = {}, {}
-    for split, lines in (("train", 20), ("validation", 12), ("test", 8)):
-        sentences = [words if i == 0 else source.choices(words, k=5) for i in range(lines)]
-        text = "".join(f" {' '.join(sentence)} \n" for sentence in sentences)
-        (folder / penn_treebank.FILES[split]).write_text(text)
-        hashes[split] = hashlib.sha256(text.encode()).hexdigest()
-        counts[split] = (lines, sum(len(sentence) + 1 for sentence in sentences))
-    monkeypatch.setattr(penn_treebank, "SHA256", hashes)
-    monkeypatch.setattr(penn_treebank, "COUNTS", counts)
-    return folder
-
-
-def tiny_run(tmp_path: Path, *more: str, logger: tuple[str, ...] = ("--trainer.logger", "false")) -> list[str]:
-    return [
-        *SMALL,
-        *("--data.init_args.data_dir", str(tmp_path / "data")),
-        *("--data.init_args.vocab_size", "12"),
-        *("--data.init_args.batch_size", "2"),
-        *("--data.init_args.window", "5"),
-        *("--model.init_args.hidden_size", "6"),
-        *("--model.init_args.mc_samples", "3"),
-        *("--trainer.default_root_dir", str(tmp_path / "run")),
-        *logger,
-        *("--trainer.accelerator", "cpu"),
-        *("--trainer.enable_progress_bar", "false"),
-        *("--trainer.enable_model_summary", "false"),
-        *more,
-    ]
+Call = Callable[..., Any]
 
 
 @pytest.fixture
@@ -185,7 +117,7 @@ def result_options(tmp_path: Path) -> list[str]:
     ],
 )
 def test_bad_input_ends_with_one_message_and_no_result(
-    options: list[str], named: list[str], call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path
+    options: list[str], named: list[str], call: Call, tiny_treebank: Path, tmp_path: Path
 ) -> None:
     outcome = call("reproduce", *tiny_run(tmp_path, *options), *result_options(tmp_path))
     assert outcome.status == 2
@@ -197,7 +129,7 @@ def test_bad_input_ends_with_one_message_and_no_result(
 
 
 def test_cost_is_measured_and_printed_and_nothing_is_written(
-    tiny_treebank: Path, tmp_path: Path, call: Callable[..., Outcome], capsys: pytest.CaptureFixture[str]
+    tiny_treebank: Path, tmp_path: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = tiny_run(tmp_path)
     before = sorted(tmp_path.rglob("*"))
@@ -209,7 +141,7 @@ def test_cost_is_measured_and_printed_and_nothing_is_written(
 def test_cost_is_that_of_every_window_of_the_epochs_that_are_left_and_of_the_test(
     tiny_treebank: Path,
     tmp_path: Path,
-    call: Callable[..., Outcome],
+    call: Call,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -227,9 +159,7 @@ def test_cost_is_that_of_every_window_of_the_epochs_that_are_left_and_of_the_tes
     assert f"about {epoch + test:>9} s: 1 epochs of {epoch} s, test {test} s" in printed()
 
 
-def test_predictions_say_of_which_model_they_are(
-    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path
-) -> None:
+def test_predictions_say_of_which_model_they_are(call: Call, tiny_treebank: Path, tmp_path: Path) -> None:
     options = tiny_run(tmp_path, "--seed_everything", "5")
     assert call("fit", *options, "--trainer.max_epochs", "1").status == 0
     checkpoint = str(tmp_path / "run/checkpoints/last.ckpt")
@@ -240,7 +170,7 @@ def test_predictions_say_of_which_model_they_are(
     assert sum(len(window["mc"]) for window in content["predictions"]) == 12 + 7 * 6 - 1
 
 
-def test_missing_configuration_is_answered_with_those_that_are_there(call: Callable[..., Outcome]) -> None:
+def test_missing_configuration_is_answered_with_those_that_are_there(call: Call) -> None:
     outcome = call("reproduce", "--config", str(CONFIGS / "ptb/small/zarembra.yaml"), "--result", "r/a/b/c/seed0.json")
     assert outcome.status == 2
     assert "ptb/small/zarembra.yaml does not exist" in outcome.err
@@ -249,23 +179,21 @@ def test_missing_configuration_is_answered_with_those_that_are_there(call: Calla
 
 
 def test_configuration_looked_for_in_a_folder_without_any_is_answered_with_its_folders(
-    call: Callable[..., Outcome],
+    call: Call,
 ) -> None:
     outcome = call("reproduce", "--config", str(CONFIGS / "zaremba.yaml"), "--result", "r/a/b/c/seed0.json")
     assert outcome.status == 2
     assert "ptb" in outcome.err.split("there is:")[1]
 
 
-def test_config_without_a_value_is_not_taken_for_the_current_folder(
-    call: Callable[..., Outcome], tmp_path: Path
-) -> None:
+def test_config_without_a_value_is_not_taken_for_the_current_folder(call: Call, tmp_path: Path) -> None:
     outcome = call("fit", "--config")
     assert outcome.status == 2
     assert str(tmp_path) not in outcome.err
 
 
 def test_missing_file_of_the_corpus_is_named_with_where_to_get_it(
-    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path
+    call: Call, tiny_treebank: Path, tmp_path: Path
 ) -> None:
     missing = tiny_treebank / "ptb.valid.txt"
     missing.unlink()
@@ -281,7 +209,7 @@ def test_missing_file_of_the_corpus_is_named_with_where_to_get_it(
     "path", ["results/ptb/small/zaremba/result.json", "results/ptb/small/zaremba/seed.json", "seed0.json"]
 )
 def test_result_with_an_unusable_name_is_refused_with_the_pattern(
-    path: str, call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path
+    path: str, call: Call, tiny_treebank: Path, tmp_path: Path
 ) -> None:
     outcome = call("reproduce", *tiny_run(tmp_path, "--epochs", "1"), "--result", path)
     assert outcome.status == 2
@@ -290,7 +218,7 @@ def test_result_with_an_unusable_name_is_refused_with_the_pattern(
 
 
 def test_vocabulary_size_given_to_the_model_alone_is_refused_and_not_silently_replaced(
-    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path
+    call: Call, tiny_treebank: Path, tmp_path: Path
 ) -> None:
     options = ("--model.init_args.vocab_size", "5", "--epochs", "1")
     outcome = call("reproduce", *tiny_run(tmp_path, *options), *result_options(tmp_path))
@@ -298,7 +226,7 @@ def test_vocabulary_size_given_to_the_model_alone_is_refused_and_not_silently_re
     assert "data.init_args.vocab_size" in outcome.err
 
 
-def test_unknown_subcommand_is_answered_with_the_known_ones(call: Callable[..., Outcome]) -> None:
+def test_unknown_subcommand_is_answered_with_the_known_ones(call: Call) -> None:
     outcome = call("dance")
     assert outcome.status == 2
     for name in ("dance", "fit", "validate", "test", "predict", "reproduce"):
@@ -306,7 +234,7 @@ def test_unknown_subcommand_is_answered_with_the_known_ones(call: Callable[..., 
 
 
 def test_traceback_is_shown_on_request(
-    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, tiny_treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRACEBACK", "1")
     with pytest.raises(ValueError, match="word_dropout"):
@@ -317,7 +245,7 @@ def test_traceback_is_shown_on_request(
 
 
 def test_reproduce_leaves_a_result_with_its_configuration(
-    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path, result: Path
+    call: Call, tiny_treebank: Path, tmp_path: Path, result: Path
 ) -> None:
     outcome = call("reproduce", *tiny_run(tmp_path, "--epochs", "2"), "--result", str(result))
     assert (outcome.status, outcome.err) == (0, "")
@@ -336,7 +264,7 @@ def test_reproduce_leaves_a_result_with_its_configuration(
 
 
 def test_an_interrupted_run_is_resumed_from_its_last_epoch_and_not_from_its_best(
-    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path, result: Path
+    call: Call, tiny_treebank: Path, tmp_path: Path, result: Path
 ) -> None:
     still = ("--model.init_args.learning_rate", "0.0")  # no epoch is better than the first
     call("reproduce", *tiny_run(tmp_path, *still, "--epochs", "3"), "--result", str(result))
@@ -348,7 +276,7 @@ def test_an_interrupted_run_is_resumed_from_its_last_epoch_and_not_from_its_best
 
 
 def test_epochs_continues_a_run_and_another_model_is_refused(
-    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path, result: Path
+    call: Call, tiny_treebank: Path, tmp_path: Path, result: Path
 ) -> None:
     call("reproduce", *tiny_run(tmp_path, "--epochs", "1"), "--result", str(result))
     outcome = call("reproduce", *tiny_run(tmp_path, "--epochs", "2"), "--result", str(result))
@@ -364,7 +292,7 @@ def test_epochs_continues_a_run_and_another_model_is_refused(
 
 
 def test_what_is_chosen_at_test_time_holds_against_the_checkpoint(
-    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path, result: Path
+    call: Call, tiny_treebank: Path, tmp_path: Path, result: Path
 ) -> None:
     call("reproduce", *tiny_run(tmp_path, "--epochs", "1"), "--result", str(result))
     checkpoint = ("--ckpt_path", str(tmp_path / "run/checkpoints/last.ckpt"))
@@ -376,43 +304,8 @@ def test_what_is_chosen_at_test_time_holds_against_the_checkpoint(
     assert metrics["test_ppl"] == pytest.approx(json.loads(result.read_text())["metrics"]["test_ppl"], rel=1e-6)
 
 
-def test_without_an_account_a_run_is_recorded_offline_with_its_configuration_and_as_csv(
-    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path, result: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    try:
-        outcome = call("reproduce", *tiny_run(tmp_path, "--epochs", "2", logger=()), "--result", str(result))
-    finally:
-        wandb.teardown()
-    assert outcome.status == 0, outcome.err
-    assert "recorded offline" in outcome.out
-    [run] = (tmp_path / "run/wandb").glob("offline-run-*")
-    [record] = run.glob("*.wandb")
-    content = record.read_bytes()
-    for part in (
-        b"learning_rate_decay",
-        b"max_epochs",
-        b"gradient_clip_val",
-        b"datamodules.PennTreebank",
-        b"valid_ppl",
-    ):
-        assert part in content
-    assert b"variational_tied-seed0" in content
-    assert b"ptb/small" in content
-    [table] = (tmp_path / "run/csv").rglob("metrics.csv")
-    rows = list(csv.DictReader(table.open()))
-    curve = json.loads(result.read_text())["curve"]
-    logged = [float(row["valid_ppl"]) for row in rows if row.get("valid_ppl")]
-    assert logged == pytest.approx([entry["valid_ppl"] for entry in curve], rel=1e-6)
-
-
 def test_loggers_of_ones_own_are_kept(
-    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, tiny_treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none(*_: Any) -> list[Any]:
         raise AssertionError("default loggers made although there is one of the user's own")
@@ -425,7 +318,7 @@ def test_loggers_of_ones_own_are_kept(
 
 
 def test_a_run_that_is_told_to_stop_does_not_end_as_if_it_had_finished(
-    call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+    call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(trainer_class: type) -> None:
         raise main.SIGTERMException
@@ -436,7 +329,7 @@ def test_a_run_that_is_told_to_stop_does_not_end_as_if_it_had_finished(
 
 @pytest.mark.parametrize("command", ["test", "validate", "predict"])
 def test_weights_that_were_never_trained_are_not_evaluated(
-    call: Callable[..., Outcome], tiny_treebank: Path, tmp_path: Path, command: str
+    call: Call, tiny_treebank: Path, tmp_path: Path, command: str
 ) -> None:
     outcome = call(command, *tiny_run(tmp_path))
     assert outcome.status == 2
