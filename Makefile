@@ -24,7 +24,7 @@ ROWS ?= $(filter $(foreach size,$(SIZE),$(call names,ptb/$(size))),$(TABLE_1))
 chosen = $(filter-out all,$(CURVES))
 curves = $(filter $(or $(chosen),%),$(call names,sentiment/$(1)))
 
-VARIABLES := PYTHON CONSTRAINTS GPU DATA_DIR RESULTS RUNS SEEDS SIZE ROWS FIGURES CURVES EPOCHS DEVICES ARGS
+VARIABLES := PYTHON CONSTRAINTS GPU DATA_DIR RESULTS RUNS SEEDS SIZE ROWS FIGURES CURVES EPOCHS DEVICES NAME ARGS
 $(foreach variable,$(filter-out $(VARIABLES),$(.VARIABLES)),\
 	$(if $(findstring command,$(origin $(variable))),$(error $(variable) is no variable of this Makefile; there are: $(VARIABLES))))
 number = $(if $(shell printf %s '$(2)' | tr -d '0-9 '),$(error $(1)="$(2)" is not a number))
@@ -57,6 +57,9 @@ $(foreach file,$(wildcard $(if $(filter demo,$(MAKECMDGOALS)),$(DEMO_RUNS)) $(if
 	$(if $(call unfinished,$(file)),,$(info $(file) is there and not run again; other RESULTS= and RUNS= folders would run it anew)))
 endif
 
+ifneq ($(filter grid sweep,$(MAKECMDGOALS)),)
+$(call check,NAME,$(or $(NAME),(nothing)),$(basename $(notdir $(wildcard configs/sweeps/*.yaml))))
+endif
 ifneq ($(filter cost reproduce-ptb,$(MAKECMDGOALS)),)
 TO_DO := $(foreach file,$(PTB_RUNS),$(if $(wildcard $(file)),$(if $(call unfinished,$(file)),$(file)),$(file)))
 $(if $(GPU),,$(eval $(TO_DO): | cost))
@@ -100,6 +103,20 @@ table: .venv/ready ## show the tables and render them into the README
 figures: .venv/ready ## draw the curves of all results (PNG and SVG)
 	@.venv/bin/python -m reproduction.figures --results $(RESULTS)
 
+grid: .venv/ready ## the runs of configs/sweeps/NAME.yaml [NAME= SEEDS= EPOCHS= DATA_DIR= DEVICES=], then what they reached
+	@points="$$(.venv/bin/python -m reproduction.grid '$(NAME)')" && $(MAKE) --no-print-directory $(foreach seed,$(SEEDS),$$(for point in $$points; \
+		do echo '$(RESULTS)/sweeps/$(NAME)/'$$point/seed$(seed).json; done))
+	@.venv/bin/python -m reproduction.grid '$(NAME)' --results $(RESULTS)
+
+sweep: .venv/ready ## the same as a W&B sweep, run by an agent here [NAME= DATA_DIR= ARGS="--count 3"]
+	@DATA_DIR="$(DATA_DIR)" .venv/bin/python -m reproduction.grid '$(NAME)' --agent $(ARGS)
+
+wandb-table: .venv/ready ## log the tables and curves of all results to W&B
+	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment --wandb $(RUNS)
+
+wandb-report: .venv/ready ## create a report and a workspace in W&B [ARGS="--dry_run --entity TEAM"]
+	@.venv/bin/python -m reproduction.wandb_report --results $(RESULTS) $(ARGS)
+
 sync: .venv/ready ## upload the runs that were recorded offline to W&B [RUNS=]
 	@runs="$$(find $(RUNS) -type d -name 'offline-run-*' 2>/dev/null | sort)"; \
 	if [ -n "$$runs" ]; then .venv/bin/wandb sync $$runs; else echo "There are no offline runs below $(RUNS)."; fi
@@ -120,7 +137,7 @@ bench-gpu: .venv/ready ## the same on its GPU
 clean: ## remove runs (checkpoints, logs) and caches; results stay
 	rm -rf $(RUNS) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: help demo test test-slow reproduce-ptb cost ensemble reproduce-sentiment table figures sync setup lint bench bench-gpu clean FORCE
+.PHONY: help demo test test-slow reproduce-ptb cost ensemble reproduce-sentiment table figures grid sweep wandb-table wandb-report sync setup lint bench bench-gpu clean FORCE
 
 .venv/ready: pyproject.toml $(wildcard $(CONSTRAINTS))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed, $(PYTHON) is older or missing: make PYTHON=/path/to/python3.11 ..."; exit 1; }
@@ -137,6 +154,11 @@ reproduce = reproduce $(call options,$(1)) --result $(RESULTS)/$(1).json $(if $(
 
 $(RESULTS)/%.json: $$(call unfinished,$$@) | .venv/ready
 	@.venv/bin/python main.py $(call reproduce,$*)
+
+# A point of a grid: its configuration is that of the sweep.
+$(RESULTS)/sweeps/%.json: $$(call unfinished,$$@) | .venv/ready
+	@.venv/bin/python main.py reproduce $$(.venv/bin/python -m reproduction.grid $(subst /, ,$(patsubst %/,%,$(dir $*)))) \
+		$(wordlist 3,100,$(call options,sweeps/$*)) --result $@ $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
 $(RESULTS)/sentiment/baselines.json: | .venv/ready
 	@.venv/bin/python -m reproduction.baselines --data_dir "$(DATA_DIR)" --output $@

@@ -70,7 +70,8 @@ class CommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The vocabulary is the data's."""
         parser.link_arguments("data.init_args.vocab_size", "model.init_args.vocab_size")
-        parser.set_defaults({"trainer.default_root_dir": "runs/unnamed"})
+        # A W&B agent gives each run of a sweep an id.
+        parser.set_defaults({"trainer.default_root_dir": f"runs/{os.environ.get('WANDB_RUN_ID', 'unnamed')}"})
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it is: Lightning would put the checkpoint's hyper-parameters over it, unasked."""
@@ -115,6 +116,8 @@ class CommandLine(LightningCLI):
 def with_inherited_configs(arguments: list[str]) -> list[str]:
     """Put `--config FOLDER/common.yaml` for every folder above before each `--config` below `configs`.
 
+    And `--a=value --b=value` in place of `--a+b=value`, with which a sweep sets several options by one parameter.
+
     Raises:
         FileNotFoundError: there is no such configuration; names those that are there.
         ValueError: the model is given a vocabulary of its own.
@@ -125,6 +128,9 @@ def with_inherited_configs(arguments: list[str]) -> list[str]:
     words = iter(arguments)
     for word in words:
         option, equals, value = word.partition("=")
+        if equals and re.fullmatch(r"--[\w.]+(\+[\w.]+)+", option):
+            expanded += [f"--{name}={value}" for name in option[2:].split("+")]
+            continue
         value = value if equals else next(words, "") if option in ("--config", "-c") else ""
         if option not in ("--config", "-c") or not value:
             expanded.append(word)

@@ -6,7 +6,6 @@ Numbers of this repository come from result files, published ones from `publishe
 import argparse
 import html
 import json
-import os
 import re
 import sys
 from dataclasses import dataclass
@@ -347,14 +346,19 @@ def to_markdown(results: list[Result], experiments: list[str], sizes: list[str] 
     for experiment in experiments:
         blocks += [f"### {HEADINGS[experiment]}", NOTES[experiment]]
         for section in sections(experiment, results, sizes):
-            shown = _with_links(section.table, "[{row}]({config})")
-            align = ["left" if column in TEXT else "right" for column in shown.columns]
-            table = shown.to_markdown(index=False, disable_numparse=True, colalign=align)
-            blocks += [f"#### {section.title}", table, *section.remarks]
+            blocks += [f"#### {section.title}", markdown_of(section)]
             if section.origins:
                 origins = "\n".join(f"- {origin}" for origin in section.origins)
                 blocks += ["<details><summary>Where our numbers come from</summary>", origins, "</details>"]
     return "\n\n".join(blocks)
+
+
+def markdown_of(section: Section, link: str = "[{row}]({config})") -> str:
+    """A table and the remarks on it; `link` is what becomes of the name of a row."""
+    shown = _with_links(section.table, link)
+    align = ["left" if column in TEXT else "right" for column in shown.columns]
+    table = shown.to_markdown(index=False, disable_numparse=True, colalign=align)
+    return "\n\n".join([table, *section.remarks])
 
 
 def to_csv(results: list[Result], experiments: list[str], sizes: list[str] | None = None) -> str:
@@ -384,35 +388,6 @@ def to_latex(results: list[Result], experiments: list[str], sizes: list[str] | N
         text = shown.to_latex(index=False, escape=True, column_format=alignment, caption=section.title)
         parts.append(text.replace("±", r"$\pm$").replace("×", r"$\times$").replace("–", "--"))
     return "\n".join(parts)
-
-
-def log_to_wandb(folder: Path, results: list[Result], experiments: list[str], sizes: list[str] | None = None) -> None:
-    """Log each table as a W&B Table of a run named "tables", offline if nobody is logged in.
-
-    Args:
-        folder: where W&B keeps the files of the run.
-        results: all results.
-        experiments: whose tables to log.
-        sizes: of Penn Treebank; all if none are named.
-    """
-    import wandb  # here, since it takes longer to load than a table to print
-
-    offline = "WANDB_MODE" not in os.environ and not wandb.login(prompt=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with wandb.init(
-            project="variational-rnn",
-            name="tables",
-            job_type="tables",
-            dir=folder,
-            mode="offline" if offline else None,
-            settings=wandb.Settings(silent=True),
-        ) as run:
-            for experiment in experiments:
-                for section in sections(experiment, results, sizes):
-                    run.log({section.name: wandb.Table(dataframe=section.table)})
-    except (wandb.errors.Error, OSError) as error:
-        sys.exit(f"W&B: the tables are above, but were not logged ({error}); WANDB_MODE=offline records them here")
 
 
 FORMATS = {"markdown": to_markdown, "latex": to_latex, "csv": to_csv, "html": to_html}
@@ -635,7 +610,9 @@ def main(arguments: list[str] | None = None) -> None:
             else:
                 print(FORMATS[options.format or "markdown"](results, experiments, options.size), flush=True)
             if options.wandb:
-                log_to_wandb(options.wandb, results, experiments, options.size)
+                from reproduction.wandb_report import log_tables  # here, since it takes longer to load than to print
+
+                log_tables(options.wandb, results, experiments, options.size)
             return
         tables = to_markdown(results, experiments, options.size)
     except ResultError as error:

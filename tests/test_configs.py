@@ -16,9 +16,12 @@ import yaml
 import main
 from datamodules import FilmReviews, PennTreebank, SnippetLanguage, SnippetRatings
 from lightning_modules import LanguageModel, SentimentRegressor
+from reproduction import grid
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 RUNS = sorted(str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml") if file.name != "common.yaml")
+SWEEPS = [name for name in RUNS if name.startswith("sweeps/")]
+RUNS = [name for name in RUNS if name not in SWEEPS]
 PTB = [name for name in RUNS if name.startswith("ptb/")]
 ROWS = {"non_regularized", "moon", "moon_embedding", "zaremba", "variational_tied", "variational_untied"}
 
@@ -400,3 +403,20 @@ def test_reviews_are_held_out_only_where_they_choose_the_epoch(name: str, parse:
     assert (data.validation_share, data.split_seed) == ((0.1, split) if is_fair else (0.0, 0))
     assert config.trainer.tested_weights == ("best" if is_fair else "last")
     assert config.model.init_args.monitor == ("valid_rmse" if is_fair else "test_rmse")
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_points_of_a_sweep_are_understood_and_set_the_dropout_they_name(name: str, parser: Any) -> None:
+    sweep = grid.load(Path(name).stem)
+    names = list(grid.points(sweep))
+    for point in (names[0], names[1], names[-1]):
+        options = main.with_inherited_configs(grid.options(sweep, point))
+        config = parser.parse_args(["fit", *options]).fit
+        model = config.model.init_args
+        values = [float(value) for value in point.split("_")]
+        if name == "sweeps/ptb_dropout.yaml":
+            assert [model.word_dropout, model.input_dropout] == values
+            assert [model.recurrent_dropout, model.output_dropout] == values
+        else:
+            assert [model.recurrent_dropout, model.word_dropout] == values
+            assert (model.monitor, config.data.init_args.validation_share) == ("valid_rmse", 0.1)

@@ -14,11 +14,18 @@ ENTITY = "someone"
 
 
 class Server(ThreadingHTTPServer):
-    """`queries`: of GraphQL, each with its variables; `streams`: by run id, the lines of its history."""
+    """A server.
+
+    Attributes:
+        queries: of GraphQL, each with its variables.
+        streams: by run id, the lines of its history.
+        commands: for an agent of a sweep, which gets one at each of its heartbeats.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.queries: list[dict[str, Any]] = []
+        self.commands: list[dict[str, Any]] = []
         self.streams: dict[str, list[dict[str, Any]]] = {}
 
     def handle_error(self, *_: Any) -> None:
@@ -51,6 +58,20 @@ class Handler(BaseHTTPRequestHandler):
             self.server.queries.append(query)
             address = self.server.environment["WANDB_BASE_URL"]
             answer = {"data": answer_to(query["query"], query.get("variables") or {}, address)}
+            if "sweep(" in query["query"]:
+                [config] = {sent["config"] for sent in self.server.sent("upsertSweep")}
+                sweep = {
+                    "id": "s1",
+                    "name": "s1",
+                    "method": "grid",
+                    "state": "RUNNING",
+                    "config": config,
+                    "runs": {"edges": []},
+                }
+                answer["data"]["project"]["sweep"] = sweep
+            if "agentHeartbeat" in query["query"]:
+                commands = [self.server.commands.pop(0)] if self.server.commands else []
+                answer["data"]["agentHeartbeat"] = {"agent": {"id": "g1"}, "commands": json.dumps(commands)}
         elif self.path.endswith("/file_stream"):
             lines = json.loads(body).get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
             self.server.streams.setdefault(self.path.split("/")[-2], []).extend(map(json.loads, lines))
@@ -77,6 +98,12 @@ def answer_to(query: str, variables: dict[str, Any], address: str) -> dict[str, 
         return {"createRunFiles": {"runID": "r1", "uploadHeaders": [], "files": files}}
     if "useArtifact(" in query:
         return {"useArtifact": {"artifact": {"id": "a1"}}}
+    if "upsertSweep" in query:
+        return {
+            "upsertSweep": {"sweep": {"id": "s1", "name": "s1", "project": project}, "configValidationWarnings": []}
+        }
+    if "createAgent" in query:
+        return {"createAgent": {"agent": {"id": "g1"}}}
     if "upsertView" in query:
         view = {
             "id": "v1",
@@ -97,7 +124,8 @@ def answer_to(query: str, variables: dict[str, Any], address: str) -> dict[str, 
             "serverInfo": None,
         }
     if "models(" in query or "projects(" in query:
-        page = {"edges": [{"node": project, "cursor": ""}], "pageInfo": {"endCursor": "", "hasNextPage": False}}
+        node = project | {"entityName": ENTITY, "createdAt": "2026-01-01T00:00:00", "isBenchmark": False, "user": None}
+        page = {"edges": [{"node": node, "cursor": ""}], "pageInfo": {"endCursor": "", "hasNextPage": False}}
         return {"models": page, "projects": page}
     if "project(" in query or "model(" in query:
         return {"project": project, "model": project | {"bucket": None}}

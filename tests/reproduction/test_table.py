@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import wandb
 from rich.console import Console
 
 from reproduction.results import load_results
@@ -369,51 +368,6 @@ def test_a_constant_learning_rate_has_the_lowest_perplexity_beside_the_last(
     assert "valid, lowest" not in ptb_table("medium", [])
 
 
-def test_a_table_is_printed_before_wandb_fails(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def failing(**options: Any) -> None:
-        raise wandb.errors.CommError("no server")
-
-    monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setattr(wandb, "init", failing)
-    with pytest.raises(SystemExit, match=r"were not logged \(no server\); WANDB_MODE=offline"):
-        main(["--results", str(folder), "--experiment", "ptb", "--wandb", str(tmp_path / "runs")])
-    assert "| [Zaremba et al.]" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("mode", ["offline", None])
-def test_without_an_account_tables_are_recorded_offline(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str | None
-) -> None:
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setattr(wandb, "login", lambda prompt: mode is None)
-    modes = []
-
-    def record(**options: Any) -> None:
-        modes.append(options["mode"])
-        raise wandb.errors.CommError("enough")
-
-    monkeypatch.setattr(wandb, "init", record)
-    with pytest.raises(SystemExit):
-        main(["--results", str(folder), "--wandb", str(tmp_path / "runs")])
-    assert modes == [mode]
-
-
 def test_notes_on_a_group_stand_below_its_table(folder: Path, write_result: WriteResult) -> None:
     (write_result("ptb", "small", "zaremba").parents[1] / "notes.md").write_text("What was tried.\n")
     assert "\n\nWhat was tried.\n\n" in to_markdown(load_results(folder), ["ptb"])
-
-
-def test_tables_are_logged_to_wandb_offline(
-    folder: Path, write_result: WriteResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    write_result("ptb", "small", "zaremba")
-    main(["--results", str(folder), "--experiment", "ptb", "--size", "small", "--wandb", str(tmp_path / "runs")])
-    [file] = (tmp_path / "runs").glob("wandb/offline-run-*/files/media/table/ptb_small_*.table.json")
-    table = json.loads(file.read_text())
-    expected = ptb_table("small", load_results(folder))
-    assert table["columns"] == list(expected.columns)
-    assert table["data"] == expected.to_numpy().tolist()
