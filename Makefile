@@ -100,6 +100,9 @@ table: .venv/ready ## show the tables and render them into the README
 figures: .venv/ready ## draw the curves of all results (PNG and SVG)
 	@.venv/bin/python -m reproduction.figures --results $(RESULTS)
 
+report: .venv/ready ## write all tables and curves into one HTML page, to be opened from disk
+	@.venv/bin/python -m reproduction.report --results $(RESULTS)
+
 ##@ Develop
 setup: .venv/ready ## create .venv and install
 lint: .venv/ready ## ruff and mypy
@@ -116,7 +119,7 @@ bench-gpu: .venv/ready ## the same on its GPU
 clean: ## remove runs (checkpoints, logs) and caches; results stay
 	rm -rf $(RUNS) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: help demo test test-slow reproduce-ptb cost ensemble reproduce-sentiment table figures setup lint bench bench-gpu clean FORCE
+.PHONY: help demo test test-slow reproduce-ptb cost ensemble reproduce-sentiment table figures report setup lint bench bench-gpu clean FORCE
 
 .venv/ready: pyproject.toml $(wildcard $(CONSTRAINTS))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed, $(PYTHON) is older or missing: make PYTHON=/path/to/python3.11 ..."; exit 1; }
