@@ -24,7 +24,7 @@ ROWS ?= $(filter $(foreach size,$(SIZE),$(call names,ptb/$(size))),$(TABLE_1))
 chosen = $(filter-out all,$(CURVES))
 curves = $(filter $(or $(chosen),%),$(call names,sentiment/$(1)))
 
-VARIABLES := PYTHON CONSTRAINTS GPU DATA_DIR RESULTS RUNS SEEDS SIZE ROWS FIGURES CURVES EPOCHS DEVICES ARGS
+VARIABLES := PYTHON CONSTRAINTS GPU DATA_DIR RESULTS RUNS SEEDS SIZE ROWS FIGURES CURVES EPOCHS DEVICES ARGS A B
 $(foreach variable,$(filter-out $(VARIABLES),$(.VARIABLES)),\
 	$(if $(findstring command,$(origin $(variable))),$(error $(variable) is no variable of this Makefile; there are: $(VARIABLES))))
 number = $(if $(shell printf %s '$(2)' | tr -d '0-9 '),$(error $(1)="$(2)" is not a number))
@@ -40,6 +40,9 @@ endif
 ifneq ($(filter reproduce-sentiment,$(MAKECMDGOALS)),)
 $(call check,FIGURES,$(FIGURES),$(ALL_FIGURES))
 $(call check,CURVES,$(CURVES),all $(sort $(foreach figure,$(FIGURES),$(call names,sentiment/$(figure)))))
+endif
+ifneq ($(filter compare,$(MAKECMDGOALS)),)
+$(foreach run,A B,$(if $($(run)),,$(error $(run)="": name two runs, A=EXPERIMENT/GROUP/ROW/seedK B=..., or their result files)))
 endif
 
 # $(call results,EXPERIMENT/GROUP,rows,seeds): result files
@@ -103,6 +106,9 @@ figures: .venv/ready ## draw the curves of all results (PNG and SVG)
 report: .venv/ready ## write all tables and curves into one HTML page, to be opened from disk
 	@.venv/bin/python -m reproduction.report --results $(RESULTS)
 
+compare: .venv/ready ## what differs between two runs [A=ptb/small/zaremba/seed0 B=...]
+	@.venv/bin/python -m reproduction.compare --results $(RESULTS) '$(A)' '$(B)'
+
 ##@ Develop
 setup: .venv/ready ## create .venv and install
 lint: .venv/ready ## ruff and mypy
@@ -119,7 +125,7 @@ bench-gpu: .venv/ready ## the same on its GPU
 clean: ## remove runs (checkpoints, logs) and caches; results stay
 	rm -rf $(RUNS) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: help demo test test-slow reproduce-ptb cost ensemble reproduce-sentiment table figures report setup lint bench bench-gpu clean FORCE
+.PHONY: help demo test test-slow reproduce-ptb cost ensemble reproduce-sentiment table figures report compare setup lint bench bench-gpu clean FORCE
 
 .venv/ready: pyproject.toml $(wildcard $(CONSTRAINTS))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed, $(PYTHON) is older or missing: make PYTHON=/path/to/python3.11 ..."; exit 1; }

@@ -302,7 +302,7 @@ def _require(path: Path, data: Any, where: str, **kinds: Any) -> None:
 
 
 def _wrong(path: Path, what: str) -> ResultError:
-    return ResultError(f"{path}: {what}; delete the file and repeat the run")
+    return ResultError(f"{path}: {what}; if a run wrote it, delete the file and repeat the run")
 
 
 def _computed(values: dict[str, Any]) -> dict[str, float]:
