@@ -2,6 +2,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,20 @@ def test_the_page_loads_nothing(folder: Path, write_result: WriteResult, parse: 
     before_plotly, *_ = page(load_results(folder)).split("plotly.js v")
     assert "url(" not in before_plotly
     assert "@import" not in before_plotly
+
+
+def test_the_page_has_a_language_headings_in_order_and_contents_that_lead_somewhere(
+    write_result: WriteResult, parse: Callable[[], Parsed]
+) -> None:
+    write_result("ptb", "small", "zaremba")
+    tags = parse().tags
+    assert ("html", {"lang": "en"}) in tags
+    levels = [int(tag[1]) for tag, _ in tags if tag in ("h1", "h2", "h3", "h4", "h5", "h6")]
+    assert levels[0] == 1
+    assert all(level <= before + 1 for before, level in pairwise(levels))
+    names = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    linked = [str(attributes["href"])[1:] for tag, attributes in tags if tag == "a" and attributes["href"][:1] == "#"]
+    assert linked == names
 
 
 def test_each_run_is_a_line_with_the_points_of_its_curve_in_the_colour_of_the_figures(
@@ -379,6 +394,21 @@ def test_a_phone_stacks_the_panels_and_scrolls_tables_but_not_the_page_sideways(
     boxes = [plot.bounding_box() for plot in small.locator(".plot").all()]
     assert len({box["x"] for box in boxes if box}) == 1
     assert all(box and box["x"] + box["width"] <= 390 for box in boxes)
+
+
+@pytest.mark.slow
+def test_a_finger_on_a_curve_scrolls_the_page(phone: Page, report: str) -> None:
+    phone.goto(report)
+    plot = phone.locator(".plot").first
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    assert box
+    x, y, before = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, phone.evaluate("scrollY")
+    touch = phone.context.new_cdp_session(phone)
+    for kind, distance in (("touchStart", 0), *(("touchMove", 10 * i) for i in range(1, 16)), ("touchEnd", None)):
+        points = [] if distance is None else [{"x": x, "y": y - distance}]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    phone.wait_for_function(f"scrollY > {before} + 50")
 
 
 @pytest.mark.slow
