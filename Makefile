@@ -24,7 +24,7 @@ ROWS ?= $(filter $(foreach size,$(SIZE),$(call names,ptb/$(size))),$(TABLE_1))
 chosen = $(filter-out all,$(CURVES))
 curves = $(filter $(or $(chosen),%),$(call names,sentiment/$(1)))
 
-VARIABLES := PYTHON CONSTRAINTS GPU DATA_DIR RESULTS RUNS SEEDS SIZE ROWS FIGURES CURVES EPOCHS DEVICES NAME ARGS
+VARIABLES := PYTHON CONSTRAINTS GPU DATA_DIR RESULTS RUNS SEEDS SIZE ROWS FIGURES CURVES EPOCHS DEVICES NAME ARGS A B
 $(foreach variable,$(filter-out $(VARIABLES),$(.VARIABLES)),\
 	$(if $(findstring command,$(origin $(variable))),$(error $(variable) is no variable of this Makefile; there are: $(VARIABLES))))
 number = $(if $(shell printf %s '$(2)' | tr -d '0-9 '),$(error $(1)="$(2)" is not a number))
@@ -40,6 +40,9 @@ endif
 ifneq ($(filter reproduce-sentiment,$(MAKECMDGOALS)),)
 $(call check,FIGURES,$(FIGURES),$(ALL_FIGURES))
 $(call check,CURVES,$(CURVES),all $(sort $(foreach figure,$(FIGURES),$(call names,sentiment/$(figure)))))
+endif
+ifneq ($(filter compare,$(MAKECMDGOALS)),)
+$(foreach run,A B,$(if $($(run)),,$(error $(run)="": name two runs, A=EXPERIMENT/GROUP/ROW/seedK B=..., or their result files)))
 endif
 
 # $(call results,EXPERIMENT/GROUP,rows,seeds): result files
@@ -111,17 +114,23 @@ grid: .venv/ready ## the runs of configs/sweeps/NAME.yaml [NAME= SEEDS= EPOCHS= 
 sweep: .venv/ready ## the same as a W&B sweep, run by an agent here [NAME= DATA_DIR= ARGS="--count 3"]
 	@DATA_DIR="$(DATA_DIR)" .venv/bin/python -m reproduction.grid '$(NAME)' --agent $(ARGS)
 
-wandb-table: .venv/ready ## log the tables and curves of all results to W&B
-	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment --wandb $(RUNS)
-
-wandb-report: .venv/ready ## create a report and a workspace in W&B [ARGS="--dry_run --entity TEAM"]
+##@ Compare
+report: .venv/ready ## create a report and a workspace in W&B [ARGS="--dry_run --entity TEAM"]
 	@.venv/bin/python -m reproduction.wandb_report --results $(RESULTS) $(ARGS)
 
 sync: .venv/ready ## upload the runs that were recorded offline to W&B [RUNS=]
 	@runs="$$(find $(RUNS) -type d -name 'offline-run-*' 2>/dev/null | sort)"; \
 	if [ -n "$$runs" ]; then .venv/bin/wandb sync $$runs; else echo "There are no offline runs below $(RUNS)."; fi
+report: .venv/ready ## write all tables and curves into one HTML page, to be opened from disk
+	@.venv/bin/python -m reproduction.report --results $(RESULTS)
 
-##@ Develop
+compare: .venv/ready ## what differs between two runs [A=ptb/small/zaremba/seed0 B=...]
+	@.venv/bin/python -m reproduction.compare --results $(RESULTS) '$(A)' '$(B)'
+
+wandb-table: .venv/ready ## log the tables and curves of all results to W&B
+	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment --wandb $(RUNS)
+
+wandb-##@ Develop
 setup: .venv/ready ## create .venv and install
 lint: .venv/ready ## ruff and mypy
 	.venv/bin/ruff check .
@@ -137,7 +146,7 @@ bench-gpu: .venv/ready ## the same on its GPU
 clean: ## remove runs (checkpoints, logs) and caches; results stay
 	rm -rf $(RUNS) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: help demo test test-slow reproduce-ptb cost ensemble reproduce-sentiment table figures grid sweep wandb-table wandb-report sync setup lint bench bench-gpu clean FORCE
+.PHONY: help demo test test-slow reproduce-ptb cost ensemble reproduce-sentiment table figures report compare grid sweep wandb-table wandb-report sync setup lint bench bench-gpu clean FORCE
 
 .venv/ready: pyproject.toml $(wildcard $(CONSTRAINTS))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed, $(PYTHON) is older or missing: make PYTHON=/path/to/python3.11 ..."; exit 1; }

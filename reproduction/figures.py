@@ -3,8 +3,9 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib import style
@@ -39,6 +40,11 @@ COLOURS = {
 SEQUENCE = [SKY, BLUE, GREEN, ORANGE, VERMILLION, PURPLE, YELLOW, BLACK]
 """Of the rows that have no colour of their own, in their order: the steps of a sweep."""
 
+PERPLEXITY = "perplexity per word"
+"""The label of axes that are logarithmic."""
+
+LOG_LABEL, CONSTANT_LABEL = "the authors' log (valid as printed)", "constant predictor"
+
 STYLE: dict[str, Any] = {
     "font.size": 11,
     "axes.titlesize": 12,
@@ -56,28 +62,68 @@ STYLE: dict[str, Any] = {
 }
 
 
-def draw_language_models(group: str, results: list[Result]) -> Figure:
-    """Training and validation perplexity per epoch of one size of Penn Treebank, a line for each row and seed.
+@dataclass(frozen=True)
+class Lines:
+    """The curves of a metric, in one line style, and what that style means where a legend has to say it."""
+
+    metric: str
+    style: Literal["solid", "dashed", "dotted"] = "solid"
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one pair of axes shows over epochs: our curves, and what stands beside them.
+
+    `log` is a column of the authors' public log, `constant` the error of the constant predictor.
+    """
+
+    title: str
+    ylabel: str
+    lines: list[Lines]
+    log: str | None = None
+    constant: float | None = None
+
+
+def panels(experiment: str, group: str, results: list[Result]) -> list[Panel]:
+    """What is drawn of a group: training beside held-out error or, in the demo, both in one panel.
 
     The training perplexity is the one with dropout off where every epoch has it: only then rows can be compared. The
-    authors' log has the other.
+    authors' log has the other. Where the test set of film reviews was also predicted by sampled networks, their error
+    is dotted. The demo's language model has the validation set for held-out data.
     """
-    figure, (left, right) = _panels(title("ptb", group))
-    has_both = all("train_eval_ppl" in entry for run in results for entry in run.curve)
-    train_metric = "train_eval_ppl" if has_both and group != "gal1250" else "train_ppl"
-    draw_curves(left, results, train_metric)
-    draw_curves(right, results, "valid_ppl")
-    if group == "gal1250":
-        log = pd.read_csv(LOG)
-        for axes, metric in ((left, "train_ppl_with_dropout_running"), (right, "valid_ppl_as_printed")):
-            axes.plot(log["epoch"], log[metric], color=GREY, linestyle=":", label="the authors' log (valid as printed)")
-    mode = "off" if train_metric == "train_eval_ppl" else "on"
-    left.set(title=f"Training (dropout {mode})", xlabel="epoch", ylabel="perplexity per word")
-    right.set(title="Validation (dropout off)", xlabel="epoch")
-    _perplexity_axis(left)
-    _perplexity_axis(right)
-    _legend(figure)
-    return figure
+    constant = constant_rmse(experiment, results)
+    if experiment == "ptb":
+        has_eval = all("train_eval_ppl" in entry for run in results for entry in run.curve)
+        train, mode = ("train_eval_ppl", "off") if has_eval and group != "gal1250" else ("train_ppl", "on")
+        logs = ("train_ppl_with_dropout_running", "valid_ppl_as_printed") if group == "gal1250" else (None, None)
+        return [
+            Panel(f"Training (dropout {mode})", PERPLEXITY, [Lines(train)], log=logs[0]),
+            Panel("Validation (dropout off)", PERPLEXITY, [Lines("valid_ppl")], log=logs[1]),
+        ]
+    if experiment == "sentiment":
+        ylabel = "RMSE (rating units, 0 to 1)"
+        test = [Lines("test_rmse"), Lines("test_rmse_mc", "dotted", "MC, 10 networks")]
+        if group == "length_sweep":  # other chunks, and another constant, for every row
+            constant = None
+        return [
+            Panel("Training error (first 100 chunks)", ylabel, [Lines("train_rmse")]),
+            Panel("Test error", ylabel, test, constant=constant),
+        ]
+    held_out, train = "test_rmse", "train_rmse"
+    heading, ylabel = "Sentiment regression", "RMSE (rating units, −4 to 4)"
+    if group == "language_model":
+        has_eval = any(run.points("train_eval_ppl")[0] for run in results)
+        held_out, train = "valid_ppl", "train_eval_ppl" if has_eval else "train_ppl"
+        heading, ylabel = f"Language model{'' if has_eval else ' (training: dropout on)'}", PERPLEXITY
+        constant = None
+    lines = [Lines(held_out, "solid", "held-out data"), Lines(train, "dashed", "training data")]
+    return [Panel(heading, ylabel, lines, constant=constant)]
+
+
+def draw_language_models(group: str, results: list[Result]) -> Figure:
+    """Training and validation perplexity per epoch of one size of Penn Treebank."""
+    return _draw(title("ptb", group), [(panel, results) for panel in panels("ptb", group, results)])
 
 
 def draw_mc(group: str, results: list[Result]) -> Figure:
@@ -89,90 +135,67 @@ def draw_mc(group: str, results: list[Result]) -> Figure:
         counts, values = run.mc_points
         if not counts:
             continue
-        colour = _colour(run.row) or GREY
-        label = f"{run.label} ({run.length})" if run.shortened else run.label
-        axes.plot(counts, values, color=colour, marker="o", label=label)
+        colour = colours(results)[run.row]
+        axes.plot(counts, values, color=colour, marker="o", label=name(run))
         axes.axhline(run.metrics["test_ppl"], color=colour, linestyle="--")
-    axes.set(title="Test, MC dropout", xlabel="samples K", ylabel="perplexity per word", xscale="log")
+    axes.set(title="Test, MC dropout", xlabel="samples K", ylabel=PERPLEXITY, xscale="log")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     _legend(figure, [Line2D([], [], color=GREY, linestyle="--", label="dropout approximation")])
     return figure
 
 
 def draw_sentiment(group: str, results: list[Result]) -> Figure:
-    """Training and test RMSE in rating units per epoch: Figure 3 of the paper (2 and 10 of its first version).
-
-    Where the test set was also predicted by sampled networks, their error is dotted.
-    """
-    figure, (left, right) = _panels(title("sentiment", group))
-    draw_curves(left, results, "train_rmse")
-    draw_curves(right, results, "test_rmse")
-    draw_curves(right, results, "test_rmse_mc", style=":")
-    left.set(title="Training error (first 100 chunks)", xlabel="epoch", ylabel="RMSE (rating units, 0 to 1)")
-    right.set(title="Test error", xlabel="epoch")
-    if group != "length_sweep":
-        _constant_line(right, constant_rmse("sentiment", results))
-    has_mc = any(run.points("test_rmse_mc")[0] for run in results)
-    _legend(figure, [Line2D([], [], color=GREY, linestyle=":", label="MC, 10 networks")] if has_mc else [])
-    return figure
+    """Training and test RMSE in rating units per epoch: Figure 3 of the paper (2 and 10 of its first version)."""
+    return _draw(title("sentiment", group), [(panel, results) for panel in panels("sentiment", group, results)])
 
 
 def draw_demo(results: list[Result]) -> Figure:
     """Curves of the demo per epoch: training data dashed, held-out data solid.
 
-    Without dropout the two come apart (overfitting); with variational dropout they stay together. The language
-    model's held-out data are the validation set. Its training perplexity is the one with dropout off where the runs
-    measured that, otherwise the one of the training steps.
+    Without dropout the two come apart (overfitting); with variational dropout they stay together.
     """
-    figure, (left, right) = _panels("Which dropout stops overfitting?")
     runs = groups_with("demo", results)
-    train_metric = "train_eval_ppl" if any(run.points("train_eval_ppl")[0] for run in results) else "train_ppl"
-    draw_curves(left, runs["language_model"], "valid_ppl")
-    draw_curves(left, runs["language_model"], train_metric, style="--")
-    draw_curves(right, runs["sentiment"], "test_rmse")
-    draw_curves(right, runs["sentiment"], "train_rmse", style="--")
-    note = " (training: dropout on)" if train_metric == "train_ppl" else ""
-    left.set(title=f"Language model{note}", xlabel="epoch", ylabel="perplexity per word")
-    right.set(title="Sentiment regression", xlabel="epoch", ylabel="RMSE (rating units, −4 to 4)")
-    _perplexity_axis(left)
-    _constant_line(right, constant_rmse("demo", results))
-    kinds = [
-        Line2D([], [], color=GREY, label="held-out data"),
-        Line2D([], [], color=GREY, linestyle="--", label="training data"),
-    ]
-    _legend(figure, kinds)
-    return figure
+    groups = ("language_model", "sentiment")
+    parts = [(panel, runs[group]) for group in groups for panel in panels("demo", group, runs[group])]
+    return _draw("Which dropout stops overfitting?", parts)
 
 
-def draw_curves(axes: Axes, results: list[Result], metric: str, style: str = "-") -> None:
+def draw_curves(axes: Axes, results: list[Result], metric: str, style: str = "solid") -> None:
     """One line for each row that has `metric` in its curves: the mean of its seeds, their range shaded.
 
     Runs of different length are different lines of one colour. Only solid lines have an entry in the legend.
     """
-    unnamed = iter(SEQUENCE)
-    colours = {run.row: _colour(run.row) or next(unnamed, GREY) for run in {run.row: run for run in results}.values()}
+    colour_of = colours(results)
     lines: dict[str, list[Result]] = {}
     for run in results:
         if run.points(metric)[0]:
-            lines.setdefault(f"{run.label} ({run.length})" if run.shortened else run.label, []).append(run)
+            lines.setdefault(name(run), []).append(run)
     for label, runs in lines.items():
         curves = pd.DataFrame({run.seed: pd.Series(dict(zip(*run.points(metric), strict=True))) for run in runs})
-        colour = colours[runs[0].row]
+        colour = colour_of[runs[0].row]
         axes.plot(
             curves.index,
             curves.mean(axis=1),
             color=colour,
             linestyle=style,
             marker="o" if len(curves) <= 5 else None,
-            label=label if style == "-" else None,
+            label=label if style == "solid" else None,
         )
         if len(runs) > 1:
             lowest, highest = curves.min(axis=1), curves.max(axis=1)
             axes.fill_between(curves.index, lowest, highest, color=colour, alpha=0.2, linewidth=0)
 
 
-def _colour(row: str) -> str | None:
-    return COLOURS.get(row.removesuffix("_lstm").removesuffix("_gru"))
+def colours(results: list[Result]) -> dict[str, str]:
+    """The colour of each row of a group."""
+    unnamed = iter(SEQUENCE)
+    rows = dict.fromkeys(run.row for run in results)
+    return {row: COLOURS.get(row.removesuffix("_lstm").removesuffix("_gru")) or next(unnamed, GREY) for row in rows}
+
+
+def name(run: Result) -> str:
+    """What a legend calls a run: its row, and its length if it was shortened."""
+    return f"{run.label} ({run.length})" if run.shortened else run.label
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
@@ -184,13 +207,30 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return files
 
 
-def _panels(heading: str) -> tuple[Figure, tuple[Axes, Axes]]:
+def _draw(heading: str, parts: list[tuple[Panel, list[Result]]]) -> Figure:
+    """Two panels beside each other and one legend."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     figure.suptitle(heading, x=0.01, ha="left", fontweight="bold")
-    left, right = figure.subplots(1, 2)
-    for axes in (left, right):
+    styles = {}
+    for axes, (panel, results) in zip(figure.subplots(1, 2), parts, strict=True):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure, (left, right)
+        for lines in panel.lines:
+            draw_curves(axes, results, lines.metric, lines.style)
+            if lines.meaning and any(run.points(lines.metric)[0] for run in results):
+                styles[lines.meaning] = Line2D([], [], color=GREY, linestyle=lines.style, label=lines.meaning)
+        if panel.log:
+            log = pd.read_csv(LOG)
+            axes.plot(log["epoch"], log[panel.log], color=GREY, linestyle=":", label=LOG_LABEL)
+        if panel.constant is not None:
+            axes.axhline(panel.constant, color=GREY, linewidth=1.2, linestyle=":", label=CONSTANT_LABEL)
+        axes.set(title=panel.title, xlabel="epoch", ylabel=panel.ylabel)
+        if panel.ylabel == PERPLEXITY:
+            _perplexity_axis(axes)
+    left, right = figure.axes
+    if left.get_ylabel() == right.get_ylabel():
+        right.set_ylabel("")
+    _legend(figure, list(styles.values()))
+    return figure
 
 
 def _perplexity_axis(axes: Axes) -> None:
@@ -200,11 +240,6 @@ def _perplexity_axis(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
-
-
-def _constant_line(axes: Axes, rmse: float | None) -> None:
-    if rmse is not None:
-        axes.axhline(rmse, color=GREY, linewidth=1.2, linestyle=":", label="constant predictor")
 
 
 def _legend(figure: Figure, more: Sequence[Artist] = ()) -> None:

@@ -186,7 +186,7 @@ def load_results(folder: Path) -> list[Result]:
     """
     if not folder.is_dir():
         raise ResultError(f"{folder}: no such folder; name the folder that holds the result files with --results")
-    results = [_load(path, folder) for path in folder.rglob("seed*.json")]
+    results = [_in_place(load_result(path), folder) for path in folder.rglob("seed*.json")]
     rows = list(LABELS)
     return sorted(
         results,
@@ -198,6 +198,26 @@ def load_results(folder: Path) -> list[Result]:
             run.seed,
         ),
     )
+
+
+def load_result(path: Path) -> Result:
+    """The result in one file, wherever that lies.
+
+    Raises:
+        ResultError: the file is unreadable or incomplete.
+    """
+    data = read_json(path)
+    _require(path, data, "the file", **_KINDS)
+    _require(path, data["provenance"], "provenance", date=str, dirty=bool, wall_time_s=(int, float), hardware=dict)
+    for entry in data["curve"]:
+        _require(path, entry, "a curve entry", epoch=int)
+    if not {"valid_ppl", "test_rmse"} & data["metrics"].keys():
+        raise _wrong(path, "metrics has neither 'valid_ppl' nor 'test_rmse'")
+
+    fields = {key: data[key] for key in _KINDS}
+    fields["metrics"] = _computed(data["metrics"])
+    fields["curve"] = [_computed(entry) for entry in data["curve"]]
+    return Result(path=path, **fields)
 
 
 def kept(runs: list[Result]) -> list[Result]:
@@ -247,24 +267,12 @@ def read_json(path: Path) -> Any:
         raise _wrong(path, f"not valid JSON ({error})") from error
 
 
-def _load(path: Path, folder: Path) -> Result:
-    data = read_json(path)
-    _require(path, data, "the file", **_KINDS)
-    _require(path, data["provenance"], "provenance", date=str, dirty=bool, wall_time_s=(int, float), hardware=dict)
-    for entry in data["curve"]:
-        _require(path, entry, "a curve entry", epoch=int)
-    if not {"valid_ppl", "test_rmse"} & data["metrics"].keys():
-        raise _wrong(path, "metrics has neither 'valid_ppl' nor 'test_rmse'")
-
-    place = path.relative_to(folder).as_posix()
-    expected = f"{data['experiment']}/{data['group']}/{data['row']}/seed{data['seed']}.json"
+def _in_place(run: Result, folder: Path) -> Result:
+    place = run.path.relative_to(folder).as_posix()
+    expected = f"{run.experiment}/{run.group}/{run.row}/seed{run.seed}.json"
     if place != expected:
-        raise ResultError(f"{path}: the file says it is {expected} but lies at {place}; move it or repeat the run")
-
-    fields = {key: data[key] for key in _KINDS}
-    fields["metrics"] = _computed(data["metrics"])
-    fields["curve"] = [_computed(entry) for entry in data["curve"]]
-    return Result(path=path, **fields)
+        raise ResultError(f"{run.path}: the file says it is {expected} but lies at {place}; move it or repeat the run")
+    return run
 
 
 _KINDS: dict[str, Any] = {
@@ -294,7 +302,7 @@ def _require(path: Path, data: Any, where: str, **kinds: Any) -> None:
 
 
 def _wrong(path: Path, what: str) -> ResultError:
-    return ResultError(f"{path}: {what}; delete the file and repeat the run")
+    return ResultError(f"{path}: {what}; if a run wrote it, delete the file and repeat the run")
 
 
 def _computed(values: dict[str, Any]) -> dict[str, float]:

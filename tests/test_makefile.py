@@ -90,7 +90,7 @@ def test_help_is_the_default_and_lists_every_target(make: Make) -> None:
 
 def test_every_documented_target_exists(make: Make) -> None:
     for target in re.findall(r"^  ([a-z-]+) +\S", make("help").stdout, flags=re.MULTILINE):
-        done = make("-n", target, "SEEDS=0 1")
+        done = make("-n", target, "SEEDS=0 1", "A=one", "B=other")
         assert done.returncode == 0, f"{target}: {done.stderr}"
 
 
@@ -169,6 +169,17 @@ def test_what_is_missing_is_measured_before_it_runs_where_there_is_no_gpu(
 def test_tables_of_the_reproduction_are_logged_to_wandb(make: Make) -> None:
     for target in ("reproduce-ptb", "reproduce-sentiment", "table"):
         assert re.search(r"reproduction\.table .*--wandb \S+runs", make("-n", target).stdout), target
+
+
+def test_a_comparison_needs_two_runs(make: Make, tmp_path: Path) -> None:
+    for missing, given in (("A", ["B=x"]), ("B", ["A=x"]), ("A", [])):
+        done = make("-n", "compare", *given)
+        assert done.returncode == 2
+        assert f'{missing}="": name two runs, A=EXPERIMENT/GROUP/ROW/seedK B=' in done.stderr
+    command = make("-n", "compare", "A=ptb/small/moon/seed0", "B=some file.json").stdout.splitlines()[-1]
+    assert command == (
+        f".venv/bin/python -m reproduction.compare --results {tmp_path} 'ptb/small/moon/seed0' 'some file.json'"
+    )
 
 
 def test_one_model_is_no_ensemble(make: Make) -> None:

@@ -32,7 +32,9 @@ def test_metrics_that_were_not_computed_are_absent(folder: Path, write_result: W
 def test_a_truncated_file_is_named_with_what_to_do(folder: Path, write_result: WriteResult) -> None:
     path = write_result("ptb", "small", "moon")
     path.write_text(path.read_text()[:100])
-    with pytest.raises(ResultError, match=r"moon/seed0\.json: not valid JSON .*; delete the file and repeat the run"):
+    with pytest.raises(
+        ResultError, match=r"moon/seed0\.json: not valid JSON .*; if a run wrote it, delete the file and repeat the run"
+    ):
         load_results(folder)
 
 

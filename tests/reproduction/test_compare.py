@@ -1,0 +1,95 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reproduction.compare import differences, main, measures
+from reproduction.results import load_result
+
+WriteResult = Callable[..., Path]
+
+
+def test_only_keys_that_differ_are_shown_dotted_with_both_values() -> None:
+    a = {"seed": 0, "model": {"size": 200, "args": {"p": 0.5, "mask": "tied"}}, "rates": [1, 2], "only_a": None}
+    b = {"seed": 1, "model": {"size": 200, "args": {"p": 0.25, "mask": "tied"}}, "rates": [1, 3], "only_b": "1"}
+    assert differences(a, b) == [
+        ("seed", "0", "1"),
+        ("model.args.p", "0.5", "0.25"),
+        ("rates", "[1, 2]", "[1, 3]"),
+        ("only_a", "null", "–"),
+        ("only_b", "–", '"1"'),
+    ]
+    assert differences(a, a) == []
+
+
+def test_a_value_is_not_the_text_of_it() -> None:
+    assert differences({"devices": 1}, {"devices": "1"}) == [("devices", "1", '"1"')]
+
+
+def test_numbers_have_their_difference_and_its_share_of_the_first(write_result: WriteResult) -> None:
+    more = {"test_log_likelihood": -2.0, "nothing": 0.0}
+    a = write_result("ptb", "small", "moon", metrics={"valid_ppl": 100.0, "test_ppl": 80.0, **more})
+    less = {"test_log_likelihood": -1.0, "nothing": 1.0, "test_ppl": None}
+    b = write_result("ptb", "small", "zaremba", metrics={"valid_ppl": 125.0, **less}, parameters=4_650_010)
+    assert measures(load_result(a), load_result(b)) == [
+        ("parameters", "4,650,000", "4,650,010", "+10", "+0.00%"),
+        ("valid_ppl", "100", "125", "+25", "+25.00%"),
+        ("test_ppl", "80", "–", "–", "–"),
+        ("test_log_likelihood", "-2", "-1", "+1", "+50.00%"),
+        ("nothing", "0", "1", "+1", "–"),
+        ("wall_time_s", "3723.4", "3723.4", "+0", "+0.00%"),
+    ]
+
+
+def test_runs_are_named_by_file_or_below_the_results_and_compared_in_80_columns(
+    folder: Path, tmp_path: Path, write_result: WriteResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"model": {"init_args": {"recurrent_dropout": 0.5, "callbacks": ["[red]" * 20], "same": 1}}}
+    write_result("ptb", "small", "zaremba", config=config, metrics={"valid_ppl": 1e8 / 3, "test_ppl_mc_window_100": 1})
+    data = json.loads(write_result("ptb", "small", "moon", epochs=2).read_text())
+    data["provenance"] |= {"commit": "fedcba9876543210", "versions": {"torch": "2.14.0"}}
+    data["provenance"]["hardware"]["gpu"] = "Some GPU"
+    moved = tmp_path / "moved.json"
+    moved.write_text(json.dumps(data))
+    main(["ptb/small/zaremba/seed0", str(moved), "--results", str(folder)])
+    lines = capsys.readouterr().out.splitlines()
+    printed = [line.split() for line in lines]
+    assert lines[0] == f"A  {folder}/ptb/small/zaremba/seed0.json"
+    assert lines[1] == "   2026-01-02, a curve of 3 epochs, 3 planned, tested after 3"
+    assert "   2026-01-02, a curve of 2 epochs, 3 planned, tested after 2" in lines
+    assert ["model.init_args.recurrent_dropout", "0.5", "–"] in printed
+    assert ["commit", '"0123456"', '"fedcba9"'] in printed
+    assert ["hardware.gpu", "null", '"Some', 'GPU"'] in printed
+    assert ["versions.torch", '"2.13.0"', '"2.14.0"'] in printed
+    assert ["valid_ppl", "3.33333e+07", "90", "-3.33332e+07", "-100.00%"] in printed
+    assert "[red]" in "".join(lines)
+    assert max(len(line) for line in lines if not line.startswith(("A  ", "B  "))) <= 80
+
+
+def test_runs_that_differ_in_nothing_but_numbers_say_so(
+    folder: Path, write_result: WriteResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_result("ptb", "small", "zaremba")
+    main(["ptb/small/zaremba/seed0", "ptb/small/zaremba/seed0", "--results", str(folder)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "Configuration: no difference" in lines
+    assert "Provenance: no difference" in lines
+
+
+def test_a_run_that_is_not_there_is_answered_with_those_that_are(folder: Path, write_result: WriteResult) -> None:
+    with pytest.raises(SystemExit, match=r"^zaremba: neither a file nor a run below .*; the runs there: none$"):
+        main(["zaremba", "moon", "--results", str(folder)])
+    write_result("ptb", "small", "zaremba", seed=3)
+    write_result("sentiment", "figure3", "pu0.5_pe0")
+    with pytest.raises(
+        SystemExit, match=r"the runs there:\n  ptb/small/zaremba/seed3\n  sentiment/figure3/pu0.5_pe0/seed0$"
+    ):
+        main(["ptb/small/zaremba/seed3", "ptb/small/zaremba/seed4", "--results", str(folder)])
+
+
+def test_a_file_that_is_no_result_is_named(folder: Path, tmp_path: Path, write_result: WriteResult) -> None:
+    file = tmp_path / "other.json"
+    file.write_text("{}")
+    with pytest.raises(SystemExit, match=r"other\.json: the file has no 'experiment'"):
+        main([str(file), str(write_result("ptb", "small", "zaremba")), "--results", str(folder)])
