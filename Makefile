@@ -115,22 +115,23 @@ sweep: .venv/ready ## the same as a W&B sweep, run by an agent here [NAME= DATA_
 	@DATA_DIR="$(DATA_DIR)" .venv/bin/python -m reproduction.grid '$(NAME)' --agent $(ARGS)
 
 ##@ Compare
-report: .venv/ready ## create a report and a workspace in W&B [ARGS="--dry_run --entity TEAM"]
-	@.venv/bin/python -m reproduction.wandb_report --results $(RESULTS) $(ARGS)
-
-sync: .venv/ready ## upload the runs that were recorded offline to W&B [RUNS=]
-	@runs="$$(find $(RUNS) -type d -name 'offline-run-*' 2>/dev/null | sort)"; \
-	if [ -n "$$runs" ]; then .venv/bin/wandb sync $$runs; else echo "There are no offline runs below $(RUNS)."; fi
 report: .venv/ready ## write all tables and curves into one HTML page, to be opened from disk
 	@.venv/bin/python -m reproduction.report --results $(RESULTS)
 
 compare: .venv/ready ## what differs between two runs [A=ptb/small/zaremba/seed0 B=...]
 	@.venv/bin/python -m reproduction.compare --results $(RESULTS) '$(A)' '$(B)'
 
+sync: .venv/ready ## upload the runs that were recorded offline to W&B [RUNS=]
+	@runs="$$(find $(RUNS) -type d -name 'offline-run-*' 2>/dev/null | sort)"; \
+	if [ -n "$$runs" ]; then .venv/bin/wandb sync $$runs; else echo "There are no offline runs below $(RUNS)."; fi
+
 wandb-table: .venv/ready ## log the tables and curves of all results to W&B
 	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment --wandb $(RUNS)
 
-wandb-##@ Develop
+wandb-report: .venv/ready ## create a report and a workspace in W&B [ARGS="--dry_run --entity TEAM"]
+	@.venv/bin/python -m reproduction.wandb_report --results $(RESULTS) $(ARGS)
+
+##@ Develop
 setup: .venv/ready ## create .venv and install
 lint: .venv/ready ## ruff and mypy
 	.venv/bin/ruff check .
