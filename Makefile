@@ -100,7 +100,7 @@ reproduce-sentiment: $(RESULTS)/sentiment/baselines.json $(SENTIMENT_RUNS) ## se
 	@.venv/bin/python -m reproduction.figures --results $(RESULTS) --experiment sentiment
 
 table: .venv/ready ## show the tables and render them into the README
-	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment --wandb $(RUNS)
+	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment
 	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment --readme README.md
 
 figures: .venv/ready ## draw the curves of all results (PNG and SVG)
@@ -111,7 +111,7 @@ grid: .venv/ready ## the runs of configs/sweeps/NAME.yaml [NAME= SEEDS= EPOCHS= 
 		do echo '$(RESULTS)/sweeps/$(NAME)/'$$point/seed$(seed).json; done))
 	@.venv/bin/python -m reproduction.grid '$(NAME)' --results $(RESULTS)
 
-sweep: .venv/ready ## the same as a W&B sweep, run by an agent here [NAME= DATA_DIR= ARGS="--count 3"]
+sweep: .venv/ready ## register it with W&B and train its points by an agent here [NAME= DATA_DIR= ARGS="--count 3"]
 	@DATA_DIR="$(DATA_DIR)" .venv/bin/python -m reproduction.grid '$(NAME)' --agent $(ARGS)
 
 ##@ Compare
@@ -122,8 +122,7 @@ compare: .venv/ready ## what differs between two runs [A=ptb/small/zaremba/seed0
 	@.venv/bin/python -m reproduction.compare --results $(RESULTS) '$(A)' '$(B)'
 
 sync: .venv/ready ## upload the runs that were recorded offline to W&B [RUNS=]
-	@runs="$$(find $(RUNS) -type d -name 'offline-run-*' 2>/dev/null | sort)"; \
-	if [ -n "$$runs" ]; then .venv/bin/wandb sync $$runs; else echo "There are no offline runs below $(RUNS)."; fi
+	@.venv/bin/python -m lightning_modules.tracking $(RUNS)
 
 wandb-table: .venv/ready ## log the tables and curves of all results to W&B
 	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment --wandb $(RUNS)

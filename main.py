@@ -107,7 +107,7 @@ class CommandLine(LightningCLI):
             last = root / "checkpoints/last.ckpt"
             is_resumed = bool(config.get("ckpt_path")) if self.subcommand == "fit" else last.is_file()
             cell = config.model.init_args.get("cell", "lstm")
-            kwargs["logger"] = default_loggers(root, config.get("result"), is_resumed, cell)
+            kwargs["logger"] = default_loggers(root, config.get("result"), str(self.subcommand), is_resumed, cell)
         trainer: Any = super().instantiate_trainer(**kwargs)
         trainer.run_config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.subcommand]
         return trainer

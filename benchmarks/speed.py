@@ -226,7 +226,7 @@ def monte_carlo(seconds: float, device: torch.device, samples: int = 100) -> dic
 
     @torch.no_grad()
     def sampled() -> None:
-        model._mc_log_probs(inputs, targets)
+        model._mc_log_probs(inputs, targets, "test_ppl_mc", (0,))
 
     @torch.no_grad()
     def one_after_the_other() -> None:

@@ -42,7 +42,7 @@ class FilmReviews(RatedSequences):
     Args:
         data_dir: Folder that holds the folder `film_reviews`.
         batch_size: B in training, over all processes.
-        eval_batch_size: B in evaluation, of each process.
+        eval_batch_size: B in evaluation, over all processes.
         chunk_length: T, words of a chunk.
         vocab_size: Number of embedding rows of the model.
         split_seed: Seed of the shuffle of the reviews before the split.

@@ -2,15 +2,16 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from datamodules.common import batch_share, rank_and_world_size
+from datamodules.common import rank_and_world_size
 
 PAD, START, UNKNOWN = 0, 1, 2
 SPECIAL_WORDS = ["<pad>", "<start>", "<unk>", "<unused>"]  # Keras adds 3 to ranks that begin at 1: id 3 stays free.
@@ -25,8 +26,7 @@ class RatedSequences(LightningDataModule):
     The test has two, of the test sequences and of all training sequences, and that third. Training sequences are
     shuffled anew in each epoch, the last batch is kept.
 
-    With several processes each one trains on its part of every batch, and evaluates every n-th test sequence, each
-    sequence exactly once.
+    With several processes each one takes its part of every batch, and every sequence comes exactly once.
 
     Attributes:
         texts: Rated texts as published, with the columns "text" and "rating"; filled by `setup`.
@@ -36,7 +36,7 @@ class RatedSequences(LightningDataModule):
 
     Args:
         batch_size: B in training, over all processes.
-        eval_batch_size: B in evaluation, of each process.
+        eval_batch_size: B in evaluation, over all processes.
         train_eval_chunks: Number of training sequences, from the first on, on which the training error is evaluated.
     """
 
@@ -71,19 +71,8 @@ class RatedSequences(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Shuffled training sequences; the last batch may be smaller."""
-        rank, world_size = rank_and_world_size(self)
-        sequences = _tensors(self.chunks["train"])
-        # All processes must draw the same order, whatever else they have drawn: hence Lightning's seed.
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        sampler: Sampler[int] = (
-            DistributedSampler(sequences, world_size, rank, seed=seed) if world_size > 1 else RandomSampler(sequences)
-        )
-        return DataLoader(
-            sequences,
-            batch_size=batch_share(self.batch_size, world_size),
-            sampler=sampler,
-            collate_fn=_time_first,
-        )
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # Lightning's
+        return self._loader(self.chunks["train"], self.batch_size, seed)
 
     def val_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
         """Loaders of the test sequences, of the first training sequences, and of the validation sequences if any."""
@@ -103,10 +92,56 @@ class RatedSequences(LightningDataModule):
         return [self._in_order(chunks) for chunks in (self.chunks["test"], train, *validation)]
 
     def _in_order(self, chunks: Dataset) -> DataLoader[tuple[Tensor, ...]]:
-        rank, world_size = rank_and_world_size(self)
-        # Not DistributedSampler: it repeats sequences until all processes have equally many, which biases the error.
-        share = TensorDataset(*(tensor[rank::world_size] for tensor in _tensors(chunks).tensors))
-        return DataLoader(share, batch_size=self.eval_batch_size, collate_fn=_time_first)
+        return self._loader(chunks, self.eval_batch_size)
+
+    def _loader(self, chunks: Dataset, batch_size: int, seed: int | None = None) -> DataLoader[tuple[Tensor, ...]]:
+        batches = SharedBatches(len(chunks), batch_size, *rank_and_world_size(self), seed)
+        return DataLoader(_tensors(chunks), batch_size=None, sampler=batches, collate_fn=_time_first)
+
+
+class SharedBatches(Sampler[list[int]]):
+    """Indices of the sequences of each batch that one process takes: a contiguous part of the batch.
+
+    Not torch's DistributedSampler, which repeats sequences until all processes have equally many: here every sequence
+    comes once, and batches are the same for any number of processes.
+
+    Args:
+        length: number of sequences.
+        batch_size: B, over all processes; the last batch may be smaller.
+        rank: of this process.
+        world_size: number of processes.
+        seed: of the order, which is another one in each epoch; None for the order as it is.
+
+    Raises:
+        ValueError: a batch has fewer sequences than there are processes.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, rank: int = 0, world_size: int = 1, seed: int | None = None
+    ) -> None:
+        smallest = min(batch_size, length % batch_size or batch_size)
+        if smallest < world_size:
+            raise ValueError(
+                f"{length} sequences in batches of {batch_size} leave one of {smallest}, too few for {world_size} "
+                "processes: choose another batch_size, or fewer processes."
+            )
+        self.length, self.batch_size, self.rank, self.world_size, self.seed = length, batch_size, rank, world_size, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.length // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.arange(self.length)
+        if self.seed is not None:
+            np.random.default_rng([self.seed, self.epoch]).shuffle(order)
+        for start in range(0, self.length, self.batch_size):
+            batch = order[start : start + self.batch_size]
+            yield np.array_split(batch, self.world_size)[self.rank].tolist()
 
 
 def rank_words(texts: Iterable[list[str]], limit: int) -> list[str]:
@@ -137,6 +172,6 @@ def _tensors(chunks: Dataset) -> TensorDataset:
     return TensorDataset(columns["words"], columns["rating"].float(), columns["review"])
 
 
-def _time_first(sequences: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    words_BT, ratings_B, reviews_B = default_collate(sequences)
-    return words_BT.T.contiguous(), ratings_B, reviews_B
+def _time_first(batch: Any) -> tuple[Tensor, Tensor, Tensor]:
+    words, ratings, reviews = batch
+    return words.T.contiguous(), ratings, reviews

@@ -98,7 +98,7 @@ class SnippetRatings(RatedSequences):
     Args:
         data_dir: Folder that holds, or shall hold, the folder `snippets`.
         batch_size: B in training, over all processes.
-        eval_batch_size: B in evaluation, of each process.
+        eval_batch_size: B in evaluation, over all processes.
         length: T, words of a snippet.
         vocab_size: Number of embedding rows of the model.
         train_eval_chunks: Number of training snippets on which the training error is evaluated.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -12,8 +13,37 @@ import torch
 from torch import Tensor
 
 from lightning_modules.optim import DecoupledSGD
+from variational_rnn import RNNMasks
 
 FIRST, LAST = 10, 50  # batches between which is measured what the run will take
+TRAINING, VALIDATION, TEST = range(3)  # what random numbers are for
+
+
+class NetworkMasks(NamedTuple):
+    """One sample of the network for each of B sequences; None where nothing is dropped.
+
+    Attributes:
+        words: [B|1, V] by word type or [T, B|1] by token.
+        rnn: of the recurrent layers.
+        output: [T|1, B, H], before the last layer.
+    """
+
+    words: Tensor | None
+    rnn: RNNMasks
+    output: Tensor | None
+
+    def select(self, sequences: list[int], by_token: bool = False) -> NetworkMasks:
+        """The masks of some sequences; what the batch shares stays shared.
+
+        Args:
+            sequences: indices into the batch.
+            by_token: whether `words` are.
+        """
+        words, axis = self.words, 1 if by_token else 0
+        if words is not None and words.size(axis) > 1:
+            words = words.index_select(axis, torch.tensor(sequences, device=words.device))
+        output = None if self.output is None else self.output[:, sequences]
+        return NetworkMasks(words, self.rnn.select(sequences), output)
 
 
 class Experiment(L.LightningModule):
@@ -47,19 +77,18 @@ class Experiment(L.LightningModule):
         self._is_estimated = False
         self._measured_from = 0.0
 
-    def on_fit_start(self) -> None:
-        """Give every process its own dropout masks."""
-        self._seed_this_process()
+    def generator(self, *key: int) -> torch.Generator:
+        """The random numbers of one batch, of the run's seed and a key alone.
 
-    def on_test_start(self) -> None:
-        """Give every process its own dropout masks."""
-        self._seed_this_process()
+        They are the same for every process, whatever the number of processes, and for a resumed run those that it
+        would have drawn: each process draws the masks of the whole batch and takes those of its own sequences.
 
-    def _seed_this_process(self) -> None:
-        """All processes start with the same seed; a resumed run must not draw the same masks once more."""
-        if self.global_rank > 0:
-            state = np.random.SeedSequence([torch.initial_seed(), self.global_rank, len(self.curve)]).generate_state(1)
-            torch.manual_seed(int(state[0]))
+        Args:
+            key: what they are for (TRAINING, ...), epoch, and batch.
+        """
+        seed = int(os.environ.get("PL_GLOBAL_SEED") or torch.initial_seed())  # the first is Lightning's
+        state = np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)
+        return torch.Generator(self.device).manual_seed(int(state[0] >> 1))
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's clock, and forget what only earlier epochs have measured."""
@@ -119,16 +148,13 @@ class Experiment(L.LightningModule):
         self.print(f"{self.run_name}  epoch {self.current_epoch + 1}/{self.trainer.max_epochs}  {values}{left}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the curve, the provenance and the state of the random numbers."""
+        """Add the curve and the provenance."""
         checkpoint["curve"] = self.curve
         checkpoint["provenance"] = self.provenance
         checkpoint["options"] = self.options
-        checkpoint["rng"] = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            checkpoint["rng"]["cuda"] = torch.cuda.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is of this model, then take over its curve and random numbers.
+        """Check that the checkpoint is of this model, then take over its curve.
 
         Raises:
             ValueError: the checkpoint belongs to another model, or training would go on with other options;
@@ -163,9 +189,6 @@ class Experiment(L.LightningModule):
                 )
         self.curve = checkpoint["curve"]
         self.provenance = checkpoint["provenance"] + self.provenance
-        torch.set_rng_state(checkpoint["rng"]["cpu"].cpu())
-        if torch.cuda.is_available() and "cuda" in checkpoint["rng"]:
-            torch.cuda.set_rng_state(checkpoint["rng"]["cuda"].cpu())
 
 
 def _given(value: Any) -> Any:

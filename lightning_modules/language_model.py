@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lightning_modules.experiment import Experiment
+from lightning_modules.experiment import TEST, TRAINING, Experiment, NetworkMasks
 from lightning_modules.optim import DecoupledSGD
 from lightning_modules.softmax import softmax_nll
 from variational_rnn import (
-    RNNMasks,
     VariationalDropout,
     VariationalEmbedding,
     VariationalGRU,
@@ -25,20 +24,6 @@ State = Any  # (h, c), each [L, B, H], of an LSTM; h of a GRU
 
 # Rows of logits held at once when many samples are evaluated: 512 x 10,000 words x 4 bytes = 20 MB.
 LOGIT_ROWS = 512
-
-
-class LanguageModelMasks(NamedTuple):
-    """One sample of the network for each of B sequences; None where nothing is dropped.
-
-    Attributes:
-        words: [B, V] by word type or [T, B] by token.
-        rnn: of the recurrent layers.
-        output: [T|1, B, H], before the softmax layer.
-    """
-
-    words: Tensor | None
-    rnn: RNNMasks
-    output: Tensor | None
 
 
 class LanguageModel(Experiment):
@@ -175,7 +160,7 @@ class LanguageModel(Experiment):
         self._train_state: State = None
         self._eval_state: State = None
         self._valid_state: State = None
-        self._mc: dict[str, tuple[State, LanguageModelMasks]] = {}
+        self._mc: dict[str, tuple[State, NetworkMasks]] = {}
 
     @property
     def mc_counts(self) -> list[int]:
@@ -190,18 +175,29 @@ class LanguageModel(Experiment):
             return {"test_ppl_mc": "stream", "test_ppl_mc_window": "window"}
         return {"test_ppl_mc": self.mc_masks}
 
-    def sample_masks(self, batch_size: int, steps: int | None = None) -> LanguageModelMasks:
-        """Draw one network for each of `batch_size` sequences; `steps` T where masks are fresh or by token."""
-        output = self.output_dropout.sample_masks(
-            batch_size, self.rnn.hidden_size, steps, device=self.softmax.weight.device, dtype=self.softmax.weight.dtype
-        )
-        return LanguageModelMasks(
-            self.embedding.sample_masks(batch_size, steps), self.rnn.sample_masks(batch_size, steps), output
+    def sample_masks(
+        self, batch_size: int, steps: int | None = None, generator: torch.Generator | None = None
+    ) -> NetworkMasks:
+        """Draw one network for each of `batch_size` sequences.
+
+        Args:
+            batch_size: B.
+            steps: T, where masks are fresh or by token.
+            generator: source of randomness; torch's global one by default.
+        """
+        weight = self.softmax.weight
+        return NetworkMasks(
+            self.embedding.sample_masks(batch_size, steps, generator=generator),
+            self.rnn.sample_masks(batch_size, steps, generator=generator),
+            self.output_dropout.sample_masks(
+                *(batch_size, self.rnn.hidden_size, steps),
+                device=weight.device,
+                dtype=weight.dtype,
+                generator=generator,
+            ),
         )
 
-    def forward(
-        self, words: Tensor, state: State = None, masks: LanguageModelMasks | None = None
-    ) -> tuple[Tensor, State]:
+    def forward(self, words: Tensor, state: State = None, masks: NetworkMasks | None = None) -> tuple[Tensor, State]:
         """Predict each next word.
 
         Args:
@@ -215,7 +211,7 @@ class LanguageModel(Experiment):
         hidden, state = self._hidden(words, state, masks)
         return self.softmax(hidden), state
 
-    def _hidden(self, words: Tensor, state: State, masks: LanguageModelMasks | None) -> tuple[Tensor, State]:
+    def _hidden(self, words: Tensor, state: State, masks: NetworkMasks | None) -> tuple[Tensor, State]:
         word_mask, rnn_masks, output_mask = masks or (None, None, None)
         hidden, state = self.rnn(self.embedding(words, word_mask), state, rnn_masks)
         return self.output_dropout(hidden, output_mask), state
@@ -232,24 +228,38 @@ class LanguageModel(Experiment):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Loss of one window: cross-entropy in nats, summed over time, averaged over streams."""
-        loss, nll, state = self.loss(*batch, self._train_state)
+        loss, nll, state = self.loss(*batch, self._train_state, self._masks_of_window(batch[0], batch_index))
         self._train_state = _each(Tensor.detach, state) if self.carry_state else None
         self.train_nll.update(nll)
         self.count_words(batch[1])
         return loss
 
-    def loss(self, inputs: Tensor, targets: Tensor, state: State = None) -> tuple[Tensor, Tensor, State]:
+    def _masks_of_window(self, inputs: Tensor, index: int) -> NetworkMasks:
+        """Masks of this process's streams of a training window."""
+        steps, streams = inputs.shape
+        world_size, first = self.trainer.world_size, self.global_rank * streams
+        generator = self.generator(TRAINING, self.current_epoch, index)
+        masks = self.sample_masks(streams * world_size, steps, generator)
+        if world_size == 1:
+            return masks
+        own = list(range(first, first + streams))
+        return masks.select(own, by_token=self.embedding.word_masks == "token")
+
+    def loss(
+        self, inputs: Tensor, targets: Tensor, state: State = None, masks: NetworkMasks | None = None
+    ) -> tuple[Tensor, Tensor, State]:
         """Cross-entropy of a window in nats, summed over time and averaged over streams.
 
         Args:
             inputs: word ids, [T, B].
             targets: the next words, [T, B].
             state: of the previous window; zeros by default.
+            masks: of `sample_masks`; sampled in training, none in eval, by default.
 
         Returns:
             The loss; the surprisal of each word, [T*B], without gradient; and the state after the last word.
         """
-        hidden, state = self._hidden(inputs, state, None)
+        hidden, state = self._hidden(inputs, state, masks)
         softmax = self.softmax
         loss, nll = softmax_nll(
             hidden.flatten(0, 1), softmax.weight, softmax.bias, targets.flatten(), scale=1 / targets.size(1)
@@ -334,27 +344,38 @@ class LanguageModel(Experiment):
             return
         self.test_nll.update(self._surprisal(batch))
         for name in self.mc_passes if self.mc_samples else ():
-            log_probs = self._mc_log_probs(*batch, name).double()
+            log_probs = self._mc_log_probs(*batch, name, (TEST, batch_index)).double()
             for count, nll in zip(self.mc_counts, self.test_nll_mc[name], strict=True):
                 nll.update(-log_mean_exp(log_probs[:, :count], dim=1))
 
-    def _mc_log_probs(self, inputs: Tensor, targets: Tensor, name: str = "test_ppl_mc") -> Tensor:
+    def _mc_log_probs(self, inputs: Tensor, targets: Tensor, name: str, key: tuple[int, ...]) -> Tensor:
         """Log probabilities [T, K] of one stream's targets under each of the K sampled networks of an MC evaluation.
 
-        All samples are streamed at once as K rows of one batch; each keeps its own state and masks.
+        The samples are streamed at once as rows of one batch, each with a state and masks of its own, and every process
+        takes a part of them. `key` says for which window masks are drawn, if they are.
         """
-        inputs, targets = (ids.expand(-1, self.mc_samples) for ids in (inputs, targets))
+        world_size = self._trainer.world_size if self._trainer else 1
+        share = -(-self.mc_samples // world_size)
+        inputs, targets = (ids.expand(-1, share) for ids in (inputs, targets))
         kept = self.mc_passes[name]
         state, sample = self._mc.get(name, (None, None))
         if sample is None or kept == "window" or self.rnn.time_masks == "fresh":
-            sample = self.sample_masks(self.mc_samples, inputs.size(0))
+            generator = self.generator(*key, list(self.mc_passes).index(name))
+            sample = self.sample_masks(self.mc_samples, inputs.size(0), generator)
             if not (kept == "window" if self.mc_word_dropout is None else self.mc_word_dropout):
                 sample = sample._replace(words=None)
+            if world_size > 1:
+                # Where processes cannot share them evenly, the last sample is computed more than once.
+                own = [min(self.global_rank * share + k, self.mc_samples - 1) for k in range(share)]
+                sample = sample.select(own, by_token=self.embedding.word_masks == "token")
         hidden, state = self._hidden(inputs, state, sample)
         self._mc[name] = (state if self.carry_state else None, sample)
         rows = zip(hidden.flatten(0, 1).split(LOGIT_ROWS), targets.flatten().split(LOGIT_ROWS), strict=True)
         nll = torch.cat([softmax_nll(h, self.softmax.weight, self.softmax.bias, t)[1] for h, t in rows])
-        return -nll.view_as(targets)
+        log_probs = -nll.view_as(targets)
+        if world_size > 1:
+            log_probs = torch.cat(list(self.all_gather(log_probs)), dim=1)[:, : self.mc_samples]
+        return log_probs
 
     def on_test_epoch_end(self) -> None:
         """Log the test perplexities."""
@@ -378,7 +399,7 @@ class LanguageModel(Experiment):
         """Surprisal -ln p(target) in nats of every word of a window, [T, B]: `approximation`, and `mc` as tested."""
         surprisal = {"approximation": self._surprisal(batch)}
         for name in self.mc_passes if self.mc_samples else ():
-            log_probs = self._mc_log_probs(*batch, name).double()
+            log_probs = self._mc_log_probs(*batch, name, (TEST, batch_index)).double()
             surprisal[name.removeprefix("test_ppl_")] = -log_mean_exp(log_probs, dim=1)[:, None]
         return surprisal
 

@@ -13,7 +13,7 @@ from torchmetrics import MeanSquaredError, Metric
 from torchmetrics.functional import mean_squared_error
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_modules.experiment import Experiment
+from lightning_modules.experiment import TEST, TRAINING, VALIDATION, Experiment, NetworkMasks
 from lightning_modules.keras_layers import KerasGRU, KerasLSTM
 from variational_rnn import (
     VariationalDropout,
@@ -280,34 +280,75 @@ class SentimentRegressor(Experiment):
         if isinstance(self.rnn, VariationalLSTM):
             nn.init.ones_(bias_ih.split(self.rnn.hidden_size)[1])
 
-    def forward(self, words: Tensor) -> Tensor:
+    def sample_masks(self, batch_size: int, steps: int, generator: torch.Generator | None = None) -> NetworkMasks:
+        """Draw one network for each of `batch_size` texts.
+
+        Args:
+            batch_size: B.
+            steps: T, where masks are fresh.
+            generator: source of randomness; torch's global one by default.
+        """
+        weight = self.output.weight
+        return NetworkMasks(
+            self.embedding.sample_masks(batch_size, generator=generator),
+            self.rnn.sample_masks(batch_size, steps, generator=generator),
+            self.output_dropout.sample_masks(
+                batch_size, self.rnn.hidden_size, device=weight.device, dtype=weight.dtype, generator=generator
+            ),
+        )
+
+    def _place(self, own: int) -> tuple[int, int]:
+        """Where this process's `own` texts begin in the batch, of which each has a part, and the batch's size."""
+        trainer = self._trainer
+        if trainer is None or trainer.world_size == 1:
+            return 0, own
+        shares: Any = self.all_gather(torch.tensor(own, device=self.device))
+        return int(shares[: self.global_rank].sum()), int(shares.sum())
+
+    def _masks_of_share(self, words: Tensor, *key: int) -> NetworkMasks:
+        """Masks of this process's texts of a batch."""
+        steps, own = words.shape
+        first, total = self._place(own)
+        masks = self.sample_masks(total, steps, self.generator(*key))
+        return masks if total == own else masks.select(list(range(first, first + own)))
+
+    def forward(self, words: Tensor, masks: NetworkMasks | None = None) -> Tensor:
         """Predict the rating of each text, in rating units.
 
         Args:
             words: [T, B] ids.
+            masks: of `sample_masks`; sampled in training, none in eval, by default.
 
         Returns:
             [B]. Inside `mc_dropout`, and in training, of one sampled network for each text.
         """
-        return self._standardised(words) * self.target_std + self.target_mean
+        return self._standardised(words, masks) * self.target_std + self.target_mean
 
-    def _standardised(self, words: Tensor) -> Tensor:
+    def _standardised(self, words: Tensor, masks: NetworkMasks | None = None) -> Tensor:
+        word_mask, rnn_masks, output_mask = masks or (None, None, None)
         if self.mask_pads:
             lengths = (words != PAD).sum(dim=0).clamp_min(1)
             steps = torch.arange(len(words), device=words.device)[:, None]
             in_front = words.gather(0, (steps + len(words) - lengths) % len(words))  # the pads go behind the text
-            vectors = self.embedding(in_front) * self.embedding_scale
-            _, state = self.rnn(pack_padded_sequence(vectors, lengths.cpu(), enforce_sorted=False))
+            vectors = self.embedding(in_front, word_mask) * self.embedding_scale
+            packed = pack_padded_sequence(vectors, lengths.cpu(), enforce_sorted=False)
+            _, state = self.rnn(packed, masks=rnn_masks)
             last = (state[0] if isinstance(self.rnn, VariationalLSTM) else state)[-1]
         else:
-            output, _ = self.rnn(self.embedding(words) * self.embedding_scale)
+            output, _ = self.rnn(self.embedding(words, word_mask) * self.embedding_scale, masks=rnn_masks)
             last = output[-1]
-        return self.output(self.output_dropout(last) * self.output_scale).squeeze(-1)
+        return self.output(self.output_dropout(last, output_mask) * self.output_scale).squeeze(-1)
 
-    def sample(self, words: Tensor, samples: int) -> Tensor:
-        """Predictions [K, B] in rating units of K sampled networks (MC dropout), in the parameters' precision."""
+    def sample(self, words: Tensor, samples: int, *key: int) -> Tensor:
+        """Predictions [K, B] in rating units of K sampled networks (MC dropout), in the parameters' precision.
+
+        Args:
+            words: [T, B] ids, of each process's part of a batch.
+            samples: K.
+            key: of the batch's random numbers, as in `generator`.
+        """
         with mc_dropout(self), torch.autocast(self.device.type, enabled=False):
-            return torch.stack([self(words) for _ in range(samples)])
+            return torch.stack([self(words, self._masks_of_share(words, *key, k)) for k in range(samples)])
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -327,8 +368,12 @@ class SentimentRegressor(Experiment):
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int) -> Tensor:
         """Mean squared error on standardised ratings, plus the penalty."""
         words, ratings, _ = batch
-        error = F.mse_loss(self._standardised(words), (ratings - self.target_mean) / self.target_std)
-        loss = error + self.l2 * self._sum_of_squares() if self.l2 else error
+        masks = self._masks_of_share(words, TRAINING, self.current_epoch, batch_index)
+        error = F.mse_loss(self._standardised(words, masks), (ratings - self.target_mean) / self.target_std)
+        # DDP takes the mean over processes, whose parts of the last batch may differ in size.
+        _, total = self._place(len(ratings))
+        weighted = error * (len(ratings) * self.trainer.world_size / total)
+        loss = weighted + self.l2 * self._sum_of_squares() if self.l2 else weighted
         for name, value in (("train_mse", error), ("train_loss", loss)):
             self.log(name, value, on_step=False, on_epoch=True, batch_size=len(ratings), sync_dist=True)
         self.count_words(words)
@@ -358,7 +403,8 @@ class SentimentRegressor(Experiment):
         words, ratings, reviews = batch
         self.seen[dataloader_idx].update(self._predict(words), ratings, reviews)
         if dataloader_idx == 0 and self.mc_every and (self.current_epoch + 1) % self.mc_every == 0:
-            self.sampled[0].update(self.sample(words, self.mc_epoch_samples), ratings, reviews)
+            samples = self.sample(words, self.mc_epoch_samples, VALIDATION, self.current_epoch, batch_index)
+            self.sampled[0].update(samples, ratings, reviews)
 
     def on_validation_epoch_end(self) -> None:
         """Log the errors of the curve."""
@@ -371,7 +417,8 @@ class SentimentRegressor(Experiment):
         if dataloader_idx == 0:
             self.constant_rmse.update(self.target_mean.expand_as(ratings), ratings)
         if dataloader_idx != 1 and self.mc_samples:
-            self.sampled[dataloader_idx].update(self.sample(words, self.mc_samples), ratings, reviews)
+            samples = self.sample(words, self.mc_samples, TEST, dataloader_idx, batch_index)
+            self.sampled[dataloader_idx].update(samples, ratings, reviews)
 
     def on_test_epoch_end(self) -> None:
         """Log the test errors, and what the samples say about the predictive distribution."""
@@ -415,6 +462,6 @@ class SentimentRegressor(Experiment):
         words, _, _ = batch
         prediction: dict[str, Any] = {"approximation": self._predict(words)}
         if self.mc_samples:
-            samples = self.sample(words, self.mc_samples)
+            samples = self.sample(words, self.mc_samples, TEST, 0, batch_index)
             prediction |= {"mean": samples.mean(dim=0), "std": samples.std(dim=0, correction=0)}
         return prediction

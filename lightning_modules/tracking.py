@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
+import subprocess
+import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning.pytorch.loggers as loggers
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -16,6 +20,8 @@ from lightning.pytorch.utilities import rank_zero_only
 import wandb
 
 PROJECT = "variational-rnn"
+FAILURES = (wandb.errors.Error, OSError)  # of W&B, its process, its server, the disk
+LOWER_IS_BETTER = ("train_*", "valid_*", "test_ppl*", "test_rmse*")
 ID_FILE = "wandb_id"  # in the run's folder
 
 SETTINGS = {
@@ -43,26 +49,31 @@ def start(**init: Any) -> Any:
         The W&B run.
     """
     settings = SETTINGS | init.pop("settings", {})
+    where = Path(init["dir"]).absolute() / "wandb"
+    os.environ.setdefault("WANDB_DATA_DIR", str(where))  # of artifacts until they are uploaded; else in the home folder
     reason = "no account is logged in."
     try:
+        where.mkdir(parents=True, exist_ok=True)
         if "WANDB_MODE" in os.environ or wandb.login(prompt=False):
             return wandb.init(**init, settings=wandb.Settings(**settings))
     except wandb.errors.Error as error:
         wandb.teardown()  # or what failed would be asked again
         reason = _first_line(error)
     except OSError as error:
-        return _without_records(error)
+        return without_records(error)
     try:
         run = wandb.init(**init, mode="offline", settings=wandb.Settings(**settings, silent=True))
-    except (wandb.errors.Error, OSError) as error:
-        return _without_records(error)
-    where = Path(init["dir"]) / "wandb"
+    except FAILURES as error:
+        return without_records(error)
     print(f"W&B: {reason} The run is recorded offline in {where}; `make sync` uploads it later.", flush=True)
     return run
 
 
-def _without_records(error: Exception) -> Any:
-    print(f"W&B: {_first_line(error)} Nothing is recorded there; result file and CSV are not concerned.", flush=True)
+def without_records(error: Exception) -> Any:
+    """Say why, and return a run that records nothing."""
+    print(
+        f"W&B: {_first_line(error)} Nothing more is recorded there; result file and CSV are not concerned.", flush=True
+    )
     return wandb.init(mode="disabled")
 
 
@@ -70,36 +81,85 @@ def _first_line(error: Exception) -> str:
     return f"{(str(error).strip() or type(error).__name__).splitlines()[0].rstrip('.')}."
 
 
+def place(result: Path) -> tuple[str, str, str, int]:
+    """Experiment, group, row and seed of a result file.
+
+    Raises:
+        ValueError: its path has another form.
+    """
+    name = re.search(r"([^/]+)/([^/]+)/([^/]+)/seed(\d+)\.json$", result.as_posix())
+    if not name:
+        raise ValueError(f"result must be .../EXPERIMENT/GROUP/ROW/seedK.json, got {result}")
+    return name[1], name[2], name[3], int(name[4])
+
+
+LOCKS: dict[Path, IO[str]] = {}
+"""Id files of runs of this process: what others see by its end, however it ends."""
+
+
+def hold(id_file: Path) -> Path:
+    """Mark a run as one of this process, for as long as it lives.
+
+    Raises:
+        ValueError: it is one of another process.
+    """
+    if id_file not in LOCKS:
+        file = id_file.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{id_file.parent} is the folder of a run that another process has not ended: "
+                "wait for it, or choose another folder (trainer.default_root_dir; RUNS=... for make)"
+            ) from error
+        LOCKS[id_file] = file
+    return id_file
+
+
 class WandbLogger(loggers.WandbLogger):
     """Lightning's logger, for runs that must go on without W&B and whose records must outlive them.
 
     Args:
         root: folder of the run.
-        result: its result file, RESULTS/EXPERIMENT/GROUP/ROW/seedK.json, which names and groups it; or None.
+        result: its result file, which names and groups it; or None.
+        kind: "fit" or "reproduce", whose runs keep their id in the folder; any other is a run of its own.
         is_resumed: whether it goes on from a checkpoint: then under the id of the first attempt.
         cell: "lstm" or "gru", for the tags.
+
+    Raises:
+        ValueError: the path of the result has another form.
     """
 
-    def __init__(self, root: Path, result: Path | None = None, is_resumed: bool = False, cell: str = "lstm") -> None:
-        named: dict[str, Any] = {}
+    def __init__(
+        self,
+        root: Path,
+        result: Path | None = None,
+        kind: str = "reproduce",
+        is_resumed: bool = False,
+        cell: str = "lstm",
+    ) -> None:
+        named: dict[str, Any] = {} if kind in ("fit", "reproduce") else {"job_type": kind}
         if result:
-            experiment, group, row = result.parts[-4:-1]
+            experiment, group, row, seed = place(result)
             scheme = row.removesuffix("_lstm").removesuffix("_gru")
+            table = ["table1"] if experiment == "ptb" and group in ("medium", "large") else []
             named = {
-                "name": f"{row}-{result.stem}",
+                "name": f"{row}-seed{seed}",
                 "group": f"{experiment}/{group}",
                 "job_type": row,
-                "tags": list(dict.fromkeys([experiment, group, scheme, cell])),
+                "tags": list(dict.fromkeys([experiment, group, scheme, cell, *table])),
             }
-        self._id_file = root / ID_FILE
-        known = is_resumed and self._id_file.is_file()
+        self._id_file = root / ID_FILE if kind in ("fit", "reproduce") else None
+        known = is_resumed and self._id_file is not None and self._id_file.is_file()
         super().__init__(
             project=PROJECT,
             save_dir=root,
-            id=self._id_file.read_text().strip() if known else os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8],
+            id=(root / ID_FILE).read_text().strip()
+            if known
+            else os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8],
             **named,
         )
-        del self._wandb_init["anonymous"]  # of which wandb would say that it has no effect
+        self._wandb_init.pop("anonymous", None)  # of which wandb would say that it has no effect
         self._is_fitted = False
 
     @property
@@ -107,13 +167,13 @@ class WandbLogger(loggers.WandbLogger):
     def experiment(self) -> Any:
         """The W&B run, started by the first use."""
         if self._experiment is None:
-            Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)
             self._experiment = start(**self._wandb_init)
-            self._id_file.write_text(f"{self._id}\n")
+            if self._id_file is not None and not self._experiment.disabled:
+                hold(self._id_file).write_text(f"{self._id}\n")
             self._experiment.define_metric("trainer/global_step")
             self._experiment.define_metric("epoch")
             self._experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-            for errors in ("train_*", "valid_*", "test_*"):
+            for errors in LOWER_IS_BETTER:
                 self._experiment.define_metric(errors, step_metric="epoch", summary="min,last")
         return self._experiment
 
@@ -121,7 +181,10 @@ class WandbLogger(loggers.WandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log them, with epochs from 1, as in result files."""
         shift = 0 if self._is_fitted else 1  # after training, Lightning's number is that of finished epochs
-        super().log_metrics({k: v + shift if k == "epoch" else v for k, v in metrics.items()}, step)
+        try:
+            super().log_metrics({k: v + shift if k == "epoch" else v for k, v in metrics.items()}, step)
+        except FAILURES as error:  # W&B's own process has died
+            self._experiment = without_records(error)
 
     @rank_zero_only
     def log_run(self, config: dict[str, Any], model: Any, provenance: Mapping[str, Any]) -> None:
@@ -134,46 +197,77 @@ class WandbLogger(loggers.WandbLogger):
         self.experiment.summary.update({"parameters": parameters} | dropout)
 
     @rank_zero_only
-    def log_result(self, result: Path, checkpoint: Path, alias: str, corpus: tuple[str, dict[str, str]] | None) -> None:
-        """Log the result file and the tested checkpoint as artifacts, with the corpus that they come from.
+    def log_result(
+        self, result: Path, checkpoints: Mapping[str, Path], corpus: tuple[str, dict[str, str]] | None
+    ) -> None:
+        """Log the result file and checkpoints as artifacts, with the corpus that they come from.
 
         Args:
             result: file.
-            checkpoint: file.
-            alias: of the checkpoint, "best" or "last".
+            checkpoints: files by their alias, "best" and "last".
             corpus: its name, and the SHA-256 of its files, which are not uploaded; or None.
         """
         if self.experiment.disabled:
             return
-        name = "-".join([*result.parts[-4:-1], result.stem])
+        name = "-".join(map(str, place(result)[:3])) + f"-{result.stem}"
         origin = {"corpus": corpus[0], "sha256": corpus[1]} if corpus else {}
+        files = [("result", result, []), *(("model", path, [alias]) for alias, path in checkpoints.items())]
         try:
             if corpus and not self.experiment.offline:  # W&B knows no used artifacts of an offline run
                 used = wandb.Artifact(corpus[0], type="dataset", metadata=origin)
                 with used.new_file("SHA256SUMS") as file:
                     file.writelines(f"{digest}  {path}\n" for path, digest in corpus[1].items())
                 self.experiment.use_artifact(used)
-            for kind, path, aliases in (("result", result, []), ("model", checkpoint, [alias])):
+            for kind, path, aliases in files:
                 artifact = wandb.Artifact(f"{name}-{kind}", type=kind, metadata=origin)
                 artifact.add_file(str(path))
                 self.experiment.log_artifact(artifact, aliases=["latest", *aliases])
-        except (wandb.errors.Error, ValueError, OSError) as error:  # the result is there, whatever happens here
-            print(
-                f"W&B: {_first_line(error)} The result file and the checkpoint are not logged as artifacts.", flush=True
-            )
+        except (*FAILURES, ValueError) as error:  # the result is there, whatever happens here
+            print(f"W&B: {_first_line(error)} Result file and checkpoints are not all logged as artifacts.", flush=True)
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """Nothing: the tested checkpoint is logged at the end."""
+        """Nothing: checkpoints are logged at the end."""
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """End the run's records if it was interrupted, or what is buffered would be lost with the process."""
-        self._is_fitted = True
-        if status != "success" and self._experiment is not None:
-            self._experiment.mark_preempting()
-            self._experiment.finish(exit_code=1)
+        """End the records of a run that failed or was stopped, or what is buffered would be lost with the process."""
+        self._is_fitted |= status == "success"
+        if status == "failed" and self._experiment is not None:
+            try:
+                self._experiment.finish(exit_code=1)
+            except FAILURES as error:
+                self._experiment = without_records(error)
 
 
-def default_loggers(root: Path, result: Path | None, is_resumed: bool, cell: str) -> list[Any]:
+def default_loggers(root: Path, result: Path | None, kind: str, is_resumed: bool, cell: str) -> list[Any]:
     """W&B and a CSV file, below the run's folder."""
-    return [WandbLogger(root, result, is_resumed, cell), loggers.CSVLogger(root, name="csv")]
+    return [WandbLogger(root, result, kind, is_resumed, cell), loggers.CSVLogger(root, name="csv")]
+
+
+def is_running(root: Path) -> bool:
+    """Whether a process still records a run in this folder."""
+    if not (root / ID_FILE).is_file():
+        return False
+    with (root / ID_FILE).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def main(folder: Path) -> None:
+    """Upload every run below a folder that was recorded offline, unless it is still running."""
+    runs = sorted(folder.rglob("wandb/offline-run-*"))
+    running = {run.parents[1] for run in runs if is_running(run.parents[1])}
+    for root in sorted(running):
+        print(f"{root} is still running: its records are left for later.", flush=True)
+    ended = [str(run) for run in runs if run.parents[1] not in running]
+    if not ended:
+        print(f"There are no offline runs to upload below {folder}.")
+        return
+    sys.exit(subprocess.run([sys.executable, "-m", "wandb", "sync", *ended]).returncode)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import re
 import subprocess
 import time
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_modules.experiment import Experiment
-from lightning_modules.tracking import WandbLogger
+from lightning_modules.tracking import WandbLogger, place
 
 CODE = ("main.py", "pyproject.toml", "configs", "datamodules", "lightning_modules", "variational_rnn")
 """What a run depends on: uncommitted changes there make its provenance "dirty"."""
@@ -70,10 +69,7 @@ class Trainer(L.Trainer):
         """
         if epochs is not None and epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
-        name = re.search(r"([^/]+)/([^/]+)/([^/]+)/seed(\d+)\.json$", result.as_posix())
-        if not name:
-            raise ValueError(f"result must be .../EXPERIMENT/GROUP/ROW/seedK.json, got {result}")
-        experiment, group, row, seed = *name.groups()[:3], int(name[4])
+        experiment, group, row, seed = place(result)
         if self.run_config.get("seed_everything", seed) != seed:
             raise ValueError(
                 f"{result} is for seed {seed}, but seed_everything is {self.run_config['seed_everything']}"
@@ -136,7 +132,8 @@ class Trainer(L.Trainer):
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):
                 corpus = getattr(datamodule, "corpus", None)
-                logger.log_result(result, Path(best) if best else last, self.tested_weights, corpus)
+                saved = {"best": Path(checkpoints.best_model_path), "last": last}
+                logger.log_result(result, {name: file for name, file in saved.items() if file.is_file()}, corpus)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Lightning's predict, which also writes predictions.pt below default_root_dir.

@@ -7,13 +7,14 @@ from statistics import mean, stdev
 
 import pandas as pd
 
-from reproduction.results import LABELS, STEPS, Result, kept
+from reproduction.results import LABELS, LIMITS, STEPS, Result, kept
 
 LAST_EPOCHS = 25  # "the end of training" of a sentiment curve, protocol section 4, choice 24
 RISES = 0.03  # a curve overfits if its end is so much above its lowest stretch
 LEARNS = 0.03  # and it can only if that stretch is so much below the constant predictor
 ALIKE = 0.02  # two errors are alike if they differ by no more
-OSCILLATIONS_ALIKE = 0.2  # the standard error of the ratio of two standard deviations of 25 values
+OSCILLATIONS_ALIKE = 0.4  # two standard errors of the ratio of two standard deviations of 25 values
+MINIMUM = 60  # epochs: with fewer nothing is judged
 EARLY = 10  # epochs within which early stopping is early
 SMOOTH = 15  # epochs that are averaged before a curve's ups and downs are looked at
 HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "does not hold", "undecided", "not run"
@@ -48,8 +49,8 @@ class Curve:
 
     @property
     def rise(self) -> float:
-        """How far the end is above the lowest five epochs, as a share."""
-        return self.end / self.lowest - 1
+        """How far the end is above the lowest five epochs before it, as a share; negative if it still falls."""
+        return self.end / min(self.averages(5)[:-LAST_EPOCHS]) - 1
 
     @property
     def oscillation(self) -> float:
@@ -83,9 +84,14 @@ class Curves:
         return mean(getattr(run, statistic) for run in self.runs)
 
     @property
+    def noise(self) -> float:
+        """How much it oscillates, as a share of its level."""
+        return self.mean("oscillation") / self.mean("lowest")
+
+    @property
     def overfits(self) -> bool:
         """Whether the end is above the lowest stretch: by a share that matters, and by more than it oscillates."""
-        return self.mean("rise") > max(RISES, self.mean("oscillation") / self.mean("lowest"))
+        return self.mean("rise") > max(RISES, self.noise)
 
 
 @dataclass(frozen=True)
@@ -101,18 +107,18 @@ class Claim:
     compares: bool = True
 
     def judge(self, found: dict[Row, Curves]) -> Verdict:
-        """The verdict on it; NOT_RUN if a row was not run, or for no longer than its end is."""
+        """The verdict on it; NOT_RUN if a row was not run, or not for long enough."""
         curves = {name: found[row] for name, row in self.rows.items() if row in found}
         shortest = min((curve.epochs for curve in curves.values()), default=0)
-        if len(curves) < len(self.rows) or shortest <= LAST_EPOCHS:
+        if len(curves) < len(self.rows) or shortest < MINIMUM:
             return NOT_RUN, "–"
         if self.compares:
             curves = {name: curve.cut(shortest) for name, curve in curves.items()}
         verdict, evidence = self.test(curves)
         longest = max(curve.epochs for curve in curves.values())
-        seeds = max(len(curve.runs) for curve in curves.values())
+        seeds = min(len(curve.runs) for curve in curves.values())
         epochs = f"{shortest} epochs" if shortest == longest else f"{shortest} to {longest} epochs"
-        return verdict, f"{evidence} ({epochs}{f', {seeds} seeds' if seeds > 1 else ''})"
+        return verdict, f"{evidence} ({epochs}{f', {seeds} seeds at least' if seeds > 1 else ''})"
 
 
 def _idle(curves: dict[str, Curves]) -> str | None:
@@ -139,13 +145,14 @@ def _only_variational_does_not_overfit(curves: dict[str, Curves]) -> Verdict:
 
 
 def _falling(curves: dict[str, Curves], statistic: str) -> str:
-    """Whether a value falls from each row to the next: differences of less than ALIKE do not count."""
+    """Whether a value falls from each row to the next: differences within ALIKE or the noise do not count."""
+    margin = max(ALIKE, *(curve.noise for curve in curves.values()))
     values = [curve.mean(statistic) for curve in curves.values()]
     # Ends are errors, compared by their ratio; rises are shares already.
     falls = [(a - b) / (a if statistic == "end" else 1) for a, b in combinations(values, 2)]
-    if min(falls) < -ALIKE:
+    if min(falls) < -margin:
         return FAILS
-    return HOLDS if (values[0] - values[-1]) / (values[0] if statistic == "end" else 1) > ALIKE else UNDECIDED
+    return HOLDS if falls[len(values) - 2] > margin else UNDECIDED  # of the first and the last
 
 
 def _ends_fall(curves: dict[str, Curves]) -> Verdict:
@@ -167,6 +174,8 @@ def _variational_ends_lowest(curves: dict[str, Curves]) -> Verdict:
 
 
 def _most_erratic_first(curves: dict[str, Curves]) -> Verdict:
+    if idle := _idle(curves):
+        return UNDECIDED, idle
     first, *others = (curve.mean("oscillation") for curve in curves.values())
     more, less = ((1 + sign * OSCILLATIONS_ALIKE) * max(others) for sign in (1, -1))
     verdict = HOLDS if first > more else FAILS if first < less else UNDECIDED
@@ -174,7 +183,7 @@ def _most_erratic_first(curves: dict[str, Curves]) -> Verdict:
 
 
 def _naive_rises_and_oscillates(curves: dict[str, Curves]) -> Verdict:
-    if idle := _idle({"naive": curves["naive"]}):
+    if idle := _idle(curves):
         return UNDECIDED, idle
     verdict, evidence = _most_erratic_first(curves)
     naive = curves["naive"]
@@ -182,20 +191,22 @@ def _naive_rises_and_oscillates(curves: dict[str, Curves]) -> Verdict:
 
 
 def _down_up_down(curves: dict[str, Curves]) -> Verdict:
+    if idle := _idle(curves):
+        return UNDECIDED, idle
     [curve] = curves.values()
     cuts = []
     for run in curve.runs:
         values = run.averages(SMOOTH)
-        # The best way to cut the curve: a low, then a high, each beside what comes after it.
+        # The best way to cut the curve: down to a low, up to a high, down to the end.
         cuts.append(
             max(
-                (min(high / low - 1, 1 - values[-1] / high), low, high, values[-1])
+                (min(values[0] / low - 1, high / low - 1, 1 - values[-1] / high), low, high, values[-1])
                 for j, high in enumerate(values)
                 for low in [min(values[: j + 1])]
             )
         )
     swing, low, high, end = (mean(values) for values in zip(*cuts, strict=True))
-    holds = swing > max(RISES, curve.mean("oscillation") / curve.mean("lowest"))
+    holds = swing > max(RISES, curve.noise)
     return HOLDS if holds else FAILS, f"lowest {low:.4f}, then up to {high:.4f}, then {end / high - 1:+.1%}"
 
 
@@ -311,7 +322,7 @@ def claims_table(results: list[Result]) -> pd.DataFrame:
     for run in results:
         if run.experiment == "sentiment":
             runs.setdefault((run.group, run.row), []).append(run)
-    runs = {row: kept(of_row) for row, of_row in runs.items()}
+    runs = {row: _complete(of_row) for row, of_row in runs.items()}
     found = {row: _curves(of_row) for row, of_row in runs.items() if of_row}
     verdicts = [(claim.text, *claim.judge(found)) for claim in CLAIMS]
     mc = ("MC and the dropout approximation are alike", *_mc_and_approximation(runs))
@@ -325,7 +336,7 @@ def _mc_and_approximation(runs: dict[Row, list[Result]]) -> Verdict:
         ratios = []
         for run in of_row:
             last = [entry for entry in run.curve[-LAST_EPOCHS:] if "test_rmse_mc" in entry]
-            if last and len(run.curve) > LAST_EPOCHS:
+            if last and len(run.curve) >= MINIMUM:
                 ratios.append(sum(e["test_rmse_mc"] for e in last) / sum(e["test_rmse"] for e in last) - 1)
         if ratios:
             above[f"{LABELS.get(row, row)} ({group})"] = mean(ratios)
@@ -338,7 +349,19 @@ def _mc_and_approximation(runs: dict[Row, list[Result]]) -> Verdict:
     return HOLDS if all(abs(value) <= ALIKE for value in above.values()) else FAILS, evidence
 
 
+def _complete(runs: list[Result]) -> list[Result]:
+    """Those that did not diverge, saw all data, and have an error for every epoch."""
+    return [
+        run
+        for run in kept(runs)
+        if run.points("test_rmse")[0] == list(range(1, len(run.curve) + 1))
+        and "constant_rmse" in run.metrics
+        and all(run.config.get("trainer", {}).get(limit) is None for limit in LIMITS)
+    ]
+
+
 def _curves(runs: list[Result]) -> Curves:
-    longest = max(len(run.points("test_rmse")[1]) for run in runs)
-    values = [(run.points("test_rmse")[1], run.metrics["constant_rmse"]) for run in runs]
-    return Curves([Curve(*pair) for pair in values if len(pair[0]) == longest])
+    longest = max(len(run.curve) for run in runs)
+    return Curves(
+        [Curve(run.points("test_rmse")[1], run.metrics["constant_rmse"]) for run in runs if len(run.curve) == longest]
+    )

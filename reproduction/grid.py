@@ -1,6 +1,7 @@
 """The grids of `configs/sweeps`, as W&B sweeps or as plain runs: `python -m reproduction.grid --help`."""
 
 import argparse
+import math
 import os
 import sys
 from itertools import product
@@ -57,7 +58,7 @@ def table(name: str, folder: Path) -> Table:
     sweep = load(name)
     metric = sweep["metric"]["name"]
     runs = [run for run in load_results(folder) if (run.experiment, run.group) == ("sweeps", name)]
-    lowest = {run.path: min(run.points(metric)[1]) for run in runs}
+    lowest = {run.path: min(run.points(metric)[1], default=math.inf) for run in runs}
     shown = Table(title=f"{name}: {len({run.row for run in runs})} of {len(points(sweep))} points")
     for parameter in sweep["parameters"]:
         shown.add_column(" = ".join(part.rpartition(".")[2] for part in parameter.split("+")), justify="right")
@@ -65,8 +66,9 @@ def table(name: str, folder: Path) -> Table:
         shown.add_column(column, justify="right")
     for run in sorted(runs, key=lambda run: lowest[run.path]):
         epochs, values = run.points(metric)
-        best = int(epochs[values.index(lowest[run.path])])
-        shown.add_row(*run.row.split("_"), f"{lowest[run.path]:.5g}", str(best), run.length, str(run.seed))
+        best = str(int(epochs[values.index(lowest[run.path])])) if values else "–"
+        value = f"{lowest[run.path]:.5g}" if values else "diverged"
+        shown.add_row(*run.row.split("_"), value, best, run.length, str(run.seed))
     return shown
 
 

@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 
 from lightning_modules.trainer import write_atomically
 from reproduction.figures import CONSTANT_LABEL, GREY, LOG_LABEL, PERPLEXITY, Panel, colours, name, panels
-from reproduction.results import Result, ResultError, groups_with, load_results
+from reproduction.results import GROUPS, Result, ResultError, groups_with, load_results
 from reproduction.table import HEADINGS, LOG, NOTES, TEXT, Section, sections
 
 DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot"}
@@ -205,12 +205,14 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     output = options.output or options.results / "report.html"
     try:
-        results = load_results(options.results)
+        results = [run for run in load_results(options.results) if run.experiment in GROUPS]
         if not results:
             sys.exit(f"{options.results}: no results to report; run `make demo` first")
-        write_atomically(output, page(results))
+        content = page(results)
     except ResultError as error:
         sys.exit(str(error))
+    try:
+        write_atomically(output, content)
     except OSError as error:
         sys.exit(f"{output} cannot be written ({error}); name another file with --output")
     print(f"wrote {output}")

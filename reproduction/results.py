@@ -208,7 +208,15 @@ def load_result(path: Path) -> Result:
     """
     data = read_json(path)
     _require(path, data, "the file", **_KINDS)
-    _require(path, data["provenance"], "provenance", date=str, dirty=bool, wall_time_s=(int, float), hardware=dict)
+    _require(
+        path,
+        data["provenance"],
+        "provenance",
+        date=str,
+        dirty=(bool, type(None)),
+        wall_time_s=(int, float),
+        hardware=dict,
+    )
     for entry in data["curve"]:
         _require(path, entry, "a curve entry", epoch=int)
     if not {"valid_ppl", "test_rmse"} & data["metrics"].keys():

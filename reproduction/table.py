@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-from reproduction.claims import ALIKE, LAST_EPOCHS, LEARNS, OSCILLATIONS_ALIKE, RISES, claims_table
+from reproduction.claims import ALIKE, LAST_EPOCHS, LEARNS, MINIMUM, OSCILLATIONS_ALIKE, RISES, claims_table
 from reproduction.results import (
     GROUPS,
     LABELS,
@@ -80,10 +80,11 @@ CLAIMS_HEADING = "What the paper says, and what our curves say (Film reviews)"
 CLAIMS_REMARK = (
     f"By the test error of the dropout approximation; of several seeds the means. *End* is the mean over the last "
     f"{LAST_EPOCHS} epochs; rows that are compared are cut to a common length. A curve overfits if its end is above "
-    f"its lowest five epochs by more than {RISES:.0%} and by more than it oscillates, which is the standard deviation "
-    f"of its steps from epoch to epoch. Errors are alike within {ALIKE:.0%}, oscillations within "
-    f"{OSCILLATIONS_ALIKE:.0%}: no claim is decided by less. A network whose lowest five epochs are not {LEARNS:.0%} "
-    "below the constant predictor has learnt nothing, and whether it would overfit is undecided."
+    f"the lowest five epochs before by more than {RISES:.0%} and by more than it oscillates, which is the standard "
+    f"deviation of its steps from epoch to epoch. Errors are alike within {ALIKE:.0%} or that, oscillations within "
+    f"{OSCILLATIONS_ALIKE:.0%}: no claim is decided by less, nor by runs of fewer than {MINIMUM} epochs. A network "
+    f"whose lowest five epochs are not {LEARNS:.0%} below the constant predictor has learnt nothing, and whether it "
+    "would overfit is undecided."
 )
 DISCARD_REMARK = (
     "Discarded seeds (validation perplexity or test RMSE not finite, or more than twice the median of the row's seeds) "

@@ -40,8 +40,11 @@ CURVES: dict[str, list[tuple[str, list[Any], bool]]] = {
         ("Test RMSE, approximation and MC", ["test_rmse", "test_rmse_mc"], False),
     ],
 }
-OVERFITTING = ("train_eval_ppl", "valid_ppl", "train_rmse", "test_rmse")
-FINAL: dict[str, list[Any]] = {"ptb": ["test_ppl", "test_ppl_mc"], "sentiment": ["test_rmse", "test_rmse_mc"]}
+OVERFITTING = ("valid_ppl", "train_rmse", "test_rmse", "valid_rmse")  # and a training perplexity
+FINAL: dict[str, list[Any]] = {
+    "ptb": ["test_ppl.last", "test_ppl_mc.last"],
+    "sentiment": ["test_rmse.last", "test_rmse_mc.last"],
+}
 MONITORED = {"ptb": "valid_ppl", "sentiment": "valid_rmse"}
 
 
@@ -54,7 +57,8 @@ def log_tables(folder: Path, results: list[Result], experiments: list[str], size
         experiments: whose tables to log.
         sizes: of Penn Treebank; all if none are named.
     """
-    run = tracking.start(project=PROJECT, name="tables", job_type="tables", dir=folder)
+    # One run, whose tables are replaced.
+    run = tracking.start(project=PROJECT, id="tables", name="tables", job_type="tables", resume="allow", dir=folder)
     for experiment in experiments:
         for section in sections(experiment, results, sizes):
             logged: dict[str, Any] = {section.name: wandb.Table(dataframe=section.table)}
@@ -62,7 +66,7 @@ def log_tables(folder: Path, results: list[Result], experiments: list[str], size
             lines = {
                 f"{one.label}, seed {one.seed}, {metric}": one.points(metric)
                 for one in runs
-                for metric in OVERFITTING
+                for metric in ("train_eval_ppl" if one.points("train_eval_ppl")[0] else "train_ppl", *OVERFITTING)
                 if one.points(metric)[0]
             }
             if lines:
@@ -170,13 +174,24 @@ def main(arguments: list[str] | None = None) -> None:
         return
     try:
         entity = str(options.entity or wandb.Api().default_entity)
-        for part in (report(results, entity), workspace(entity)):
-            part.save()
     except Exception as error:  # whatever is between here and the server: there is nothing to undo
-        sys.exit(
-            f"W&B: the report was not created ({error}). `wandb login` logs in; --dry_run prints it; "
-            "`make report` writes a page that needs no account."
-        )
+        sys.exit(_not_created(error))
+    try:
+        parts = report(results, entity), workspace(entity)
+    except ResultError as error:
+        sys.exit(str(error))
+    try:
+        for part in parts:
+            part.save()
+    except Exception as error:
+        sys.exit(_not_created(error))
+
+
+def _not_created(error: Exception) -> str:
+    return (
+        f"W&B: the report was not created ({error}). `wandb login` logs in; --dry_run prints it; "
+        "`make report` writes a page that needs no account."
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     yield
     wandb.teardown()
@@ -51,10 +52,17 @@ def train(call: Call, tiny_treebank: Path, tmp_path: Path, result: Path) -> Call
         outcome = call(
             "reproduce", *tiny_run(tmp_path, "--epochs", str(epochs), *more, logger=()), "--result", str(result)
         )
-        wandb.teardown()
+        end_of_process()
         return outcome
 
     return run
+
+
+def end_of_process() -> None:
+    """What the end of a process does to its records."""
+    wandb.teardown()
+    while tracking.LOCKS:
+        tracking.LOCKS.popitem()[1].close()
 
 
 def offline_runs(root: Path) -> list[Path]:
@@ -94,6 +102,10 @@ def test_a_run_without_an_account_is_recorded_offline_under_the_names_of_its_res
     assert (run["project"], run["run_group"], run["job_type"]) == ("variational-rnn", "ptb/small", "variational_tied")
     assert run["display_name"] == "variational_tied-seed0"
     assert run["tags"] == ["ptb", "small", "variational_tied", "lstm"]
+    gru = WandbLogger(tmp_path, tmp_path / "sentiment/figure10/naive_gru/seed2.json", cell="gru")
+    assert gru._wandb_init["tags"] == ["sentiment", "figure10", "naive", "gru"]
+    large = WandbLogger(tmp_path, tmp_path / "ptb/large/moon/seed2.json")
+    assert large._wandb_init["tags"] == ["ptb", "large", "moon", "lstm", "table1"]
     assert run["run_id"] == (tmp_path / "run" / ID_FILE).read_text().strip()
 
 
@@ -119,7 +131,7 @@ def test_errors_are_shown_by_epoch_and_summarised_by_their_lowest(train: Call, t
     [folder] = offline_runs(tmp_path / "run")
     metrics = {record.get("name") or record["glob_name"]: record for record in records(folder, "metric")}
     assert metrics["*"]["step_metric"] == "trainer/global_step"
-    for errors in ("train_*", "valid_*", "test_*"):
+    for errors in ("train_*", "valid_*", "test_ppl*", "test_rmse*"):
         assert metrics[errors]["step_metric"] == "epoch"
         assert metrics[errors]["summary"] == {"min": True, "last": True}
 
@@ -141,19 +153,24 @@ def test_the_configuration_is_the_resolved_one_with_commit_and_hardware(
     assert [summary[name] for name in dropout] == [config["model"]["init_args"][name] for name in dropout]
 
 
-def test_result_and_tested_checkpoint_are_artifacts_that_name_the_corpus_by_its_hash(
+def test_result_and_checkpoints_are_artifacts_that_name_the_corpus_by_its_hash(
     train: Call, tmp_path: Path, result: Path
 ) -> None:
     train(1)
     [folder] = offline_runs(tmp_path / "run")
-    artifacts = {artifact["type"]: artifact for artifact in records(folder, "artifact")}
-    assert artifacts.keys() == {"result", "model"}
-    assert artifacts["result"]["name"] == "ptb-small-variational_tied-seed0-result"
-    assert sorted(artifacts["model"]["aliases"]) == ["last", "latest"]
+    artifacts = records(folder, "artifact")
+    found = [(artifact["type"], artifact["name"], sorted(artifact["aliases"])) for artifact in artifacts]
+    name = "ptb-small-variational_tied-seed0"
+    assert sorted(found) == [
+        ("model", f"{name}-model", ["best", "latest"]),
+        ("model", f"{name}-model", ["last", "latest"]),
+        ("result", f"{name}-result", ["latest"]),
+    ]
     hashes = {name: penn_treebank.SHA256[split] for split, name in penn_treebank.FILES.items()}
-    for artifact in artifacts.values():
+    for artifact in artifacts:
         assert json.loads(artifact["metadata"]) == {"corpus": "penn-treebank", "sha256": hashes}
-    assert [entry["path"] for entry in artifacts["result"]["manifest"]["contents"]] == ["seed0.json"]
+        [file] = artifact["manifest"]["contents"]
+        assert file["local_path"].startswith(str(tmp_path / "run")), "what is to be uploaded lies in the run's folder"
 
 
 def test_corpora_are_named_by_the_hashes_of_their_published_files() -> None:
@@ -196,6 +213,14 @@ def test_a_run_that_is_stopped_keeps_its_rows(train: Call, tmp_path: Path, monke
     monkeypatch.undo()
 
 
+def helpers_of(pid: int) -> list[int]:
+    """The processes of W&B that write for a process."""
+    files = [file for file in Path("/proc").glob("[0-9]*/cmdline") if file.exists()]
+    helpers = [int(file.parent.name) for file in files if f"--pid\0{pid}".encode() in file.read_bytes()]
+    assert helpers, "W&B writes in a process of its own"
+    return helpers
+
+
 STARTED = """
 import sys, time
 from pathlib import Path
@@ -216,12 +241,7 @@ def test_what_was_logged_seconds_ago_outlives_the_death_of_all_processes(tmp_pat
     for line in process.stdout:
         if line == "logged\n":
             break
-    helpers = [
-        int(status.parent.name)
-        for status in Path("/proc").glob("[0-9]*/cmdline")
-        if f"--pid\0{process.pid}".encode() in status.read_bytes()
-    ]
-    assert helpers, "W&B writes in a process of its own"
+    helpers = helpers_of(process.pid)
     for pid in (*helpers, process.pid):
         os.kill(pid, signal.SIGKILL)
     process.wait()
@@ -266,7 +286,7 @@ def test_a_run_goes_on_where_no_record_can_be_written(
     outcome = train(1)
     assert outcome.status == 0, outcome.err
     assert outcome.out.count("W&B: ") == 1
-    assert "No space left on device. Nothing is recorded there" in outcome.out
+    assert "No space left on device. Nothing more is recorded there" in outcome.out
     assert result.exists()
 
 
@@ -279,8 +299,86 @@ def test_artifacts_that_cannot_be_stored_do_not_end_a_run(
     monkeypatch.setattr(wandb.Artifact, "add_file", full)
     outcome = train(1)
     assert outcome.status == 0, outcome.err
-    assert "No space left on device. The result file and the checkpoint are not logged as artifacts" in outcome.out
+    assert "No space left on device. Result file and checkpoints are not all logged as artifacts" in outcome.out
     assert result.exists()
+
+
+def test_a_run_whose_folder_cannot_be_written_has_no_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    logger = WandbLogger(tmp_path / "file" / "run")
+    logger.log_metrics({"epoch": 0, "valid_ppl": 3.0}, 1)
+    logger.log_metrics({"epoch": 1, "valid_ppl": 2.0}, 2)
+    logger.finalize("success")
+    assert capsys.readouterr().out.count("W&B: [Errno 20] Not a directory") == 1
+
+
+def test_a_run_outlives_the_process_of_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logger = WandbLogger(tmp_path)
+    logger.log_metrics({"epoch": 0, "valid_ppl": 3.0}, 1)
+    for pid in helpers_of(os.getpid()):
+        os.kill(pid, signal.SIGKILL)
+    for step in range(2, 40):
+        logger.log_metrics({"epoch": step, "valid_ppl": 2.0}, step)
+        time.sleep(0.05)
+    logger.finalize("failed")
+    with suppress(OSError):
+        wandb.teardown()
+    assert capsys.readouterr().out.count("Nothing more is recorded there") == 1
+
+
+def test_a_run_that_is_requeued_is_not_ended_before_its_process(tmp_path: Path) -> None:
+    logger = WandbLogger(tmp_path)
+    logger.log_metrics({"epoch": 0, "valid_ppl": 3.0}, 1)
+    logger.finalize("finished")  # by Lightning, when Slurm has told it that time is up
+    logger.log_metrics({"epoch": 1, "valid_ppl": 2.0}, 2)
+    logger.finalize("failed")
+    [folder] = offline_runs(tmp_path)
+    assert [row["epoch"] for row in rows(folder)] == [1, 2]
+    assert not records(folder, "preempting"), "in a sweep it would be run again, whatever it failed of"
+
+
+def test_a_result_of_another_form_is_refused_before_anything_is_recorded(
+    call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    outcome = call("reproduce", *tiny_run(tmp_path, logger=()), "--result", "seed0.json")
+    assert outcome.status == 2
+    assert "result must be .../EXPERIMENT/GROUP/ROW/seedK.json, got seed0.json" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_test_of_a_finished_run_is_a_run_of_its_own(call: Call, train: Call, tmp_path: Path) -> None:
+    train(1)
+    run_id = (tmp_path / "run" / ID_FILE).read_text()
+    checkpoint = ("--ckpt_path", str(tmp_path / "run/checkpoints/best.ckpt"))
+    assert call("test", *tiny_run(tmp_path, *checkpoint, logger=())).status == 0
+    wandb.teardown()
+    [tested] = records(offline_runs(tmp_path / "run")[1], "run")
+    assert tested["job_type"] == "test"
+    assert tested["run_id"] != run_id.strip()
+    assert (tmp_path / "run" / ID_FILE).read_text() == run_id
+
+
+@pytest.mark.slow
+def test_a_folder_in_use_is_not_trained_in_by_another_process(train: Call, tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from lightning_modules import tracking
+tracking.hold(Path({str(tmp_path / "run" / ID_FILE)!r}))
+print("held", flush=True)
+input()
+"""
+    (tmp_path / "run").mkdir()
+    root = Path(tracking.__file__).parents[1]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": root}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        assert process.stdout.readline() == "held\n"  # type: ignore[union-attr]
+        outcome = train(1)
+        process.communicate("\n")
+    assert outcome.status == 2
+    assert f"{tmp_path / 'run'} is the folder of a run that another process has not ended" in outcome.err
+    assert train(1).status == 0
 
 
 @pytest.mark.slow
@@ -309,11 +407,21 @@ def test_offline_runs_are_uploaded_by_make_sync_once(train: Call, tmp_path: Path
         assert set(kinds) == {"result", "model"}
         assert first.stderr.count("Finished syncing") == 2
         before = len(server.streams[run_id])
+        live = WandbLogger(tmp_path / "live")
+        live.log_metrics({"epoch": 0, "valid_ppl": 3.0}, 1)
         second = sync()
         assert second.returncode == 0, second.stderr
+        assert f"{tmp_path / 'live'} is still running: its records are left for later." in second.stdout
         assert "Skipped 2 synced run(s)" in second.stderr
         assert len(server.streams[run_id]) == before
+        live.log_metrics({"epoch": 1, "valid_ppl": 2.0}, 2)
+        live_id = live.version
+        end_of_process()
+        third = sync()
+        assert third.returncode == 0, third.stderr
+        assert third.stderr.count("Finished syncing") == 1, third.stderr + third.stdout
+        assert [row["epoch"] for row in server.streams[str(live_id)]] == [1, 2]
     empty = subprocess.run(
         ["make", "-s", "sync", f"RUNS={tmp_path / 'none'}"], cwd=root, capture_output=True, text=True, timeout=60
     )
-    assert empty.stdout == f"There are no offline runs below {tmp_path / 'none'}.\n"
+    assert empty.stdout == f"There are no offline runs to upload below {tmp_path / 'none'}.\n"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.text import Perplexity
 
-from lightning_modules import LanguageModel, LanguageModelMasks
+from lightning_modules import LanguageModel, NetworkMasks
 from lightning_modules import language_model as module
 
 DROPOUT = {"word_dropout": 0.3, "input_dropout": 0.4, "recurrent_dropout": 0.35, "output_dropout": 0.45}
@@ -212,12 +212,12 @@ def test_prediction_without_carry_state_starts_every_window_from_zeros_like_the_
 # --- Monte Carlo ------------------------------------------------------------------------------------------------------
 
 
-def record_masks(model: LanguageModel) -> list[LanguageModelMasks]:
+def record_masks(model: LanguageModel) -> list[NetworkMasks]:
     """Keep all networks that the model samples from now on."""
-    drawn: list[LanguageModelMasks] = []
+    drawn: list[NetworkMasks] = []
     sample = model.sample_masks
 
-    def sample_masks(*args: Any, **kwargs: Any) -> LanguageModelMasks:
+    def sample_masks(*args: Any, **kwargs: Any) -> NetworkMasks:
         drawn.append(sample(*args, **kwargs))
         return drawn[-1]
 
@@ -226,7 +226,7 @@ def record_masks(model: LanguageModel) -> list[LanguageModelMasks]:
 
 
 def sampled_log_probs(
-    model: LanguageModel, masks: LanguageModelMasks, k: int, words: Tensor, words_too: bool, state: Any = None
+    model: LanguageModel, masks: NetworkMasks, k: int, words: Tensor, words_too: bool, state: Any = None
 ) -> tuple[Tensor, Any]:
     """ln p of every next word of one stream [T + 1] under the k-th sampled LSTM: rows of its weights are zeroed.
 
@@ -401,12 +401,16 @@ def test_mc_in_pieces_of_logits_equals_mc_at_once(
     assert values[0][0] == pytest.approx(values[1][0], rel=1e-6)
 
 
-def test_every_test_run_draws_new_networks_and_starts_from_zeros(
-    language_model: Callable[..., LanguageModel], streams: Any, trainer: Any
+def test_a_test_starts_from_zeros_and_draws_the_networks_of_its_seed(
+    language_model: Callable[..., LanguageModel], streams: Any, trainer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = language_model(mc_samples=2, **DROPOUT)
     run, data, drawn = trainer(), streams(), record_masks(model)
-    [first], [second] = (run.test(model, datamodule=data, verbose=False) for _ in range(2))
-    assert len(drawn) == 2
-    assert first["test_ppl"] == second["test_ppl"]
-    assert first["test_ppl_mc"] != second["test_ppl_mc"]
+    reports = []
+    for seed in ("4", "4", "5"):
+        monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+        reports += run.test(model, datamodule=data, verbose=False)
+    assert len(drawn) == 3
+    assert len({report["test_ppl"] for report in reports}) == 1
+    first, same, other = (report["test_ppl_mc"] for report in reports)
+    assert first == same != other

@@ -545,36 +545,17 @@ def test_gradient_norm_is_that_before_clipping(streams: Any, trainer: Any, recor
     assert model.curve[0]["gradient_norm"] == pytest.approx(norm, rel=1e-5)
 
 
-def test_every_process_draws_from_its_own_seed(language_model: Any) -> None:
-    drawn = []
-    for rank in range(3):
-        torch.manual_seed(7)
-        model = language_model(input_dropout=0.5, hidden_size=40)
-        model._trainer = SimpleNamespace(global_rank=rank)
-        model.on_fit_start()
-        drawn.append(model.rnn.sample_masks(4).layers[0].input.flatten())
-    assert len(torch.stack(drawn).unique(dim=0)) == 3
-
-
-def test_a_resumed_process_does_not_repeat_the_masks_it_began_with(language_model: Any) -> None:
-    """Lightning restores the checkpoint, of the first process, before on_fit_start."""
-    model = language_model(input_dropout=0.5, hidden_size=40)
-    torch.manual_seed(7)
-    first_process = torch.get_rng_state()
-    model._trainer = SimpleNamespace(global_rank=1, state=SimpleNamespace(fn="test"))
-    model.on_fit_start()
-    began = model.rnn.sample_masks(4).layers[0].input
-    torch.set_rng_state(first_process)
-    torch.rand(1000)  # what the first process has drawn since
-    checkpoint = {
-        "state_dict": model.state_dict(),
-        "curve": [{"epoch": 1}],
-        "provenance": [],
-        "rng": {"cpu": torch.get_rng_state()},
-    }
-    model.on_load_checkpoint(checkpoint)
-    model.on_fit_start()
-    assert not torch.equal(model.rnn.sample_masks(4).layers[0].input, began)
+def test_random_numbers_are_of_the_seed_and_the_key_alone(language_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0)]
+    drawn = {}
+    for seed in ("7", "8"):
+        monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+        for key in keys:
+            model = language_model()
+            drawn[seed, key] = torch.rand(4, generator=model.generator(*key)).tolist()
+            torch.manual_seed(len(drawn))
+            assert torch.rand(4, generator=model.generator(*key)).tolist() == drawn[seed, key]
+    assert len(set(map(tuple, drawn.values()))) == 10
 
 
 def test_training_does_not_go_on_from_a_run_with_other_hyper_parameters(language_model: Any) -> None:

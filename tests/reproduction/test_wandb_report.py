@@ -48,7 +48,7 @@ def test_tables_are_logged_as_they_are_with_the_curves_of_their_runs(
     assert logged["data"] == expected.to_numpy().tolist()
     [file] = (tmp_path / "runs").glob(f"{media}/ptb_small_curves_table_*.table.json")
     lines = {line for _, line, _ in json.loads(file.read_text())["data"]}
-    assert lines == {"Zaremba et al., seed 0, valid_ppl", "Zaremba et al., seed 1, valid_ppl"}
+    assert lines == {f"Zaremba et al., seed {seed}, {name}" for seed in (0, 1) for name in ("train_ppl", "valid_ppl")}
 
 
 def spec(capsys: pytest.CaptureFixture[str], results: Path) -> dict[str, Any]:
