@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import lightning.pytorch.loggers as loggers
+import wandb
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
-
-import wandb
 
 PROJECT = "variational-rnn"
 FAILURES = (wandb.errors.Error, OSError)  # of W&B, its process, its server, the disk

@@ -87,6 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         sweep = load(chosen.name)
         if chosen.agent:
             import wandb  # here, since it takes longer to load than a list to print
+
             from lightning_modules.tracking import PROJECT
 
             here = str(Path(sys.executable).parent)  # the agent starts `python`

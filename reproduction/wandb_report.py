@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import wandb
 import wandb_workspaces.expr as expr
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from pydantic import TypeAdapter
 
-import wandb
 from lightning_modules import tracking
 from lightning_modules.tracking import PROJECT
 from reproduction.results import Result, ResultError, load_results, title

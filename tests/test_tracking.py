@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-import wandb
 from datamodules import FilmReviews, PennTreebank, film_reviews, penn_treebank
 from lightning_modules import LanguageModel, tracking
 from lightning_modules.tracking import ID_FILE, WandbLogger

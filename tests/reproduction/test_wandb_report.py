@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import wandb
+
 from reproduction import table, wandb_report
 from reproduction.results import load_results
 from reproduction.table import ptb_table
