@@ -87,7 +87,7 @@ class Experiment(L.LightningModule):
             key: what they are for (TRAINING, ...), epoch, and batch.
         """
         seed = int(os.environ.get("PL_GLOBAL_SEED") or torch.initial_seed())  # the first is Lightning's
-        state = np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)
+        state = np.random.SeedSequence([seed, len(key), *key]).generate_state(1, np.uint64)
         return torch.Generator(self.device).manual_seed(int(state[0] >> 1))
 
     def on_train_epoch_start(self) -> None:

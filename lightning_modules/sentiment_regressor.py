@@ -16,6 +16,8 @@ from torchmetrics.utilities import dim_zero_cat
 from lightning_modules.experiment import TEST, TRAINING, VALIDATION, Experiment, NetworkMasks
 from lightning_modules.keras_layers import KerasGRU, KerasLSTM
 from variational_rnn import (
+    LayerMasks,
+    RNNMasks,
     VariationalDropout,
     VariationalEmbedding,
     VariationalGRU,
@@ -332,6 +334,10 @@ class SentimentRegressor(Experiment):
             in_front = words.gather(0, (steps + len(words) - lengths) % len(words))  # the pads go behind the text
             vectors = self.embedding(in_front, word_mask) * self.embedding_scale
             packed = pack_padded_sequence(vectors, lengths.cpu(), enforce_sorted=False)
+            if rnn_masks is not None and self.rnn.time_masks == "fresh":  # no step is left where all have ended
+                [layer] = rnn_masks.layers
+                steps_left = int(lengths.max())
+                rnn_masks = RNNMasks((LayerMasks(*(mask if mask is None else mask[:steps_left] for mask in layer)),))
             _, state = self.rnn(packed, masks=rnn_masks)
             last = (state[0] if isinstance(self.rnn, VariationalLSTM) else state)[-1]
         else:

@@ -90,7 +90,7 @@ def test_help_is_the_default_and_lists_every_target(make: Make) -> None:
 
 def test_every_documented_target_exists(make: Make) -> None:
     for target in re.findall(r"^  ([a-z-]+) +\S", make("help").stdout, flags=re.MULTILINE):
-        done = make("-n", target, "SEEDS=0 1", "A=one", "B=other")
+        done = make("-n", target, "SEEDS=0 1", "A=one", "B=other", "NAME=ptb_dropout")
         assert done.returncode == 0, f"{target}: {done.stderr}"
 
 
@@ -167,7 +167,7 @@ def test_what_is_missing_is_measured_before_it_runs_where_there_is_no_gpu(
 
 
 def test_tables_of_the_reproduction_are_logged_to_wandb(make: Make) -> None:
-    for target in ("reproduce-ptb", "reproduce-sentiment", "table"):
+    for target in ("reproduce-ptb", "reproduce-sentiment", "wandb-table"):
         assert re.search(r"reproduction\.table .*--wandb \S+runs", make("-n", target).stdout), target
 
 

@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from datamodules import FilmReviews, film_reviews
+from datamodules.rated_sequences import SharedBatches
 
 AUTHORS = ["Dennis+Schwartz", "James+Berardinelli", "Scott+Renshaw", "Steve+Rhodes"]
 WORDS = [
@@ -156,18 +157,20 @@ def test_batches_are_time_first_with_raw_ratings_and_the_number_of_the_review(da
     assert ratings.tolist() == pytest.approx([datamodule.texts["rating"][review] for review in reviews.tolist()])
 
 
-def test_training_order_is_drawn_anew_each_epoch_from_the_seed(datamodule: FilmReviews) -> None:
-    loader = datamodule.train_dataloader()
+def test_training_order_is_drawn_anew_each_epoch_from_the_seed(
+    datamodule: FilmReviews, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def order(seed: str, epoch: int) -> tuple[float, ...]:
+        monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+        loader = datamodule.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return tuple(served(loader)[1].tolist())
 
-    def epoch() -> list[float]:
-        return served(loader)[1].tolist()
-
-    torch.manual_seed(1)
-    first, second = epoch(), epoch()
-    torch.manual_seed(1)
-    assert epoch() == first
-    assert first != second
-    assert sorted(first) == sorted(second) == pytest.approx(sorted(datamodule.chunks["train"]["rating"]))
+    orders = [order(seed, epoch) for seed in ("1", "2") for epoch in (0, 1, 2)]
+    assert len(set(orders)) == 6
+    assert order("2", 1) == orders[4]
+    for one in orders:
+        assert sorted(one) == pytest.approx(sorted(datamodule.chunks["train"]["rating"]))
 
 
 def test_last_smaller_training_batch_is_kept(datamodule: FilmReviews) -> None:
@@ -275,6 +278,7 @@ def test_processes_evaluate_every_chunk_exactly_once(
         return [*zip(words.tolist(), ratings.tolist(), reviews.tolist(), strict=True)]
 
     with_validation.train_eval_chunks = 7
+    with_validation.eval_batch_size = 1000  # of a smaller one too little for three might be left
     uneven = 0
     for index in range(3):
         shares = []
@@ -299,10 +303,20 @@ def test_processes_share_every_training_batch(datamodule: FilmReviews, as_rank: 
     assert sorted(together) == pytest.approx(sorted(datamodule.chunks["train"]["rating"]))
 
 
-def test_training_batch_that_cannot_be_shared_evenly_raises(datamodule: FilmReviews, as_rank: Callable) -> None:
+def test_batch_with_fewer_sequences_than_processes_raises(datamodule: FilmReviews, as_rank: Callable) -> None:
+    datamodule.chunks["train"] = datamodule.chunks["train"].take(10)
     as_rank(datamodule, 0, 3)
-    with pytest.raises(ValueError, match=r"batch_size=4 .* 3 processes"):
+    with pytest.raises(ValueError, match=r"10 sequences in batches of 4 leave one of 2, too few for 3 processes"):
         datamodule.train_dataloader()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_parts_of_all_processes_are_the_batches_of_one(world_size: int) -> None:
+    whole = [*SharedBatches(23, 5, seed=4)]
+    parts = zip(*(SharedBatches(23, 5, rank, world_size, seed=4) for rank in range(world_size)), strict=True)
+    assert [[i for part in of_batch for i in part] for of_batch in parts] == whole
+    assert sorted(i for batch in whole for i in batch) == list(range(23))
+    assert [len(batch) for batch in whole] == [5, 5, 5, 5, 3]
 
 
 def test_altered_file_is_named(few_reviews: Path) -> None:

@@ -47,8 +47,8 @@ def record_samples(model: SentimentRegressor) -> list[torch.Tensor]:
     samples: list[torch.Tensor] = []
     sample = model.sample
 
-    def recording(words: torch.Tensor, number: int) -> torch.Tensor:
-        samples.append(sample(words, number))
+    def recording(words: torch.Tensor, number: int, *key: int) -> torch.Tensor:
+        samples.append(sample(words, number, *key))
         return samples[-1]
 
     model.sample = recording  # type: ignore[method-assign]
@@ -563,8 +563,8 @@ def test_mc_error_is_that_of_the_mean_of_k_sampled_networks(
     samples: list[torch.Tensor] = []
     forward = model.forward
 
-    def recording(words: torch.Tensor) -> torch.Tensor:
-        prediction = forward(words)
+    def recording(words: torch.Tensor, *masks: Any) -> torch.Tensor:
+        prediction = forward(words, *masks)
         if model.rnn.dropout_is_live:
             samples.append(prediction)
         return prediction
