@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -59,10 +60,15 @@ def table(name: str, folder: Path) -> Table:
     metric = sweep["metric"]["name"]
     runs = [run for run in load_results(folder) if (run.experiment, run.group) == ("sweeps", name)]
     lowest = {run.path: min(run.points(metric)[1], default=math.inf) for run in runs}
-    shown = Table(title=f"{name}: {len({run.row for run in runs})} of {len(points(sweep))} points")
+    shown = Table(
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        title=f"{name}: {len({run.row for run in runs})} of {len(points(sweep))} points",
+    )
     for parameter in sweep["parameters"]:
-        shown.add_column(" = ".join(part.rpartition(".")[2] for part in parameter.split("+")), justify="right")
-    for column in (f"lowest {metric}", "after epoch", "epochs", "seed"):
+        names = [part.rpartition(".")[2] for part in parameter.split("+")]
+        shown.add_column("\n".join(names), justify="right", no_wrap=True)
+    for column in (f"lowest\n{metric}", "after\nepoch", "epochs", "seed"):
         shown.add_column(column, justify="right")
     for run in sorted(runs, key=lambda run: lowest[run.path]):
         epochs, values = run.points(metric)
