@@ -376,12 +376,14 @@ class SentimentRegressor(Experiment):
         words, ratings, _ = batch
         masks = self._masks_of_share(words, TRAINING, self.current_epoch, batch_index)
         error = F.mse_loss(self._standardised(words, masks), (ratings - self.target_mean) / self.target_std)
+        penalty = self.l2 * self._sum_of_squares() if self.l2 else torch.zeros_like(error)
         # DDP takes the mean over processes, whose parts of the last batch may differ in size.
         _, total = self._place(len(ratings))
-        weighted = error * (len(ratings) * self.trainer.world_size / total)
-        loss = weighted + self.l2 * self._sum_of_squares() if self.l2 else weighted
-        for name, value in (("train_mse", error), ("train_loss", loss)):
-            self.log(name, value, on_step=False, on_epoch=True, batch_size=len(ratings), sync_dist=True)
+        loss = error * (len(ratings) * self.trainer.world_size / total) + penalty
+        # Lightning takes the mean of this integer over processes, and rounds it down.
+        weight = len(ratings) * self.trainer.world_size
+        for name, value in (("train_mse", error), ("train_loss", error + penalty)):
+            self.log(name, value, on_step=False, on_epoch=True, batch_size=weight, sync_dist=True)
         self.count_words(words)
         return loss
 

@@ -340,7 +340,7 @@ def test_it_is_built_anew_in_an_empty_cache_and_leaves_one_file(monkeypatch, tmp
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="it runs with AVX2 already")
 def test_with_the_instructions_of_an_older_processor_it_computes_the_same():
     code = (
-        "import torch; from tests.variational_rnn import test_cpu_backend as tests; "
+        "import torch; from tests import conftest; from tests.variational_rnn import test_cpu_backend as tests; "
         "assert torch.backends.cpu.get_cpu_capability() == 'AVX2'; "
         "tests.test_outputs_states_and_gradients_equal_the_references()"
     )
