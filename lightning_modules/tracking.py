@@ -23,19 +23,12 @@ FAILURES = (wandb.errors.Error, OSError)  # of W&B, its process, its server, the
 LOWER_IS_BETTER = ("train_*", "valid_*", "test_ppl*", "test_rmse*")
 ID_FILE = "wandb_id"  # in the run's folder
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "init_timeout": 30.0,  # seconds; a server that does not answer must not hold up a run
     "finish_timeout": 300.0,  # what is not uploaded by then stays on disk
     "x_transaction_log_flush_interval": 1.0,  # what a run that is killed can lose
 }
-DROPOUT = (
-    "word_dropout",
-    "embedding_dropout",
-    "input_dropout",
-    "recurrent_dropout",
-    "memory_dropout",
-    "output_dropout",
-)
+DROPOUT = ("word_dropout", "input_dropout", "recurrent_dropout", "memory_dropout", "output_dropout")
 
 
 def start(**init: Any) -> Any:
@@ -47,21 +40,20 @@ def start(**init: Any) -> Any:
     Returns:
         The W&B run.
     """
-    settings = SETTINGS | init.pop("settings", {})
     where = Path(init["dir"]).absolute() / "wandb"
     os.environ.setdefault("WANDB_DATA_DIR", str(where))  # of artifacts until they are uploaded; else in the home folder
     reason = "no account is logged in."
     try:
         where.mkdir(parents=True, exist_ok=True)
         if "WANDB_MODE" in os.environ or wandb.login(prompt=False):
-            return wandb.init(**init, settings=wandb.Settings(**settings))
+            return wandb.init(**init, settings=wandb.Settings(**SETTINGS))
     except wandb.errors.Error as error:
         wandb.teardown()  # or what failed would be asked again
         reason = _first_line(error)
     except OSError as error:
         return without_records(error)
     try:
-        run = wandb.init(**init, mode="offline", settings=wandb.Settings(**settings, silent=True))
+        run = wandb.init(**init, mode="offline", settings=wandb.Settings(**SETTINGS, silent=True))
     except FAILURES as error:
         return without_records(error)
     print(f"W&B: {reason} The run is recorded offline in {where}; `make sync` uploads it later.", flush=True)

@@ -9,6 +9,20 @@ from typing import Any
 
 import pytest
 
+LOSSES = """class WriteLosses(L.Callback):
+    # The gradient of every step, which all processes have in common: a number that no two steps share.
+
+    def __init__(self):
+        self.seen = []
+
+    def on_before_optimizer_step(self, trainer, model, optimizer):
+        norm = sum(p.grad.square().sum() for p in model.parameters() if p.grad is not None)
+        self.seen.append(float(norm))
+
+    def on_fit_end(self, trainer, model):
+        (folder / f"steps{trainer.global_rank}.json").write_text(json.dumps(self.seen))
+"""
+
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -32,18 +46,7 @@ class RandomStreams(TokenStreams):
         self.ids = {split: torch.randint(11, (n,), generator=generator) for split, n in sizes.items()}
 
 
-class WriteLosses(L.Callback):
-    # The gradient of every step, which all processes have in common: a number that no two steps share.
-
-    def __init__(self):
-        self.seen = []
-
-    def on_before_optimizer_step(self, trainer, model, optimizer):
-        norm = sum(p.grad.square().sum() for p in model.parameters() if p.grad is not None)
-        self.seen.append(float(norm))
-
-    def on_fit_end(self, trainer, model):
-        (folder / f"steps{trainer.global_rank}.json").write_text(json.dumps(self.seen))
+# WriteLosses
 
 
 L.seed_everything(3, verbose=False)
@@ -97,18 +100,7 @@ class RandomReviews(RatedSequences):
         })
 
 
-class WriteLosses(L.Callback):
-    # The gradient of every step, which all processes have in common: a number that no two steps share.
-
-    def __init__(self):
-        self.seen = []
-
-    def on_before_optimizer_step(self, trainer, model, optimizer):
-        norm = sum(p.grad.square().sum() for p in model.parameters() if p.grad is not None)
-        self.seen.append(float(norm))
-
-    def on_fit_end(self, trainer, model):
-        (folder / f"steps{trainer.global_rank}.json").write_text(json.dumps(self.seen))
+# WriteLosses
 
 
 L.seed_everything(3, verbose=False)
@@ -139,7 +131,7 @@ def run(
     """The result file, and a number of every step."""
     folder.mkdir(exist_ok=True)
     script = folder / "script.py"
-    script.write_text(code)
+    script.write_text(code.replace("# WriteLosses\n", LOSSES))
     outside = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "PL_", "LOCAL_RANK"))}
     done = subprocess.run(
         [sys.executable, str(script), str(devices), str(dropout), str(epochs), str(folder), json.dumps(options)],
