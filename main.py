@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from lightning_modules.checkpoints import LAST, PREVIOUS, checkpoints
 from lightning_modules.progress import Progress
 from lightning_modules.tracking import WandbLogger, default_loggers
 from lightning_modules.trainer import Trainer, provenance
@@ -32,6 +33,7 @@ logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 warnings.filterwarnings("ignore", message=".*sync_dist=True")  # what is logged was reduced by torchmetrics
 warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run
+warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # TrainingLoader asks for its place
 
 # The experiments are in fp32. cuDNN's recurrent kernels would take TF32 instead.
 torch.backends.cudnn.allow_tf32 = False
@@ -90,22 +92,12 @@ class CommandLine(LightningCLI):
         callbacks = [*(self.config_init[self.subcommand].trainer.callbacks or [])]
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(Progress())
-        if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
-            # The best first, so that the last one holds its state. save_last would write only where the best improves.
-            callbacks += [
-                ModelCheckpoint(
-                    dirpath=root / "checkpoints",
-                    filename=filename,
-                    monitor=monitor,
-                    save_on_train_epoch_end=True,
-                    enable_version_counter=False,
-                )
-                for filename, monitor in (("best", self.model.monitor), ("last", None))
-            ]
+        if not any(isinstance(callback, Checkpoint) for callback in callbacks):
+            callbacks += checkpoints(root / "checkpoints", self.model.monitor)
         kwargs["callbacks"] = callbacks
         if config.trainer.logger in (None, True):
-            last = root / "checkpoints/last.ckpt"
-            is_resumed = bool(config.get("ckpt_path")) if self.subcommand == "fit" else last.is_file()
+            is_begun = any((root / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
+            is_resumed = bool(config.get("ckpt_path")) if self.subcommand == "fit" else is_begun
             cell = config.model.init_args.get("cell", "lstm")
             kwargs["logger"] = default_loggers(root, config.get("result"), str(self.subcommand), is_resumed, cell)
         trainer: Any = super().instantiate_trainer(**kwargs)

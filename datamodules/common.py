@@ -3,10 +3,13 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from lightning import LightningDataModule
+from torch.utils.data import DataLoader
 
 
 def check_sha256(file: Path, expected: str, where_to_get_it: str) -> None:
@@ -46,15 +49,40 @@ def rank_and_world_size(datamodule: LightningDataModule) -> tuple[int, int]:
     return (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
 
 
-def batch_share(batch_size: int, world_size: int) -> int:
-    """Part of a batch that one process takes, so that the number of processes does not change the optimisation.
+def accumulated(datamodule: LightningDataModule) -> int:
+    """Number of parts of each batch whose gradients are added up before a step: trainer.accumulate_grad_batches."""
+    return datamodule.trainer.accumulate_grad_batches if datamodule.trainer else 1
+
+
+def batch_share(batch_size: int, world_size: int, parts: int = 1) -> int:
+    """Part of a batch that one process takes at once, so that neither their number nor that of parts changes a step.
 
     Raises:
         ValueError: The batch cannot be shared out evenly.
     """
-    if batch_size % world_size:
+    if batch_size % (world_size * parts):
+        takers, fewer = f"{world_size} processes", f"or a number of processes that divides {batch_size}."
+        if parts > 1:
+            takers, fewer = f"{takers} in accumulate_grad_batches={parts} parts each", "or fewer processes or parts."
         raise ValueError(
-            f"batch_size={batch_size} cannot be shared evenly by {world_size} processes: "
-            f"choose a batch_size divisible by {world_size}, or a number of processes that divides {batch_size}."
+            f"batch_size={batch_size} cannot be shared evenly by {takers}: "
+            f"choose a batch_size divisible by {world_size * parts}, {fewer}"
         )
-    return batch_size // world_size
+    return batch_size // (world_size * parts)
+
+
+class TrainingLoader(DataLoader[Any]):
+    """A loader that begins an epoch, resumed from a checkpoint, with the first batch that was not trained on.
+
+    Attributes:
+        trainer: set by the data module.
+    """
+
+    trainer: Any = None
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """The batches of an epoch that are left."""
+        is_training = self.trainer is not None and self.trainer.training
+        # Lightning's count is that of the checkpoint in a resumed epoch and 0 in any other.
+        seen = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready if is_training else 0
+        yield from islice(super().__iter__(), seen, None)

@@ -11,7 +11,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from datamodules.common import rank_and_world_size
+from datamodules.common import TrainingLoader, accumulated, rank_and_world_size
 
 PAD, START, UNKNOWN = 0, 1, 2
 SPECIAL_WORDS = ["<pad>", "<start>", "<unk>", "<unused>"]  # Keras adds 3 to ranks that begin at 1: id 3 stays free.
@@ -26,7 +26,8 @@ class RatedSequences(LightningDataModule):
     The test has two, of the test sequences and of all training sequences, and that third. Training sequences are
     shuffled anew in each epoch, the last batch is kept.
 
-    With several processes each one takes its part of every batch, and every sequence comes exactly once.
+    With several processes each one takes its part of every batch, and every sequence comes exactly once. Where
+    gradients are accumulated over k batches, these are k parts of that part.
 
     Attributes:
         texts: Rated texts as published, with the columns "text" and "rating"; filled by `setup`.
@@ -72,7 +73,11 @@ class RatedSequences(LightningDataModule):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Shuffled training sequences; the last batch may be smaller."""
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # Lightning's
-        return self._loader(self.chunks["train"], self.batch_size, seed)
+        chunks = self.chunks["train"]
+        batches = SharedBatches(len(chunks), self.batch_size, *rank_and_world_size(self), seed, accumulated(self))
+        loader = TrainingLoader(_tensors(chunks), batch_size=None, sampler=batches, collate_fn=_time_first)
+        loader.trainer = self.trainer
+        return loader
 
     def val_dataloader(self) -> list[DataLoader[tuple[Tensor, ...]]]:
         """Loaders of the test sequences, of the first training sequences, and of the validation sequences if any."""
@@ -92,10 +97,7 @@ class RatedSequences(LightningDataModule):
         return [self._in_order(chunks) for chunks in (self.chunks["test"], train, *validation)]
 
     def _in_order(self, chunks: Dataset) -> DataLoader[tuple[Tensor, ...]]:
-        return self._loader(chunks, self.eval_batch_size)
-
-    def _loader(self, chunks: Dataset, batch_size: int, seed: int | None = None) -> DataLoader[tuple[Tensor, ...]]:
-        batches = SharedBatches(len(chunks), batch_size, *rank_and_world_size(self), seed)
+        batches = SharedBatches(len(chunks), self.eval_batch_size, *rank_and_world_size(self))
         return DataLoader(_tensors(chunks), batch_size=None, sampler=batches, collate_fn=_time_first)
 
 
@@ -111,37 +113,55 @@ class SharedBatches(Sampler[list[int]]):
         rank: of this process.
         world_size: number of processes.
         seed: of the order, which is another one in each epoch; None for the order as it is.
+        parts: that the process takes its part of a batch in, one after the other.
 
     Raises:
-        ValueError: a batch has fewer sequences than there are processes.
+        ValueError: a batch has fewer sequences than there are parts.
     """
 
     def __init__(
-        self, length: int, batch_size: int, rank: int = 0, world_size: int = 1, seed: int | None = None
+        self,
+        length: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int | None = None,
+        parts: int = 1,
     ) -> None:
         smallest = min(batch_size, length % batch_size or batch_size)
-        if smallest < world_size:
+        if smallest < world_size * parts:
+            accumulation = f" that accumulate gradients over {parts} parts each" if parts > 1 else ""
             raise ValueError(
                 f"{length} sequences in batches of {batch_size} leave one of {smallest}, too few for {world_size} "
-                "processes: choose another batch_size, or fewer processes."
+                f"processes{accumulation}: choose another batch_size, or fewer processes."
             )
-        self.length, self.batch_size, self.rank, self.world_size, self.seed = length, batch_size, rank, world_size, seed
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world_size, self.parts = rank, world_size, parts
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
         self.epoch = epoch
 
+    def place(self, index: int) -> tuple[slice, int]:
+        """Which sequences of a batch the index-th part of this process is, and how many the batch has."""
+        batch, part = divmod(index, self.parts)
+        size = min(self.batch_size, self.length - batch * self.batch_size)
+        smaller, larger = divmod(size, self.world_size * self.parts)  # so many sequences each, so many have one more
+        before = self.rank * self.parts + part
+        first = before * smaller + min(before, larger)
+        return slice(first, first + smaller + (before < larger)), size
+
     def __len__(self) -> int:
-        return -(-self.length // self.batch_size)
+        return -(-self.length // self.batch_size) * self.parts
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.arange(self.length)
         if self.seed is not None:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
-        for start in range(0, self.length, self.batch_size):
-            batch = order[start : start + self.batch_size]
-            yield np.array_split(batch, self.world_size)[self.rank].tolist()
+        for index in range(len(self)):
+            start = index // self.parts * self.batch_size
+            yield order[start : start + self.batch_size][self.place(index)[0]].tolist()
 
 
 def rank_words(texts: Iterable[list[str]], limit: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import time
@@ -11,6 +12,7 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from lightning_modules.optim import DecoupledSGD
 from variational_rnn import RNNMasks
@@ -57,10 +59,14 @@ class Experiment(L.LightningModule):
             checkpoint, so an interrupted run keeps it.
         options: of data and trainer that a resumed run must have kept.
         provenance: where this run was started, and where it was resumed; also part of the checkpoint.
+        training_means: names of the metrics that training fills in the course of an epoch.
         words_per_second: of the current epoch, for the progress bar.
     """
 
     monitor: str
+    learning_rate: float
+    reference_batch_size: int | None
+    training_means: tuple[str, ...]
     curve: list[dict[str, float]]
 
     def __init__(self) -> None:
@@ -72,6 +78,7 @@ class Experiment(L.LightningModule):
         self.words_per_second = 0.0
         self._words = 0
         self._epoch_start = 0.0
+        self._seconds = 0.0  # that an interrupted epoch had taken
         self._learning_rate = 0.0
         self._gradient_norm: Tensor | None = None
         self._is_estimated = False
@@ -90,9 +97,21 @@ class Experiment(L.LightningModule):
         state = np.random.SeedSequence([seed, len(key), *key]).generate_state(1, np.uint64)
         return torch.Generator(self.device).manual_seed(int(state[0] >> 1))
 
+    @property
+    def is_fitting(self) -> bool:
+        """Whether the trainer is to train."""
+        return self._trainer is not None and self._trainer.state.fn == "fit"
+
+    def on_train_start(self) -> None:
+        """Go on with the clock of an epoch that was interrupted."""
+        self._epoch_start = time.perf_counter() - self._seconds
+        self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+
     def on_train_epoch_start(self) -> None:
         """Start the epoch's clock, and forget what only earlier epochs have measured."""
         self.trainer.callback_metrics.clear()
+        for name in self.training_means:
+            getattr(self, name).reset()
         self._words = 0
         self._epoch_start = time.perf_counter()
         self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]  # the schedule moves on before the end
@@ -114,6 +133,22 @@ class Experiment(L.LightningModule):
         """Add a batch's words to the epoch's throughput; `words` [T, B] are one process's share."""
         self._words += words.numel() * self.trainer.world_size
         self.words_per_second = self._words / (time.perf_counter() - self._epoch_start)
+
+    def scaled_learning_rate(self) -> float:
+        """The learning rate for the batch size of the data.
+
+        Raises:
+            ValueError: reference_batch_size is less than 1.
+        """
+        reference = self.reference_batch_size
+        if reference is None:
+            return self.learning_rate
+        if reference < 1:
+            raise ValueError(f"reference_batch_size must be at least 1, got {reference}")
+        batch_size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        rate = self.learning_rate * batch_size / reference
+        self.print(f"learning_rate {self.learning_rate:g} is for {reference} sequences: {rate:g} for {batch_size}")
+        return rate
 
     def configure_gradient_clipping(
         self,
@@ -148,10 +183,13 @@ class Experiment(L.LightningModule):
         self.print(f"{self.run_name}  epoch {self.current_epoch + 1}/{self.trainer.max_epochs}  {values}{left}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the curve and the provenance."""
+        """Add the curve, the provenance, and what the epoch has measured so far."""
         checkpoint["curve"] = self.curve
         checkpoint["provenance"] = self.provenance
         checkpoint["options"] = self.options
+        checkpoint["words"] = self._words
+        checkpoint["seconds"] = time.perf_counter() - self._epoch_start
+        checkpoint["means"] = {name: _reduced(getattr(self, name)) for name in self.training_means}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this model, then take over its curve.
@@ -172,7 +210,7 @@ class Experiment(L.LightningModule):
                 f"({'; '.join(differences[:3])}{'; ...' if len(differences) > 3 else ''}). "
                 "Use the configuration that the checkpoint was trained with."
             )
-        if self._trainer and self._trainer.state.fn == "fit":
+        if self.is_fitting:
             # An option that is newer than the checkpoint had its default then.
             defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
             before = defaults | checkpoint["hyper_parameters"] | checkpoint.get("options", {})
@@ -187,8 +225,20 @@ class Experiment(L.LightningModule):
                     "go on from it. Use the configuration it was trained with, or another folder for checkpoints "
                     "(trainer.default_root_dir; RUNS=... for make)."
                 )
+            # Of an epoch that was interrupted; any other begins with nothing.
+            self._words, self._seconds = checkpoint.get("words", 0), checkpoint.get("seconds", 0.0)
+            for name, states in checkpoint.get("means", {}).items() if self.global_rank == 0 else ():
+                metric = getattr(self, name)
+                for state, value in states.items():
+                    setattr(metric, state, value.to(metric.device))
         self.curve = checkpoint["curve"]
         self.provenance = checkpoint["provenance"] + self.provenance
+
+
+def _reduced(metric: Metric) -> dict[str, Any]:
+    """The states of a metric, over all processes."""
+    with metric.sync_context():
+        return copy.deepcopy(metric.metric_state)
 
 
 def _given(value: Any) -> Any:

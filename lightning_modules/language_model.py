@@ -56,6 +56,8 @@ class LanguageModel(Experiment):
         word_masks: "type" as in the paper, "token" as in the code behind its Table 1.
         init_scale: every parameter starts uniform in [-init_scale, init_scale].
         learning_rate: of plain SGD.
+        reference_batch_size: batch size that learning_rate is for: with k times as many streams it is multiplied by k.
+            None, the default, leaves it alone.
         learning_rate_decay: what the learning rate is divided by in each epoch after the constant ones.
         constant_epochs: Zaremba's max_epoch: epochs 1 to constant_epochs + 1 use the full learning rate.
         weight_decay: fraction that all parameters shrink by in each step, after the update.
@@ -74,6 +76,7 @@ class LanguageModel(Experiment):
     """
 
     monitor = "valid_ppl"
+    training_means = ("train_nll",)
 
     def __init__(
         self,
@@ -92,6 +95,7 @@ class LanguageModel(Experiment):
         word_masks: Literal["type", "token"] = "type",
         init_scale: float = 0.1,
         learning_rate: float = 1.0,
+        reference_batch_size: int | None = None,
         learning_rate_decay: float = 1.0,
         constant_epochs: int = 0,
         weight_decay: float = 0.0,
@@ -116,6 +120,7 @@ class LanguageModel(Experiment):
         # What is chosen at test time must not come back from a checkpoint over the command line's value.
         self.save_hyperparameters(ignore=["mc_samples", "mc_masks", "mc_word_dropout", "backend"])
         self.learning_rate = learning_rate
+        self.reference_batch_size = reference_batch_size
         self.learning_rate_decay = learning_rate_decay
         self.constant_epochs = constant_epochs
         self.weight_decay = weight_decay
@@ -157,7 +162,7 @@ class LanguageModel(Experiment):
                 for name in self.mc_passes
             }
         )
-        self._train_state: State = None
+        self._train_states: list[State] = [None]  # of the parts of a batch, whose gradients are accumulated
         self._eval_state: State = None
         self._valid_state: State = None
         self._mc: dict[str, tuple[State, NetworkMasks]] = {}
@@ -221,29 +226,31 @@ class LanguageModel(Experiment):
     def on_train_epoch_start(self) -> None:
         """Start the streams from zeros, or where the validation streams ended."""
         super().on_train_epoch_start()
-        self._train_state = None
+        state = None
         if self.epoch_start == "validation" and self._valid_state is not None:
             # Cloned, since validation is in inference mode, whose tensors have no gradients to come.
-            self._train_state = _each(lambda part: part.to(self.device, copy=True), self._valid_state)
+            state = _each(lambda part: part.to(self.device, copy=True), self._valid_state)
+        self._train_states = _split(state, self.trainer.accumulate_grad_batches)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Loss of one window: cross-entropy in nats, summed over time, averaged over streams."""
-        loss, nll, state = self.loss(*batch, self._train_state, self._masks_of_window(batch[0], batch_index))
-        self._train_state = _each(Tensor.detach, state) if self.carry_state else None
+        window, part = divmod(batch_index, self.trainer.accumulate_grad_batches)
+        loss, nll, state = self.loss(*batch, self._train_states[part], self._masks_of_part(batch[0], window, part))
+        self._train_states[part] = _each(Tensor.detach, state) if self.carry_state else None
         self.train_nll.update(nll)
         self.count_words(batch[1])
         return loss
 
-    def _masks_of_window(self, inputs: Tensor, index: int) -> NetworkMasks:
-        """Masks of this process's streams of a training window."""
+    def _masks_of_part(self, inputs: Tensor, window: int, part: int) -> NetworkMasks:
+        """Masks of the streams of a part of a training window, of all of which they are drawn."""
         steps, streams = inputs.shape
-        world_size, first = self.trainer.world_size, self.global_rank * streams
-        generator = self.generator(TRAINING, self.current_epoch, index)
-        masks = self.sample_masks(streams * world_size, steps, generator)
-        if world_size == 1:
+        parts = self.trainer.accumulate_grad_batches
+        generator = self.generator(TRAINING, self.current_epoch, window)
+        masks = self.sample_masks(streams * parts * self.trainer.world_size, steps, generator)
+        if parts * self.trainer.world_size == 1:
             return masks
-        own = list(range(first, first + streams))
-        return masks.select(own, by_token=self.embedding.word_masks == "token")
+        first = (self.global_rank * parts + part) * streams
+        return masks.select(list(range(first, first + streams)), by_token=self.embedding.word_masks == "token")
 
     def loss(
         self, inputs: Tensor, targets: Tensor, state: State = None, masks: NetworkMasks | None = None
@@ -269,12 +276,11 @@ class LanguageModel(Experiment):
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training perplexity, with dropout on."""
         self.log("train_ppl", self.train_nll.compute().exp())
-        self.train_nll.reset()
         super().on_train_epoch_end()
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[torch.optim.lr_scheduler.LRScheduler]]:
         """Plain SGD with decoupled decay; the learning rate is divided after each epoch beyond constant_epochs + 1."""
-        optimizer = DecoupledSGD(self.parameters(), lr=self.learning_rate, decay=self.weight_decay)
+        optimizer = DecoupledSGD(self.parameters(), lr=self.scaled_learning_rate(), decay=self.weight_decay)
 
         def rate(epochs_done: int) -> float:
             return self.learning_rate_decay ** -max(0, epochs_done - self.constant_epochs)
@@ -282,15 +288,32 @@ class LanguageModel(Experiment):
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, rate)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the state that the next epoch starts from."""
+        """Add the states of the streams of all processes, and the one that the next epoch starts from."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["train_state"] = self._of_all_processes(self._train_states)
         if self.epoch_start == "validation":
-            checkpoint["valid_state"] = self._valid_state
+            checkpoint["valid_state"] = self._of_all_processes([self._valid_state])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits, and take over where it stood."""
         super().on_load_checkpoint(checkpoint)
-        self._valid_state = checkpoint.get("valid_state")
+        if not self.is_fitting:
+            return
+        own = self._of_this_process(checkpoint.get("train_state"))
+        self._train_states = _split(own, self.trainer.accumulate_grad_batches)
+        self._valid_state = self._of_this_process(checkpoint.get("valid_state"))
+
+    def _of_all_processes(self, states: list[State]) -> State:
+        """The state of all streams, from those of the blocks of streams of this process."""
+        state = _each(lambda *blocks: torch.cat(blocks, dim=1), *states)
+        if self.trainer.world_size == 1:
+            return state
+        return _each(lambda own: torch.cat(list(self.all_gather(own)), dim=1), state)
+
+    def _of_this_process(self, state: State) -> State:
+        """The state of this process's streams, from that of all."""
+        rank, world_size = self.global_rank, self.trainer.world_size
+        return _each(lambda whole: whole.to(self.device).chunk(world_size, dim=1)[rank], state)
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
@@ -404,5 +427,14 @@ class LanguageModel(Experiment):
         return surprisal
 
 
-def _each(function: Callable[[Tensor], Tensor], state: Any) -> State:
-    return tuple(map(function, state)) if isinstance(state, tuple) else function(state)
+def _each(function: Callable[..., Tensor], *states: State) -> State:
+    """A state of whose tensors each is a function of those of other states."""
+    first = states[0]
+    if first is None:
+        return None
+    return tuple(map(function, *states)) if isinstance(first, tuple) else function(*states)
+
+
+def _split(state: State, parts: int) -> list[State]:
+    """The states of blocks of streams."""
+    return [_each(lambda whole, i=i: whole.chunk(parts, dim=1)[i].contiguous(), state) for i in range(parts)]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
-from torchmetrics import MeanSquaredError, Metric
+from torchmetrics import MeanMetric, MeanSquaredError, Metric
 from torchmetrics.functional import mean_squared_error
 from torchmetrics.utilities import dim_zero_cat
 
@@ -27,6 +27,8 @@ from variational_rnn import (
 )
 
 PAD = 0  # stands in front of shorter texts
+
+Place = tuple[slice, int]  # which texts of a batch, and how many it has
 
 # Precisions of the noise, 1 / rating units^2, among which the likeliest for held-out ratings is chosen: noise from 3 to
 # 0.003 rating units.
@@ -147,6 +149,8 @@ class SentimentRegressor(Experiment):
         recurrent_gain: recurrent weights start orthogonal times this.
         mask_pads: whether the recurrent layer skips the pads; if not, it reads them as a word.
         learning_rate: of Adam.
+        reference_batch_size: batch size that learning_rate is for: with k times as many texts it is multiplied by k.
+            None, the default, leaves it alone.
         l2: weight of the penalty, a sum of squared parameters that is added to the loss.
         penalty: "all": once on all parameters; "as_executed": once on embedding and linear output, and of the recurrent
             layer, whose gates overwrote each other's regularisers, four times on the output gate of an LSTM,
@@ -162,6 +166,7 @@ class SentimentRegressor(Experiment):
         ValueError: a probability is not in [0, 1), or an unknown or impossible choice.
     """
 
+    training_means = ("train_mse", "train_loss")
     target_mean: Tensor
     target_std: Tensor
 
@@ -185,6 +190,7 @@ class SentimentRegressor(Experiment):
         recurrent_gain: float = 1.0,
         mask_pads: bool = False,
         learning_rate: float = 1e-3,
+        reference_batch_size: int | None = None,
         l2: float = 0.0,
         penalty: Literal["all", "as_executed"] = "all",
         weight_decay: float = 0.0,
@@ -216,6 +222,7 @@ class SentimentRegressor(Experiment):
         self.save_hyperparameters(ignore=["mc_samples", "mc_every", "mc_epoch_samples", "backend"])
         self.monitor = monitor
         self.learning_rate = learning_rate
+        self.reference_batch_size = reference_batch_size
         self.l2 = l2
         self.penalty = penalty
         self.weight_decay = weight_decay
@@ -261,6 +268,7 @@ class SentimentRegressor(Experiment):
 
         self.register_buffer("target_mean", torch.tensor(0.0))
         self.register_buffer("target_std", torch.tensor(1.0))
+        self.train_mse, self.train_loss = (MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in "12")
         # By loader: test, training and validation chunks; and samples of the first and last.
         self.seen: Any
         self.sampled: Any
@@ -299,20 +307,12 @@ class SentimentRegressor(Experiment):
             ),
         )
 
-    def _place(self, own: int) -> tuple[int, int]:
-        """Where this process's `own` texts begin in the batch, of which each has a part, and the batch's size."""
-        trainer = self._trainer
-        if trainer is None or trainer.world_size == 1:
-            return 0, own
-        shares: Any = self.all_gather(torch.tensor(own, device=self.device))
-        return int(shares[: self.global_rank].sum()), int(shares.sum())
-
-    def _masks_of_share(self, words: Tensor, *key: int) -> NetworkMasks:
+    def _masks(self, words: Tensor, place: Place | None, *key: int) -> NetworkMasks:
         """Masks of this process's texts of a batch."""
         steps, own = words.shape
-        first, total = self._place(own)
+        texts, total = place or (slice(own), own)
         masks = self.sample_masks(total, steps, self.generator(*key))
-        return masks if total == own else masks.select(list(range(first, first + own)))
+        return masks if total == own else masks.select(list(range(total))[texts])
 
     def forward(self, words: Tensor, masks: NetworkMasks | None = None) -> Tensor:
         """Predict the rating of each text, in rating units.
@@ -345,16 +345,17 @@ class SentimentRegressor(Experiment):
             last = output[-1]
         return self.output(self.output_dropout(last, output_mask) * self.output_scale).squeeze(-1)
 
-    def sample(self, words: Tensor, samples: int, *key: int) -> Tensor:
+    def sample(self, words: Tensor, samples: int, *key: int, place: Place | None = None) -> Tensor:
         """Predictions [K, B] in rating units of K sampled networks (MC dropout), in the parameters' precision.
 
         Args:
-            words: [T, B] ids, of each process's part of a batch.
+            words: [T, B] ids.
             samples: K.
             key: of the batch's random numbers, as in `generator`.
+            place: which texts of a batch they are, and how many it has; all of it by default.
         """
         with mc_dropout(self), torch.autocast(self.device.type, enabled=False):
-            return torch.stack([self(words, self._masks_of_share(words, *key, k)) for k in range(samples)])
+            return torch.stack([self(words, self._masks(words, place, *key, k)) for k in range(samples)])
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -374,18 +375,23 @@ class SentimentRegressor(Experiment):
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int) -> Tensor:
         """Mean squared error on standardised ratings, plus the penalty."""
         words, ratings, _ = batch
-        masks = self._masks_of_share(words, TRAINING, self.current_epoch, batch_index)
+        batches = self.trainer.train_dataloader.sampler  # type: ignore[union-attr]
+        _, total = place = batches.place(batch_index)
+        masks = self._masks(words, place, TRAINING, self.current_epoch, batch_index // batches.parts)
         error = F.mse_loss(self._standardised(words, masks), (ratings - self.target_mean) / self.target_std)
         penalty = self.l2 * self._sum_of_squares() if self.l2 else torch.zeros_like(error)
-        # DDP takes the mean over processes, whose parts of the last batch may differ in size.
-        _, total = self._place(len(ratings))
-        loss = error * (len(ratings) * self.trainer.world_size / total) + penalty
-        # Lightning takes the mean of this integer over processes, and rounds it down.
-        weight = len(ratings) * self.trainer.world_size
-        for name, value in (("train_mse", error), ("train_loss", error + penalty)):
-            self.log(name, value, on_step=False, on_epoch=True, batch_size=weight, sync_dist=True)
+        # What is taken is the mean over processes, and parts, which of the last batch may differ in size.
+        takers = batches.world_size * batches.parts
+        for metric, value in ((self.train_mse, error), (self.train_loss, error + penalty)):
+            metric.update(value.detach().expand(len(ratings)))  # text by text: "disable" ignores weights
         self.count_words(words)
-        return loss
+        return error * (len(ratings) * takers / total) + penalty
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's training errors, with dropout on."""
+        self.log("train_mse", self.train_mse.compute())
+        self.log("train_loss", self.train_loss.compute())
+        super().on_train_epoch_end()
 
     def _sum_of_squares(self) -> Tensor:
         if self.penalty == "all":
@@ -397,7 +403,7 @@ class SentimentRegressor(Experiment):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, with decoupled decay if any."""
-        return torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        return torch.optim.AdamW(self.parameters(), lr=self.scaled_learning_rate(), weight_decay=self.weight_decay)
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
@@ -411,8 +417,9 @@ class SentimentRegressor(Experiment):
         words, ratings, reviews = batch
         self.seen[dataloader_idx].update(self._predict(words), ratings, reviews)
         if dataloader_idx == 0 and self.mc_every and (self.current_epoch + 1) % self.mc_every == 0:
-            samples = self.sample(words, self.mc_epoch_samples, VALIDATION, self.current_epoch, batch_index)
-            self.sampled[0].update(samples, ratings, reviews)
+            place = self.trainer.val_dataloaders[0].sampler.place(batch_index)  # type: ignore[index]
+            key = (VALIDATION, self.current_epoch, batch_index)
+            self.sampled[0].update(self.sample(words, self.mc_epoch_samples, *key, place=place), ratings, reviews)
 
     def on_validation_epoch_end(self) -> None:
         """Log the errors of the curve."""
@@ -425,7 +432,8 @@ class SentimentRegressor(Experiment):
         if dataloader_idx == 0:
             self.constant_rmse.update(self.target_mean.expand_as(ratings), ratings)
         if dataloader_idx != 1 and self.mc_samples:
-            samples = self.sample(words, self.mc_samples, TEST, dataloader_idx, batch_index)
+            place = self.trainer.test_dataloaders[dataloader_idx].sampler.place(batch_index)  # type: ignore[index]
+            samples = self.sample(words, self.mc_samples, TEST, dataloader_idx, batch_index, place=place)
             self.sampled[dataloader_idx].update(samples, ratings, reviews)
 
     def on_test_epoch_end(self) -> None:
@@ -470,6 +478,7 @@ class SentimentRegressor(Experiment):
         words, _, _ = batch
         prediction: dict[str, Any] = {"approximation": self._predict(words)}
         if self.mc_samples:
-            samples = self.sample(words, self.mc_samples, TEST, 0, batch_index)
+            place = self.trainer.predict_dataloaders.sampler.place(batch_index)  # type: ignore[union-attr]
+            samples = self.sample(words, self.mc_samples, TEST, 0, batch_index, place=place)
             prediction |= {"mean": samples.mean(dim=0), "std": samples.std(dim=0, correction=0)}
         return prediction

@@ -17,6 +17,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_modules.checkpoints import LAST, WholeFiles, find_checkpoint
 from lightning_modules.experiment import Experiment
 from lightning_modules.tracking import WandbLogger, place
 
@@ -39,15 +40,26 @@ class Trainer(L.Trainer):
         args: those of Lightning's Trainer.
         tested_weights: which weights `reproduce` tests: those of the "last" epoch, or of the epoch with the "best"
             validation.
+        checkpoint_minutes: after which a run is saved within an epoch, too.
         kwargs: those of Lightning's Trainer.
     """
 
     run_config: dict[str, Any] = {}  # noqa: RUF012 -- set for each run by main.py
     """The resolved configuration, for the result file."""
 
-    def __init__(self, *args: Any, tested_weights: Literal["last", "best"] = "last", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        tested_weights: Literal["last", "best"] = "last",
+        checkpoint_minutes: float = 10.0,
+        **kwargs: Any,
+    ) -> None:
+        if checkpoint_minutes < 0:
+            raise ValueError(f"checkpoint_minutes must be at least 0, got {checkpoint_minutes}")
         super().__init__(*args, **kwargs)
         self.tested_weights = tested_weights
+        self.checkpoint_minutes = checkpoint_minutes
+        self.strategy.checkpoint_io = WholeFiles()
 
     def reproduce(
         self,
@@ -81,18 +93,19 @@ class Trainer(L.Trainer):
         self.fit_loop.max_epochs = min(epochs or planned_epochs, planned_epochs)
         checkpoints = self.checkpoint_callback
         assert isinstance(checkpoints, ModelCheckpoint)
-        last = Path(checkpoints.dirpath or "") / "last.ckpt"
+        folder = Path(checkpoints.dirpath or "")
+        last = find_checkpoint(folder)
         model.run_name = f"{experiment}/{group}/{row} seed {seed}"
         hardware = model.provenance[0]["hardware"]
         parameters = sum(p.numel() for p in model.parameters())
-        if result.exists() and not last.exists():
-            self.print(f"{result} will be replaced: there is no checkpoint {last} to go on from")
+        if result.exists() and not last:
+            self.print(f"{result} will be replaced: there is no checkpoint {folder / LAST} to go on from")
         self.print(
             f"{model.run_name}: {self.max_epochs} of {planned_epochs} epochs, {parameters / 1e6:.2f}M parameters, "
             f"on {hardware['gpu'] or hardware['cpu']}, "
-            + (f"resumed from {last}" if last.exists() else f"checkpoints and logs in {self.default_root_dir}")
+            + (f"resumed from {last}" if last else f"checkpoints and logs in {self.default_root_dir}")
         )
-        self.fit(model, datamodule=datamodule, ckpt_path=last if last.exists() else None)
+        self.fit(model, datamodule=datamodule, ckpt_path=last)
 
         curve, attempts = model.curve, model.provenance
         best = None
@@ -132,7 +145,7 @@ class Trainer(L.Trainer):
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):
                 corpus = getattr(datamodule, "corpus", None)
-                saved = {"best": Path(checkpoints.best_model_path), "last": last}
+                saved = {"best": Path(checkpoints.best_model_path), "last": folder / LAST}
                 logger.log_result(result, {name: file for name, file in saved.items() if file.is_file()}, corpus)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:

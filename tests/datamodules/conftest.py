@@ -32,10 +32,12 @@ def real_corpus() -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def as_rank() -> Callable[[LightningDataModule, int, int], None]:
-    """Lets a data module believe that it runs in one of several processes."""
+def as_rank() -> Callable[..., None]:
+    """Lets a data module believe that it runs in one of several processes, and accumulates gradients over parts."""
 
-    def attach(datamodule: LightningDataModule, rank: int, world_size: int) -> None:
-        datamodule.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
+    def attach(datamodule: LightningDataModule, rank: int, world_size: int, parts: int = 1) -> None:
+        datamodule.trainer = SimpleNamespace(  # type: ignore[assignment]
+            global_rank=rank, world_size=world_size, accumulate_grad_batches=parts, training=False
+        )
 
     return attach

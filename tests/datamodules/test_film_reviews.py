@@ -310,11 +310,21 @@ def test_batch_with_fewer_sequences_than_processes_raises(datamodule: FilmReview
         datamodule.train_dataloader()
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_parts_of_all_processes_are_the_batches_of_one(world_size: int) -> None:
+@pytest.mark.parametrize(("world_size", "parts"), [(1, 1), (2, 1), (3, 1), (1, 2), (1, 3)])
+def test_parts_of_all_processes_are_the_batches_of_one(world_size: int, parts: int) -> None:
     whole = [*SharedBatches(23, 5, seed=4)]
-    parts = zip(*(SharedBatches(23, 5, rank, world_size, seed=4) for rank in range(world_size)), strict=True)
-    assert [[i for part in of_batch for i in part] for of_batch in parts] == whole
+    batches: list[list[int]] = [[] for _ in whole]
+    places: list[list[int]] = [[] for _ in whole]
+    for rank in range(world_size):
+        shared = SharedBatches(23, 5, rank, world_size, 4, parts)
+        assert len(shared) == len(whole) * parts
+        for index, part in enumerate(shared):
+            batches[index // parts] += part
+            own, size = shared.place(index)
+            assert size == len(whole[index // parts])
+            places[index // parts] += range(size)[own]
+    assert batches == whole
+    assert places == [list(range(len(batch))) for batch in whole]
     assert sorted(i for batch in whole for i in batch) == list(range(23))
     assert [len(batch) for batch in whole] == [5, 5, 5, 5, 3]
 

@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 
 from datamodules.rated_sequences import RatedSequences
 from datamodules.streams import TokenStreams
@@ -123,7 +123,7 @@ def trainer(tmp_path: Path) -> Callable[..., Trainer]:
             "logger": False,
             "enable_progress_bar": False,
             "enable_model_summary": False,
-            "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+            "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
             "accelerator": "cpu",
             "devices": 1,
             "use_distributed_sampler": False,

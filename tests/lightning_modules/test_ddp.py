@@ -29,10 +29,10 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules.streams import TokenStreams
 from lightning_modules import LanguageModel
+from lightning_modules.checkpoints import checkpoints
 from lightning_modules.trainer import Trainer
 
 devices, dropout, epochs, folder = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
@@ -54,16 +54,11 @@ model = LanguageModel(
     11, 6, init_scale=0.5, learning_rate_decay=1.5, constant_epochs=1, weight_decay=0.01, mc_samples=5, mc_masks="both",
     **dict.fromkeys(("word_dropout", "input_dropout", "recurrent_dropout", "output_dropout"), dropout), **options,
 ).double()
-every_epoch = {"dirpath": folder, "save_on_train_epoch_end": True, "enable_version_counter": False}
 trainer = Trainer(
     accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=3, logger=False,
     enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
     gradient_clip_val=1.3, default_root_dir=folder,
-    callbacks=[
-        ModelCheckpoint(filename="best", monitor="valid_ppl", **every_epoch),
-        ModelCheckpoint(filename="last", **every_epoch),
-        WriteLosses(),
-    ],
+    callbacks=[*checkpoints(folder, "valid_ppl"), WriteLosses()],
 )
 result = folder / "results" / "ptb" / "tiny" / "row" / "seed3.json"
 trainer.reproduce(model, RandomStreams(batch_size=4, window=5, train_eval_windows=2), result, epochs)
@@ -77,10 +72,10 @@ from pathlib import Path
 import lightning as L
 import torch
 from datasets import Dataset, DatasetDict
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules.rated_sequences import RatedSequences
 from lightning_modules import SentimentRegressor
+from lightning_modules.checkpoints import checkpoints
 from lightning_modules.trainer import Trainer
 
 devices, dropout, epochs, folder = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
@@ -109,16 +104,11 @@ model = SentimentRegressor(
     gate_activation="hard_sigmoid", dropout_scale="test", penalty="as_executed", l2=1e-3,
     **dict.fromkeys(("word_dropout", "input_dropout", "recurrent_dropout", "output_dropout"), dropout), **options,
 ).double()
-every_epoch = {"dirpath": folder, "save_on_train_epoch_end": True, "enable_version_counter": False}
 trainer = Trainer(
     accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=3, logger=False,
     enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
     default_root_dir=folder,
-    callbacks=[
-        ModelCheckpoint(filename="best", monitor="valid_rmse", **every_epoch),
-        ModelCheckpoint(filename="last", **every_epoch),
-        WriteLosses(),
-    ],
+    callbacks=[*checkpoints(folder, "valid_rmse"), WriteLosses()],
 )
 result = folder / "results" / "ptb" / "tiny" / "row" / "seed3.json"
 trainer.reproduce(model, RandomReviews(batch_size=8, eval_batch_size=10, train_eval_chunks=5), result, epochs)

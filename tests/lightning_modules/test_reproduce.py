@@ -11,10 +11,10 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_modules import LanguageModel, SentimentRegressor
 from lightning_modules import trainer as module
+from lightning_modules.checkpoints import checkpoints
 from lightning_modules.experiment import duration
 from lightning_modules.trainer import write_atomically
 
@@ -23,14 +23,29 @@ DROPOUT = {"word_dropout": 0.3, "input_dropout": 0.4, "recurrent_dropout": 0.35,
 
 
 class Interrupt(L.Callback):
-    """Kills the run in the middle of an epoch, as a power cut would."""
+    """Kills the run in the middle of an epoch, after a batch that was not saved, as a power cut would."""
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, batch: int = 1) -> None:
         self.epoch = epoch
+        self.batch = batch
 
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        if trainer.current_epoch == self.epoch - 1 and trainer.global_step % 3 == 2:
+    def on_train_batch_end(self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+        if trainer.current_epoch == self.epoch - 1 and batch_index == self.batch:
             raise RuntimeError("power cut")
+
+
+class Trained(L.Callback):
+    """Keeps which batches were trained on, and the final parameters."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, int]] = []
+        self.parameters = torch.empty(0)
+
+    def on_train_batch_start(self, trainer: Any, model: Any, batch: Any, batch_index: int) -> None:
+        self.batches.append((trainer.current_epoch, batch_index))
+
+    def on_train_end(self, trainer: Any, model: Any) -> None:
+        self.parameters = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
 
 
 @pytest.fixture
@@ -55,6 +70,7 @@ def run(tmp_path: Path, result: Path, streams: Any, trainer: Any) -> Run:
         data: Any = None,
         tested_weights: str = "last",
         to: Path = result,
+        trainer_options: dict[str, Any] | None = None,
         data_options: dict[str, Any] | None = None,
         **changes: Any,
     ) -> dict[str, Any]:
@@ -62,16 +78,13 @@ def run(tmp_path: Path, result: Path, streams: Any, trainer: Any) -> Run:
         if model is None:
             options = {"learning_rate_decay": 1.5, "constant_epochs": 1, "mc_samples": 3} | DROPOUT | changes
             model = LanguageModel(11, options.pop("hidden_size", 6), **options)
-        every_epoch = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-        checkpoints = tmp_path / folder / "checkpoints"
         a_trainer = trainer(
-            ModelCheckpoint(checkpoints, filename="best", monitor=model.monitor, **every_epoch),  # type: ignore[arg-type]
-            ModelCheckpoint(checkpoints, filename="last", **every_epoch),  # type: ignore[arg-type]
+            *checkpoints(tmp_path / folder / "checkpoints", model.monitor),
             *callbacks,
             max_epochs=max_epochs,
             tested_weights=tested_weights,
             default_root_dir=tmp_path / folder,
-            gradient_clip_val=1.0,
+            **{"gradient_clip_val": 1.0} | (trainer_options or {}),
         )
         a_trainer.run_config = {"model": {"init_args": {"hidden_size": 6}}}
         if data_options:
@@ -282,6 +295,60 @@ def test_a_run_killed_within_an_epoch_and_resumed_equals_one_in_one_go(run: Run,
     in_parts = run(folder="in_parts", epoch_start=epoch_start)
     assert without_timings(in_parts) == without_timings(at_once)
     assert len(in_parts["provenance"]["resumed"]) == 2
+
+
+EVERY_BATCH = {"checkpoint_minutes": 0}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("options", "trainer_options"),
+    [
+        ({"epoch_start": "validation", "word_masks": "token"}, {}),
+        ({"cell": "gru", "time_masks": "fresh", "carry_state": False}, {}),
+        ({"weight_decay": 1e-2, "gate_masks": "untied"}, {"accumulate_grad_batches": 2}),
+        ({}, {"limit_train_batches": 4}),
+    ],
+    ids=["from validation", "no state", "accumulated", "limited"],
+)
+def test_a_run_saved_within_an_epoch_goes_on_from_there_and_ends_as_one_in_one_go(
+    options: dict[str, Any], trainer_options: dict[str, Any], batch: int, run: Run, streams: Any
+) -> None:
+    def language_model(folder: str, *callbacks: L.Callback) -> dict[str, Any]:
+        data = streams(sizes=(183, 61, 23), train_eval_windows=2)
+        return run(None, *callbacks, folder=folder, data=data, trainer_options=EVERY_BATCH | trainer_options, **options)
+
+    whole, part = Trained(), Trained()
+    at_once = language_model("at_once", whole)
+    for epoch in (1, 3):
+        with pytest.raises(RuntimeError, match="power cut"):
+            language_model("in_parts", part, Interrupt(epoch, batch))
+    in_parts = language_model("in_parts", part)
+    assert without_timings(in_parts) == without_timings(at_once)
+    assert torch.equal(part.parameters, whole.parameters)
+    unsaved = 2 if "accumulate_grad_batches" in trainer_options and batch % 2 else 1  # gradients are not saved
+    assert len(part.batches) == len(whole.batches) + 2 * unsaved
+    assert all(entry["seconds"] > 0 for entry in in_parts["curve"])
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_sentiment_run_saved_within_an_epoch_goes_on_from_there_and_ends_as_one_in_one_go(
+    accumulated: int, run: Run, reviews: Any
+) -> None:
+    def sentiment(folder: str, *callbacks: L.Callback) -> dict[str, Any]:
+        L.seed_everything(5, verbose=False)
+        model = SentimentRegressor(30, hidden_size=5, embedding_size=7, l2=1e-3, learning_rate=0.01, **DROPOUT)
+        options = EVERY_BATCH | {"accumulate_grad_batches": accumulated}
+        return run(None, *callbacks, folder=folder, model=model, data=reviews(num_train=39), trainer_options=options)
+
+    whole, part = Trained(), Trained()
+    at_once = sentiment("at_once", whole)
+    for epoch, batch in ((1, 2 * accumulated), (2, 3 * accumulated)):
+        with pytest.raises(RuntimeError, match="power cut"):
+            sentiment("in_parts", part, Interrupt(epoch, batch))
+    assert without_timings(sentiment("in_parts", part)) == without_timings(at_once)
+    assert torch.equal(part.parameters, whole.parameters)
+    assert len(part.batches) == len(whole.batches) + 2
 
 
 AS_IN_2015 = {"gate_activation": "hard_sigmoid", "dropout_scale": "test", "word_mask_sharing": "batch"}
@@ -497,9 +564,10 @@ def test_checkpoint_loads_into_the_same_model_with_its_curve(
 def test_last_checkpoint_is_there_although_validation_got_worse(run: Run, tmp_path: Path) -> None:
     run(None, Spoil(epoch=2))
     folder = tmp_path / "run" / "checkpoints"
-    assert {file.name for file in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {file.name for file in folder.iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert torch.load(folder / "best.ckpt")["epoch"] == 0
     assert torch.load(folder / "last.ckpt")["epoch"] == 2
+    assert torch.load(folder / "previous.ckpt")["epoch"] == 1
 
 
 # --- what an epoch leaves ---------------------------------------------------------------------------------------------
@@ -567,7 +635,9 @@ def test_training_does_not_go_on_from_a_run_with_other_hyper_parameters(language
         "provenance": [],
         "rng": {"cpu": torch.get_rng_state()},
     }
-    model._trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))
+    model._trainer = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0, accumulate_grad_batches=1
+    )
     with pytest.raises(ValueError, match=r"input_dropout: 0\.5 in the checkpoint, 0\.25 here"):
         model.on_load_checkpoint(checkpoint)
 
@@ -579,10 +649,13 @@ def test_a_checkpoint_from_elsewhere_is_refused(language_model: Any) -> None:
 
 def test_training_does_not_go_on_from_a_run_on_other_data_or_parts_of_it(language_model: Any) -> None:
     before, model = language_model(), language_model()
+    before._trainer = SimpleNamespace(world_size=1)
     before.options = {"batch_size": 20, "limit_train_batches": 100}
     checkpoint = {"state_dict": before.state_dict(), "hyper_parameters": dict(before.hparams)}
     before.on_save_checkpoint(checkpoint)
-    model._trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))
+    model._trainer = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0, accumulate_grad_batches=1
+    )
     model.options = {"batch_size": 20, "limit_train_batches": None}
     with pytest.raises(ValueError, match="limit_train_batches: 100 in the checkpoint, not given here"):
         model.on_load_checkpoint(checkpoint)

@@ -47,8 +47,8 @@ def record_samples(model: SentimentRegressor) -> list[torch.Tensor]:
     samples: list[torch.Tensor] = []
     sample = model.sample
 
-    def recording(words: torch.Tensor, number: int, *key: int) -> torch.Tensor:
-        samples.append(sample(words, number, *key))
+    def recording(words: torch.Tensor, number: int, *key: int, **place: Any) -> torch.Tensor:
+        samples.append(sample(words, number, *key, **place))
         return samples[-1]
 
     model.sample = recording  # type: ignore[method-assign]

@@ -1,0 +1,91 @@
+"""Batches of another size, or computed in parts."""
+
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+DROPOUT = {"word_dropout": 0.3, "input_dropout": 0.4, "recurrent_dropout": 0.35, "output_dropout": 0.45}
+
+
+def trained(trainer: Any, model: Any, data: Any, recorder: Any, **options: Any) -> tuple[list[Any], torch.Tensor]:
+    """Gradients of every step, and the final parameters."""
+    recorder.gradients.clear()
+    L.seed_everything(3, verbose=False)
+    trainer(recorder, max_epochs=2, **options).fit(model.double(), datamodule=data)
+    return [*recorder.gradients], torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+def compare(of_parts: tuple[list[Any], torch.Tensor], at_once: tuple[list[Any], torch.Tensor]) -> None:
+    assert len(of_parts[0]) == len(at_once[0])
+    for in_parts, whole in zip(of_parts[0], at_once[0], strict=True):
+        for name, gradient in whole.items():
+            torch.testing.assert_close(in_parts[name], gradient, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(of_parts[1], at_once[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gate_masks": "untied", "epoch_start": "validation"},
+        {"cell": "gru", "word_masks": "token", "time_masks": "fresh"},
+    ],
+    ids=["untied", "fresh"],
+)
+def test_accumulated_gradients_of_the_streams_of_a_window_are_those_of_the_window(
+    options: dict[str, Any], parts: int, language_model: Any, streams: Any, trainer: Any, recorder: Any
+) -> None:
+    runs = []
+    for k in (parts, 1):
+        torch.manual_seed(1)
+        model = language_model(**DROPOUT, **options, weight_decay=0.01)
+        runs.append(trained(trainer, model, streams(), recorder, accumulate_grad_batches=k, gradient_clip_val=1.3))
+    compare(*runs)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("sharing", ["sequence", "batch"])
+def test_accumulated_gradients_of_parts_of_a_batch_are_those_of_the_batch(
+    sharing: str, parts: int, regressor: Any, reviews: Any, trainer: Any, recorder: Any
+) -> None:
+    runs = []
+    for k in (parts, 1):
+        torch.manual_seed(1)
+        model = regressor(**DROPOUT, word_mask_sharing=sharing, l2=1e-2)
+        runs.append(trained(trainer, model, reviews(num_train=21), recorder, accumulate_grad_batches=k))
+    compare(*runs)  # the last of three batches has 5 texts
+
+
+def first_rate(trainer: Any, model: Any, data: Any, recorder: Any) -> float:
+    trainer(recorder, max_epochs=1).fit(model, datamodule=data)
+    return recorder.rates[0]
+
+
+@pytest.mark.parametrize(("reference", "rate"), [(None, 0.5), (4, 0.5), (2, 1.0), (8, 0.25)])
+def test_the_learning_rate_follows_the_batch_size_only_where_it_is_told_what_it_is_for(
+    reference: int | None,
+    rate: float,
+    language_model: Any,
+    streams: Any,
+    trainer: Any,
+    recorder: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = language_model(learning_rate=0.5, reference_batch_size=reference)
+    assert first_rate(trainer, model, streams(batch_size=4), recorder) == rate
+    told = f"learning_rate 0.5 is for {reference} sequences: {rate:g} for 4"
+    assert (told in capsys.readouterr().out) == (reference is not None)
+
+
+def test_the_learning_rate_of_a_sentiment_run_follows_the_batch_size_too(
+    regressor: Any, reviews: Any, trainer: Any, recorder: Any
+) -> None:
+    model = regressor(learning_rate=0.01, reference_batch_size=2)
+    assert first_rate(trainer, model, reviews(batch_size=8), recorder) == pytest.approx(0.04)
+
+
+def test_a_reference_batch_size_below_one_is_refused(language_model: Any, streams: Any, trainer: Any) -> None:
+    with pytest.raises(ValueError, match="reference_batch_size must be at least 1, got 0"):
+        trainer(max_epochs=1).fit(language_model(reference_batch_size=0), datamodule=streams())
