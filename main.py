@@ -145,6 +145,15 @@ def main(arguments: list[str], trainer_class: type[Trainer] = Trainer) -> None:
         run(trainer_class)
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)  # Lightning would end with status 0, as if the run had finished
+    except RuntimeError as error:
+        if "TRACEBACK" in os.environ or not re.search("gloo|nccl", str(error), re.IGNORECASE):
+            raise
+        print(
+            f"error: another process of this run has ended, or cannot be reached ({str(error).splitlines()[0]}): "
+            "start the same command again, it goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except (ValueError, OSError, MisconfigurationException, UnpicklingError) as error:
         if "TRACEBACK" in os.environ:
             raise

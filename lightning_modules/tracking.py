@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 PROJECT = "variational-rnn"
 FAILURES = (wandb.errors.Error, OSError)  # of W&B, its process, its server, the disk
 LOWER_IS_BETTER = ("train_*", "valid_*", "test_ppl*", "test_rmse*")
-ID_FILE = "wandb_id"  # in the run's folder
+ID_FILE, LOCK_FILE = "wandb_id", "lock"  # in the run's folder
 
 SETTINGS: dict[str, Any] = {
     "init_timeout": 30.0,  # seconds; a server that does not answer must not hold up a run
@@ -85,26 +85,27 @@ def place(result: Path) -> tuple[str, str, str, int]:
 
 
 LOCKS: dict[Path, IO[str]] = {}
-"""Id files of runs of this process: what others see by its end, however it ends."""
+"""Files of the runs of this process, by folder: what others see by its end, however it ends."""
 
 
-def hold(id_file: Path) -> Path:
-    """Mark a run as one of this process, for as long as it lives.
+def hold(root: Path) -> None:
+    """Mark the run in a folder as one of this process, for as long as it lives.
 
     Raises:
         ValueError: it is one of another process.
     """
-    if id_file not in LOCKS:
-        file = id_file.open("a")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"{id_file.parent} is the folder of a run that another process has not ended: "
-                "wait for it, or choose another folder (trainer.default_root_dir; RUNS=... for make)"
-            ) from error
-        LOCKS[id_file] = file
-    return id_file
+    if root in LOCKS:
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    file = (root / LOCK_FILE).open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"{root} is the folder of a run that another process has not ended: "
+            "wait for it, or choose another folder (trainer.default_root_dir; RUNS=... for make)"
+        ) from error
+    LOCKS[root] = file
 
 
 class WandbLogger(loggers.WandbLogger):
@@ -160,7 +161,8 @@ class WandbLogger(loggers.WandbLogger):
         if self._experiment is None:
             self._experiment = start(**self._wandb_init)
             if self._id_file is not None and not self._experiment.disabled:
-                hold(self._id_file).write_text(f"{self._id}\n")
+                hold(self._id_file.parent)
+                self._id_file.write_text(f"{self._id}\n")
             self._experiment.define_metric("trainer/global_step")
             self._experiment.define_metric("epoch")
             self._experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
@@ -237,9 +239,9 @@ def default_loggers(root: Path, result: Path | None, kind: str, is_resumed: bool
 
 def is_running(root: Path) -> bool:
     """Whether a process still records a run in this folder."""
-    if not (root / ID_FILE).is_file():
+    if not (root / LOCK_FILE).is_file():
         return False
-    with (root / ID_FILE).open() as file:
+    with (root / LOCK_FILE).open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

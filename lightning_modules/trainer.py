@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_modules.checkpoints import LAST, WholeFiles, find_checkpoint
 from lightning_modules.experiment import Experiment
-from lightning_modules.tracking import WandbLogger, place
+from lightning_modules.tracking import WandbLogger, hold, place
 
 CODE = ("main.py", "pyproject.toml", "configs", "datamodules", "lightning_modules", "variational_rnn")
 """What a run depends on: uncommitted changes there make its provenance "dirty"."""
@@ -68,7 +69,7 @@ class Trainer(L.Trainer):
         result: Path,
         epochs: int | None = None,
     ) -> None:
-        """Train, test, and write the result file. An interrupted run goes on from its last checkpoint.
+        """Train, test, and write the result file. An interrupted run goes on from its last checkpoint that is whole.
 
         Args:
             model: to be trained.
@@ -77,7 +78,9 @@ class Trainer(L.Trainer):
             epochs: stop after this many epochs of the schedule that trainer.max_epochs defines.
 
         Raises:
-            ValueError: epochs is less than 1, or result has another form.
+            ValueError: epochs is less than 1, result has another form, another process is at this run, or all its
+                checkpoints are damaged.
+            OSError: result cannot be written.
         """
         if epochs is not None and epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
@@ -86,6 +89,9 @@ class Trainer(L.Trainer):
             raise ValueError(
                 f"{result} is for seed {seed}, but seed_everything is {self.run_config['seed_everything']}"
             )
+        if self.is_global_zero:
+            hold(Path(self.default_root_dir))
+            check_writable(result)
         model.provenance = [provenance(self.strategy.root_device, self.world_size)]
         options = self.run_config.get("data", {}).get("init_args", {}) | self.run_config.get("trainer", {})
         model.options = {name: options[name] for name in KEPT_OPTIONS if name in options}
@@ -223,6 +229,20 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def check_writable(path: Path) -> None:
+    """Find out before hours of work whether a file can be written.
+
+    Raises:
+        OSError: it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        reason = f"{path} could not be written ({error.strerror}): choose another folder (result; RESULTS=... for make)"
+        raise OSError(reason) from error
 
 
 def write_atomically(path: Path, text: str) -> None:

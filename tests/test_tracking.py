@@ -366,7 +366,7 @@ def test_a_folder_in_use_is_not_trained_in_by_another_process(train: Call, tmp_p
     code = f"""
 from pathlib import Path
 from lightning_modules import tracking
-tracking.hold(Path({str(tmp_path / "run" / ID_FILE)!r}))
+tracking.hold(Path({str(tmp_path / "run")!r}))
 print("held", flush=True)
 input()
 """

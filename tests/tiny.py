@@ -1,6 +1,9 @@
 """A run that takes a second, on the fixture `tiny_treebank`."""
 
+import sys
 from pathlib import Path
+
+from datamodules import penn_treebank
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SMALL = ["--config", str(CONFIGS / "ptb/small/variational_tied.yaml")]
@@ -22,3 +25,18 @@ def tiny_run(tmp_path: Path, *more: str, logger: tuple[str, ...] = ("--trainer.l
         *("--trainer.enable_model_summary", "false"),
         *more,
     ]
+
+
+def tiny_program(tmp_path: Path) -> list[str]:
+    """Command of a process of its own for which the fixture `tiny_treebank` passes for the real one, too."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(CONFIGS.parent)!r})\n"
+        "import main\n"
+        "from datamodules import penn_treebank\n"
+        f"penn_treebank.SHA256, penn_treebank.COUNTS = {penn_treebank.SHA256!r}, {penn_treebank.COUNTS!r}\n"
+        "if __name__ == '__main__':\n"
+        "    main.main(sys.argv[1:])\n"
+    )
+    return [sys.executable, str(script)]

@@ -1,0 +1,313 @@
+"""What ends a run before its time: nothing computed is lost, nothing damaged is left, and it says what to do."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from lightning_modules.checkpoints import WholeFiles, check_whole, find_checkpoint
+from tests.tiny import tiny_program, tiny_run
+
+Call = Callable[..., Any]
+RESULT = "results/ptb/small/variational_tied/seed0.json"
+
+
+def options(tmp_path: Path, folder: str, *more: str) -> list[str]:
+    """A run of three epochs of 12 windows in a folder, saved after every window."""
+    return [
+        "reproduce",
+        *tiny_run(tmp_path, "--result", str(tmp_path / folder / RESULT), "--epochs", "3"),
+        *("--trainer.default_root_dir", str(tmp_path / folder)),
+        *("--trainer.checkpoint_minutes", "0"),
+        *more,
+    ]
+
+
+def outcome(tmp_path: Path, folder: str) -> dict[str, Any]:
+    """Result and final parameters of a run, without what differs between equal runs."""
+    report = json.loads((tmp_path / folder / RESULT).read_text())
+    for values in (report["metrics"], *report["curve"]):
+        for measured in ("seconds", "words_per_s"):
+            del values[measured]
+    last = torch.load(tmp_path / folder / "checkpoints/last.ckpt", weights_only=False)
+    return {
+        "metrics": report["metrics"],
+        "curve": report["curve"],
+        "parameters": {name: value.tolist() for name, value in last["state_dict"].items()},
+    }
+
+
+def damage(file: Path) -> None:
+    """Turn over one bit of a parameter, which torch.load does not notice."""
+    with zipfile.ZipFile(file) as archive:
+        part = max(archive.infolist(), key=lambda info: info.file_size)
+    content = bytearray(file.read_bytes())
+    content[part.header_offset + 100 + part.file_size // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    file = tmp_path / "checkpoints/last.ckpt"
+    WholeFiles().save_checkpoint({"weights": torch.arange(1000.0)}, file)
+    return file
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_reads_as_it_was_written(checkpoint: Path) -> None:
+    assert torch.equal(WholeFiles().load_checkpoint(checkpoint)["weights"], torch.arange(1000.0))
+    assert [file.name for file in checkpoint.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_bit_that_is_turned_over_is_found(checkpoint: Path) -> None:
+    damage(checkpoint)
+    assert not torch.equal(
+        torch.load(checkpoint)["weights"], torch.arange(1000.0)
+    )  # torch reads it as if it were whole
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged: its part .*data/0"):
+        WholeFiles().load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, -1])
+def test_a_checkpoint_that_is_cut_off_is_found(kept: int, checkpoint: Path) -> None:
+    checkpoint.write_bytes(checkpoint.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged"):
+        check_whole(checkpoint)
+
+
+def test_a_full_disk_leaves_the_former_checkpoint_whole_and_no_part(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"last\.ckpt of 0 MB cannot be written \(No space left on device\)"):
+        WholeFiles().save_checkpoint({"weights": torch.zeros(7)}, checkpoint)
+    assert torch.equal(WholeFiles().load_checkpoint(checkpoint)["weights"], torch.arange(1000.0))
+    assert [file.name for file in checkpoint.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_the_checkpoint_before_is_taken_where_the_last_one_is_damaged_or_missing(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoint.parent
+    assert find_checkpoint(folder) == checkpoint
+    previous = folder / "previous.ckpt"
+    shutil.copy(checkpoint, previous)
+    damage(checkpoint)
+    assert find_checkpoint(folder) == previous
+    assert re.search(r"last\.ckpt is damaged.*going on from the one before, .*previous\.ckpt", capsys.readouterr().out)
+    checkpoint.unlink()  # as between moving it aside and writing the next
+    assert find_checkpoint(folder) == previous
+    damage(previous)
+    with pytest.raises(ValueError, match=r"previous\.ckpt is damaged.*Delete .*checkpoints to begin anew"):
+        find_checkpoint(folder)
+    previous.unlink()
+    assert find_checkpoint(folder) is None
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_and_ends_alike(
+    call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    assert call(*options(tmp_path, "whole")).status == 0
+    assert call(*options(tmp_path, "damaged", "--epochs", "2")).status == 0
+    damage(tmp_path / "damaged/checkpoints/last.ckpt")
+    resumed = call(*options(tmp_path, "damaged"))
+    assert resumed.status == 0, resumed.err
+    assert "is damaged" in resumed.out
+    assert outcome(tmp_path, "damaged") == outcome(tmp_path, "whole")
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+class Send(L.Callback):
+    """Sends this process a signal after a batch."""
+
+    number: int
+    batch: int
+
+    def on_train_batch_end(self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+        if (trainer.current_epoch, batch_index) == (1, self.batch):
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("batch", [0, 7, 11])
+def test_a_run_that_is_asked_to_stop_saves_where_it_is_and_goes_on_from_there(
+    number: signal.Signals, batch: int, call: Call, tiny_treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rarely = ("--trainer.checkpoint_minutes", "60")
+    assert call(*options(tmp_path, "whole", *rarely)).status == 0
+    monkeypatch.setattr(Send, "number", number, raising=False)
+    monkeypatch.setattr(Send, "batch", batch, raising=False)
+    stopped = call(*options(tmp_path, "stopped", *rarely, "--trainer.callbacks+=tests.test_faults.Send"))
+    assert stopped.status == 128 + number
+    last = tmp_path / "stopped/checkpoints/last.ckpt"
+    assert f"stopped by {number.name}: the same command goes on from {last}" in stopped.out
+    assert torch.load(last, weights_only=False)["global_step"] == 12 + batch + 1
+    assert not (tmp_path / "stopped" / RESULT).exists()
+    assert call(*options(tmp_path, "stopped", *rarely)).status == 0
+    assert outcome(tmp_path, "stopped") == outcome(tmp_path, "whole")
+
+
+class SendInTest(L.Callback):
+    """Sends this process a signal in the test."""
+
+    number: int
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        os.kill(os.getpid(), self.number)
+
+
+def test_a_run_that_is_asked_to_stop_in_its_test_ends_at_once_and_is_only_tested_again(
+    call: Call, tiny_treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SendInTest, "number", signal.SIGUSR1, raising=False)
+    run = options(tmp_path, "run", "--trainer.callbacks+=tests.test_faults.SendInTest")
+    assert call(*run).status == 128 + signal.SIGUSR1
+    saved = (tmp_path / "run/checkpoints/last.ckpt").read_bytes()
+    again = call(*run)
+    assert again.status == 2, "or a job whose test is longer than its time would be started for ever"
+    assert "time limit came before the end of a test" in again.err
+    assert call(*options(tmp_path, "run")).status == 0
+    assert (tmp_path / "run/checkpoints/last.ckpt").read_bytes() == saved
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_that_cannot_be_written_ends_the_run_before_it_trains(
+    call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/results").write_text("a file where a folder should be")
+    ended = call(*options(tmp_path, "run"))
+    assert ended.status == 2
+    assert f"{tmp_path / 'run' / RESULT} could not be written (Not a directory): choose another folder" in ended.err
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A run in a process of its own."""
+    outside = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "PL_", "LOCAL_RANK"))}
+    return subprocess.Popen(
+        [*tiny_program(tmp_path), *arguments],
+        env=outside | {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "cache"), "HF_DATASETS_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Its exit status and what it printed."""
+    printed, _ = process.communicate(timeout=180)
+    return process.returncode, printed
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_as_one_in_one_go(tiny_treebank: Path, tmp_path: Path) -> None:
+    status, printed = finish(start(tmp_path, *options(tmp_path, "whole")))
+    assert status == 0, printed
+    last, source = tmp_path / "killed/checkpoints/last.ckpt", random.Random(1)
+    for _ in range(4):
+        process = start(tmp_path, *options(tmp_path, "killed"))
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        wait_for(lambda: last.exists() and last.stat().st_mtime_ns > before, process)  # noqa: B023
+        time.sleep(source.uniform(0, 0.3))  # in a step, in an evaluation, or while a checkpoint is written
+        os.killpg(process.pid, signal.SIGKILL)
+        finish(process)
+        if (tmp_path / "killed" / RESULT).exists():
+            break
+    status, printed = finish(start(tmp_path, *options(tmp_path, "killed")))
+    assert status == 0, printed
+    assert outcome(tmp_path, "killed") == outcome(tmp_path, "whole")
+
+
+@pytest.mark.slow
+def test_the_death_of_one_process_ends_the_others_and_the_run_goes_on_from_its_checkpoint(
+    tiny_treebank: Path, tmp_path: Path
+) -> None:
+    together = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+    status, printed = finish(start(tmp_path, *options(tmp_path, "whole", *together)))
+    assert status == 0, printed
+    last = tmp_path / "killed/checkpoints/last.ckpt"
+    for rank in (1, 0):
+        process = start(tmp_path, *options(tmp_path, "killed", *together))
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        wait_for(lambda: last.exists() and last.stat().st_mtime_ns > before, process)  # noqa: B023
+        found = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "program.py"], capture_output=True, text=True)
+        victims = [process.pid, *map(int, found.stdout.split())]
+        assert len(victims) == 2
+        os.kill(victims[rank], signal.SIGKILL)
+        status, printed = finish(process)
+        assert status != 0
+        assert "start the same command again, it goes on from the last checkpoint" in printed
+    status, printed = finish(start(tmp_path, *options(tmp_path, "killed", *together)))
+    assert status == 0, printed
+    assert "resumed from" in printed
+    assert outcome(tmp_path, "killed") == outcome(tmp_path, "whole")
+
+
+@pytest.mark.slow
+def test_of_two_runs_started_for_the_same_target_one_wins_and_the_other_says_so(
+    tiny_treebank: Path, tmp_path: Path
+) -> None:
+    processes = [start(tmp_path, *options(tmp_path, "run")) for _ in range(2)]
+    (won, _), (lost, printed) = sorted(map(finish, processes))
+    assert (won, lost) == (0, 2)
+    assert f"{tmp_path / 'run'} is the folder of a run that another process has not ended: wait for it" in printed
+    assert (tmp_path / "run" / RESULT).exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk that holds one checkpoint, not three."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("no right to mount a small tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_run_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
+    call: Call, small_disk: Path, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    assert call(*options(tmp_path, "whole")).status == 0
+    ended = call(*options(tmp_path, "full"))
+    assert ended.status == 2
+    assert "cannot be written (No space left on device). When there is room" in ended.err
+    left = sorted(file.name for file in (small_disk / "checkpoints").iterdir())
+    assert not [name for name in left if name.endswith(".part")]
+    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    resumed = call(*options(tmp_path, "full"))
+    assert resumed.status == 0, resumed.err
+    assert outcome(tmp_path, "full") == outcome(tmp_path, "whole")
