@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +22,27 @@ LOSSES = """class WriteLosses(L.Callback):
 
     def on_fit_end(self, trainer, model):
         (folder / f"steps{trainer.global_rank}.json").write_text(json.dumps(self.seen))
+
+    def on_exception(self, trainer, model, exception):
+        self.on_fit_end(trainer, model)
+
+
+class Stop(L.Callback):
+    # Asks the last process to stop in the second epoch.
+
+    def on_train_batch_end(self, trainer, model, outputs, batch, batch_index):
+        if trainer.is_last_batch or trainer.current_epoch != 1 or batch_index != 1:
+            return
+        if trainer.global_rank == trainer.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+checkpoint_module.CHECK_EVERY = 1
+stop = [Stop()] if options.pop("is_stopped", False) else []
 """
 
 SCRIPT = """
-import json, sys
+import json, os, signal, sys
 from pathlib import Path
 
 import lightning as L
@@ -32,7 +50,7 @@ import torch
 
 from datamodules.streams import TokenStreams
 from lightning_modules import LanguageModel
-from lightning_modules.checkpoints import checkpoints
+from lightning_modules import checkpoints as checkpoint_module
 from lightning_modules.trainer import Trainer
 
 devices, dropout, epochs, folder = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
@@ -58,7 +76,7 @@ trainer = Trainer(
     accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=3, logger=False,
     enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
     gradient_clip_val=1.3, default_root_dir=folder,
-    callbacks=[*checkpoints(folder, "valid_ppl"), WriteLosses()],
+    callbacks=[*checkpoint_module.checkpoints(folder, "valid_ppl"), WriteLosses(), *stop],
 )
 result = folder / "results" / "ptb" / "tiny" / "row" / "seed3.json"
 trainer.reproduce(model, RandomStreams(batch_size=4, window=5, train_eval_windows=2), result, epochs)
@@ -66,7 +84,7 @@ trainer.reproduce(model, RandomStreams(batch_size=4, window=5, train_eval_window
 
 
 SENTIMENT = """
-import json, sys
+import json, os, signal, sys
 from pathlib import Path
 
 import lightning as L
@@ -75,7 +93,7 @@ from datasets import Dataset, DatasetDict
 
 from datamodules.rated_sequences import RatedSequences
 from lightning_modules import SentimentRegressor
-from lightning_modules.checkpoints import checkpoints
+from lightning_modules import checkpoints as checkpoint_module
 from lightning_modules.trainer import Trainer
 
 devices, dropout, epochs, folder = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
@@ -108,7 +126,7 @@ trainer = Trainer(
     accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=3, logger=False,
     enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
     default_root_dir=folder,
-    callbacks=[*checkpoints(folder, "valid_rmse"), WriteLosses()],
+    callbacks=[*checkpoint_module.checkpoints(folder, "valid_rmse"), WriteLosses(), *stop],
 )
 result = folder / "results" / "ptb" / "tiny" / "row" / "seed3.json"
 trainer.reproduce(model, RandomReviews(batch_size=8, eval_batch_size=10, train_eval_chunks=5), result, epochs)
@@ -130,10 +148,11 @@ def run(
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == (128 + signal.SIGTERM if options.get("is_stopped") else 0), done.stderr
     steps = [json.loads((folder / f"steps{rank}.json").read_text()) for rank in range(devices)]
     assert all(of_rank == steps[0] for of_rank in steps)
-    return json.loads((folder / "results/ptb/tiny/row/seed3.json").read_text()), steps[0]
+    result = folder / "results/ptb/tiny/row/seed3.json"
+    return json.loads(result.read_text()) if result.exists() else {}, steps[0]
 
 
 MEASURED = ("gradient_norm", "words_per_s", "seconds", "wall_time_s")
@@ -180,3 +199,19 @@ def test_a_resumed_run_makes_the_steps_of_an_uninterrupted_one_on_another_number
     assert [*first, *second] == pytest.approx(steps, rel=1e-6)
     same(whole["metrics"], report["metrics"])
     assert len(report["provenance"]["resumed"]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [SCRIPT, SENTIMENT])
+def test_a_run_stopped_in_mid_epoch_by_a_signal_to_one_process_goes_on_exactly_on_another_number_of_them(
+    code: str, tmp_path: Path
+) -> None:
+    options = {"epoch_start": "validation"} if code == SCRIPT else {"word_mask_sharing": "batch"}
+    whole, steps = run(tmp_path / "whole", 1, code, **options)
+    _, first = run(tmp_path / "parts", 2, code, is_stopped=True, **options)
+    report, second = run(tmp_path / "parts", 1, code, **options)
+    assert len(first) == len(steps) // 3 + 2
+    assert [*first, *second] == pytest.approx(steps, rel=1e-6)
+    for alone, together in zip(whole["curve"], report["curve"], strict=True):
+        same(alone, together)
+    same(whole["metrics"], report["metrics"])
