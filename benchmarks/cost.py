@@ -20,6 +20,7 @@ import torch
 from datamodules.streams import TokenStreams
 from lightning_modules import LanguageModel
 from lightning_modules.experiment import duration
+from lightning_modules.optim import DecoupledSGD
 from lightning_modules.trainer import Trainer
 from main import main
 
@@ -37,13 +38,13 @@ class MeasuringTrainer(Trainer):
         """Print the time of one run: its epochs with validation, and its test with all MC samples."""
         planned = min(epochs or self.max_epochs or 0, self.max_epochs or 0)
         last = Path(self.default_root_dir) / "checkpoints" / "last.ckpt"
-        done = torch.load(last, mmap=True, weights_only=False)["epoch"] + 1 if last.exists() else 0
+        done = len(torch.load(last, mmap=True, weights_only=False)["curve"]) if last.exists() else 0
         datamodule.prepare_data()
         datamodule.setup("fit")
         model.to(self.strategy.root_device)
 
         windows = datamodule.train_dataloader()
-        [optimizer], _ = model.configure_optimizers()
+        optimizer = DecoupledSGD(model.parameters(), lr=model.learning_rate, decay=model.weight_decay)
 
         def train(batch: Any) -> None:
             batch = self.strategy.batch_to_device(batch)

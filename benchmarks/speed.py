@@ -254,14 +254,20 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
     return str(pd.DataFrame(rows).fillna("–").to_markdown(index=False, disable_numparse=True))
 
 
+def origin(provenance: dict[str, Any]) -> str:
+    """Where measurements come from, in one line."""
+    hardware, versions = provenance["hardware"], provenance["versions"]
+    processor = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
+    return (
+        f"{processor}; torch {versions['torch']}, Python {versions['python']}; commit {provenance['commit'][:7]}"
+        f"{' with changes' if provenance['dirty'] else ''}, {provenance['date'][:10]}."
+    )
+
+
 def tables(result: dict[str, Any]) -> str:
     """The measurements as Markdown."""
-    origin = result["provenance"]
-    hardware, versions = origin["hardware"], origin["versions"]
-    processor = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
     text = [
-        f"{processor}; torch {versions['torch']}, Python {versions['python']}; commit {origin['commit'][:7]}"
-        f"{' with changes' if origin['dirty'] else ''}, {origin['date'][:10]}.",
+        origin(result["provenance"]),
         "**A layer, forward and backward**: time of the other / ours, tied masks per sequence unless it says else. In "
         "bfloat16 both are under autocast. Shapes are steps, sequences, input size, hidden size.",
     ]

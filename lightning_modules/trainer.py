@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_modules.checkpoints import LAST, WholeFiles, find_checkpoint
@@ -61,6 +62,9 @@ class Trainer(L.Trainer):
         self.tested_weights = tested_weights
         self.checkpoint_minutes = checkpoint_minutes
         self.strategy.checkpoint_io = WholeFiles()
+        environment = self._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment):
+            environment.auto_requeue = False  # it would save in the middle of a step; LastCheckpoint does at its end
 
     def reproduce(
         self,
