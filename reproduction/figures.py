@@ -249,7 +249,7 @@ def _legend(figure: Figure, more: Sequence[Artist] = ()) -> None:
     }
     handles = [*entries.values(), *more]
     longest = max(len(str(handle.get_label())) for handle in handles)
-    fitting = 105 // (longest + 8)  # what the figure is wide enough for, in characters
+    fitting = int(figure.get_figwidth() * 11.6) // (longest + 8)  # what the figure is wide enough for, in characters
     wanted = len(handles) if len(handles) < 5 else 3
     figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(wanted, fitting)))
 

@@ -185,3 +185,13 @@ def test_mc_has_a_line_over_the_number_of_samples_and_the_approximation_beside_i
     assert list(line.get_xdata()) == [1, 2, 5]
     assert list(line.get_ydata()) == [120.0, 95.0, 83.0]
     assert list(approximation.get_ydata()) == [85.0, 85.0]
+
+
+def test_the_legend_of_mc_is_no_wider_than_the_figure(folder: Path, write_result: WriteResult) -> None:
+    metrics = {"valid_ppl": 90.0, "test_ppl": 85.0, "test_ppl_mc_1": 99.0, "test_ppl_mc": 83.0, "mc_samples": 5.0}
+    for row in ("variational_tied", "variational_untied"):
+        write_result("ptb", "small", row, metrics=metrics)
+    figure = draw_mc("small", load_results(folder))
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert 0 < box.x0 < box.x1 < figure.bbox.x1
