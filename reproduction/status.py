@@ -53,7 +53,7 @@ def status(result: Path, folder: Path, job: Job | None) -> Status:
 
 
 def _epochs(folder: Path) -> tuple[int, int]:
-    """Epochs in a run's CSV log, which is written every hundred steps, and those that it is to make."""
+    """Epochs in a run's CSV log, and those that it is to make."""
     if not (folder / "config.yaml").is_file():
         return 0, 0
     config = yaml.safe_load((folder / "config.yaml").read_text())
