@@ -182,10 +182,10 @@ clean: ## remove runs (checkpoints, logs) and caches; results stay
 options = --config configs/$(patsubst %/,%,$(dir $(1))).yaml --seed_everything $(patsubst seed%,%,$(notdir $(1))) \
 	--data.init_args.data_dir "$(DATA_DIR)" --trainer.default_root_dir $(RUNS)/$(1) --trainer.devices $(DEVICES) --trainer.num_nodes $(NODES)
 reproduce = reproduce $(call options,$(1)) --result $(RESULTS)/$(1).json $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
-commands = $(foreach file,$(1),'$(call reproduce,$(file:$(RESULTS)/%.json=%))')
+commands = $(foreach file,$(1),'$(subst ','\'',$(call reproduce,$(file:$(RESULTS)/%.json=%)))')
 # $(call submit,result files): those that are missing, as an array of jobs
-submit = $(if $(call missing,$(1)),.venv/bin/python -m reproduction.slurm --logs $(RUNS)/slurm $(call commands,$(call missing,$(1))) \
-	--options='$(SLURM) --job-name=$@ --nodes=$(NODES) --ntasks-per-node=$(DEVICES)',echo "All runs are there: nothing to submit. Without LAUNCH=slurm, make $@ shows the table.")
+submit = $(if $(call missing,$(1)),.venv/bin/python -m reproduction.slurm --logs $(RUNS)/slurm --runs $(call commands,$(call missing,$(1))) \
+	-- $(SLURM) --job-name=$@ --nodes=$(NODES) --ntasks-per-node=$(DEVICES),echo "All runs are there: nothing to submit. Without LAUNCH=slurm, make $@ shows the table.")
 
 $(RESULTS)/%.json: $$(call unfinished,$$@) | .venv/ready
 	@.venv/bin/python main.py $(call reproduce,$*)

@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -67,9 +66,11 @@ def _output(*command: str) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Submit what is not in the queue, and say what was."""
     parser = argparse.ArgumentParser(prog="python -m reproduction.slurm", description="Submit runs to Slurm.")
-    parser.add_argument("runs", nargs="+", help='what follows main.py, each in quotes: "reproduce --config ..."')
+    parser.add_argument("options", nargs="*", help="of sbatch, after --: -- --partition=gpu --time=8:00:00")
+    parser.add_argument(
+        "--runs", nargs="+", required=True, help='what follows main.py, each in quotes: "reproduce ..."'
+    )
     parser.add_argument("--logs", type=Path, required=True, help="folder of the jobs' logs")
-    parser.add_argument("--options", type=shlex.split, default=[], help='of sbatch: "--partition=gpu --time=8:00:00"')
     chosen = parser.parse_args(arguments)
     if shutil.which("sbatch") is None:
         sys.exit('LAUNCH="slurm": there is no sbatch here; use a login node of a cluster, or leave LAUNCH out')

@@ -291,11 +291,11 @@ def test_slurm_is_given_what_is_missing_and_nothing_runs_here(
     slurm = ("-n", "reproduce-ptb", "LAUNCH=slurm", "SIZE=small", "GPU=", "DEVICES=4", "NODES=2")
     done = make(*slurm, "ROWS=moon zaremba", "SEEDS=0 1", "SLURM=--partition=gpu --time=8:00:00")
     [submission] = [line for line in done.stdout.replace("\\\n", " ").splitlines() if ".venv/bin/python" in line]
-    assert f"-m reproduction.slurm --logs {tmp_path}/runs/slurm 'reproduce --config" in submission
+    assert f"-m reproduction.slurm --logs {tmp_path}/runs/slurm --runs 'reproduce --config" in submission
     assert re.findall(r"--result \S+/small/(\S+)\.json", submission) == ["moon/seed1", "zaremba/seed0", "zaremba/seed1"]
     assert submission.count("--trainer.devices 4 --trainer.num_nodes 2") == 3
     assert submission.endswith(
-        "--options='--partition=gpu --time=8:00:00 --job-name=reproduce-ptb --nodes=2 --ntasks-per-node=4'"
+        "-- --partition=gpu --time=8:00:00 --job-name=reproduce-ptb --nodes=2 --ntasks-per-node=4"
     )
     assert "nothing to submit" in make(*slurm, "ROWS=moon").stdout
     sentiment = make("-n", "reproduce-sentiment", "LAUNCH=slurm", "CURVES=naive_gru").stdout
