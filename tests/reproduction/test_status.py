@@ -66,9 +66,9 @@ def test_a_run_that_holds_its_lock_is_running_and_when_it_ends_without_a_result_
     shown: Callable[..., list[str]], begin: Callable[..., Path]
 ) -> None:
     folder = begin(2)
-    held = tracking.hold(folder / tracking.ID_FILE)
+    tracking.hold(folder)
     assert shown() == [f"{RUN} running 2 of 13", "1 running"]
-    tracking.LOCKS.pop(held).close()
+    tracking.LOCKS.pop(folder).close()
     assert shown() == [f"{RUN} stopped 2 of 13", "1 stopped"]
 
 
@@ -76,9 +76,10 @@ def test_a_finished_run_that_is_continued_is_running(
     shown: Callable[..., list[str]], begin: Callable[..., Path], write_result: WriteResult
 ) -> None:
     write_result("ptb", "small", "moon", epochs=3, planned_epochs=13)
-    held = tracking.hold(begin(4, asked=6) / tracking.ID_FILE)
+    folder = begin(4, asked=6)
+    tracking.hold(folder)
     assert shown() == [f"{RUN} running 4 of 6", "1 running"]
-    tracking.LOCKS.pop(held).close()
+    tracking.LOCKS.pop(folder).close()
 
 
 def test_a_job_that_ended_without_a_result_has_failed_and_its_log_is_named(
@@ -89,7 +90,7 @@ def test_a_job_that_ended_without_a_result_has_failed_and_its_log_is_named(
     assert shown() == [f"{RUN} failed 1 of 13 {log}", "1 failed"]
 
 
-def test_jobs_are_queued_or_running_wherever_their_lock_is_held(
+def test_jobs_are_queued_or_running_by_slurms_queue_alone(
     shown: Callable[..., list[str]], begin: Callable[..., Path], folder: Path, slurm_with: Callable[..., Path]
 ) -> None:
     begin(1)
