@@ -1,5 +1,6 @@
 """A real Slurm: controller and two nodes on this machine, with keys, ports and folders of their own."""
 
+import functools
 import getpass
 import json
 import os
@@ -63,15 +64,17 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> None:
             assert a[name] == pytest.approx(b[name], rel=1e-6), name
 
 
-@pytest.fixture
-def one_process(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+@pytest.fixture(scope="session")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
     """The result of a run in one process, uninterrupted."""
 
+    @functools.cache
     def run(*options: str) -> dict[str, Any]:
-        result = tmp_path / "one/ptb/small/row/seed0.json"
-        place = ["--trainer.default_root_dir", str(tmp_path / "one/run"), "--result", str(result)]
+        folder = tmp_path_factory.mktemp("one_process")
+        result = folder / "ptb/small/row/seed0.json"
+        place = ["--trainer.default_root_dir", str(folder / "run"), "--result", str(result)]
         command = [sys.executable, "main.py", "reproduce", "--config", CONFIG, *options, *place]
-        subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, timeout=120)
+        subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, timeout=300)
         return json.loads(result.read_text())
 
     return run

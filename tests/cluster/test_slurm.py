@@ -28,7 +28,7 @@ def test_a_job_on_two_nodes_has_the_result_of_one_process(slurm: Slurm, tmp_path
     arguments = ("SIZE=small", "ROWS=variational_tied", "EPOCHS=2", "NODES=2", f"ARGS={TINY}", "SLURM=--time=5")
     assert "1 submitted" in make(slurm, tmp_path, *arguments)
     file = tmp_path / "ptb/small/variational_tied/seed0.json"
-    slurm.wait(lambda: file.exists() and not slurm.states(), 120, tmp_path / "runs/slurm")
+    slurm.wait(lambda: file.exists() and not slurm.states(), 300, tmp_path / "runs/slurm")
     report = json.loads(file.read_text())
     assert report["provenance"]["hardware"]["devices"] == 2
     same(report, one_process(*TINY.split(), "--epochs", "2"))
@@ -52,7 +52,7 @@ def test_an_array_fills_the_table_and_what_is_queued_is_not_submitted_twice(slur
         slurm("scontrol", "update", "PartitionName=all", "State=UP")
     slurm.wait(lambda: "RUNNING" in slurm.states(), 30, tmp_path / "runs/slurm")
     assert any(line.startswith("running") for line in status(slurm, tmp_path).values())
-    slurm.wait(lambda: not slurm.states(), 180, tmp_path / "runs/slurm")
+    slurm.wait(lambda: not slurm.states(), 300, tmp_path / "runs/slurm")
     assert all(line.startswith("done") for line in status(slurm, tmp_path).values())
     files = sorted(tmp_path.glob("ptb/small/*/seed*.json"))
     assert [str(file.relative_to(tmp_path / "ptb/small")) for file in files] == [
@@ -86,7 +86,7 @@ def test_a_job_that_is_signalled_in_mid_epoch_goes_on_there_and_ends_as_if_it_ha
     )
     logs, folder = tmp_path / "runs/slurm", tmp_path / "runs/ptb/small/variational_tied/seed0"
     file = tmp_path / "ptb/small/variational_tied/seed0.json"
-    slurm.wait((folder / "checkpoints/last.ckpt").exists, 120, logs)  # of the first epoch
+    slurm.wait((folder / "checkpoints/last.ckpt").exists, 300, logs)  # of the first epoch
     [job] = slurm("squeue", "--noheader", "--format=%A").split()
     slurm("scancel", "--signal=USR1", job)
     slurm.wait(lambda: slurm.states() == ["PENDING"], 60, logs)
@@ -94,7 +94,7 @@ def test_a_job_that_is_signalled_in_mid_epoch_goes_on_there_and_ends_as_if_it_ha
     assert loops["epoch_progress"]["current"]["completed"] == 1
     assert 0 < loops["epoch_loop.batch_progress"]["current"]["completed"] < 599
     slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
-    slurm.wait(lambda: file.exists() and not slurm.states(), 180, logs)
+    slurm.wait(lambda: file.exists() and not slurm.states(), 300, logs)
     report = json.loads(file.read_text())
     assert len(report["provenance"]["resumed"]) == 1
     same(report, one_process(*tiny.split(), "--epochs", "2"))

@@ -32,7 +32,7 @@ def test_torchrun_has_the_result_of_one_process(
         for node in range(nodes)
     ]
     try:
-        assert [launcher.wait(120) for launcher in launchers] == [0] * nodes
+        assert [launcher.wait(300) for launcher in launchers] == [0] * nodes
     finally:
         for launcher in launchers:
             launcher.terminate()
