@@ -11,6 +11,8 @@ RESULTS ?= results
 RUNS ?= $(if $(filter results,$(RESULTS)),runs,$(RESULTS)/runs)
 SEEDS ?= 0
 DEVICES ?= 1
+NODES ?= 1
+LAUNCH ?= here
 GPU ?= $(wildcard /dev/nvidia0)
 SIZE ?= $(if $(GPU),medium,small v1)
 export HF_HUB_DISABLE_TELEMETRY ?= 1
@@ -24,20 +26,26 @@ ROWS ?= $(filter $(foreach size,$(SIZE),$(call names,ptb/$(size))),$(TABLE_1))
 chosen = $(filter-out all,$(CURVES))
 curves = $(filter $(or $(chosen),%),$(call names,sentiment/$(1)))
 
-VARIABLES := PYTHON CONSTRAINTS GPU DATA_DIR RESULTS RUNS SEEDS SIZE ROWS FIGURES CURVES EPOCHS DEVICES NAME ARGS A B
+VARIABLES := PYTHON CONSTRAINTS GPU DATA_DIR RESULTS RUNS SEEDS SIZE ROWS FIGURES CURVES EPOCHS DEVICES NODES LAUNCH SLURM NAME ARGS A B
 $(foreach variable,$(filter-out $(VARIABLES),$(.VARIABLES)),\
 	$(if $(findstring command,$(origin $(variable))),$(error $(variable) is no variable of this Makefile; there are: $(VARIABLES))))
 number = $(if $(shell printf %s '$(2)' | tr -d '0-9 '),$(error $(1)="$(2)" is not a number))
-$(call number,EPOCHS,$(EPOCHS))$(call number,SEEDS,$(SEEDS))
+$(call number,EPOCHS,$(EPOCHS))$(call number,SEEDS,$(SEEDS))$(call number,NODES,$(NODES))
 $(if $(filter 0,$(EPOCHS)),$(error EPOCHS="0": at least one epoch is needed))
 # $(call check,VARIABLE,value,what is known)
 check = $(if $(filter-out $(3),$(2)),$(error $(1)="$(strip $(filter-out $(3),$(2)))" is unknown; choose from: $(strip $(3))))
-ifneq ($(filter reproduce-ptb cost ensemble,$(MAKECMDGOALS)),)
+$(call check,LAUNCH,$(LAUNCH),here slurm)
+ifeq ($(LAUNCH),slurm)
+$(if $(filter demo grid,$(MAKECMDGOALS)),$(error LAUNCH="slurm" submits reproduce-ptb and reproduce-sentiment; leave it out for $(MAKECMDGOALS)))
+else
+$(if $(filter-out 1,$(NODES)),$(error NODES="$(NODES)": several machines need LAUNCH=slurm, or torchrun as in cluster/README.md))
+endif
+ifneq ($(filter reproduce-ptb cost ensemble status,$(MAKECMDGOALS)),)
 $(call check,SIZE,$(SIZE),$(SIZES))
 $(if $(filter ensemble,$(MAKECMDGOALS)),$(if $(word 2,$(SEEDS)),,$(error SEEDS="$(SEEDS)": an ensemble needs several)))
 $(call check,ROWS,$(ROWS),$(sort $(foreach size,$(SIZE),$(call names,ptb/$(size)))))
 endif
-ifneq ($(filter reproduce-sentiment,$(MAKECMDGOALS)),)
+ifneq ($(filter reproduce-sentiment status,$(MAKECMDGOALS)),)
 $(call check,FIGURES,$(FIGURES),$(ALL_FIGURES))
 $(call check,CURVES,$(CURVES),all $(sort $(foreach figure,$(FIGURES),$(call names,sentiment/$(figure)))))
 endif
@@ -55,6 +63,7 @@ SENTIMENT_RUNS := $(foreach figure,$(FIGURES),$(call results,sentiment/$(figure)
 # A result with fewer epochs than are now asked for is continued from its last checkpoint.
 unfinished = $(if $(wildcard $(1)),$(shell awk -F '[:,]' '/^  "epochs"/ {done = $$2} /^  "planned_epochs"/ {planned = $$2} \
 	END {wanted = "$(EPOCHS)" == "" || "$(EPOCHS)" + 0 > planned + 0 ? planned : "$(EPOCHS)"; if (done + 0 < wanted + 0) print "FORCE"}' $(1)))
+missing = $(foreach file,$(1),$(if $(wildcard $(file)),$(if $(call unfinished,$(file)),$(file)),$(file)))
 ifneq ($(filter demo reproduce-%,$(MAKECMDGOALS)),)
 $(foreach file,$(wildcard $(if $(filter demo,$(MAKECMDGOALS)),$(DEMO_RUNS)) $(if $(filter reproduce-ptb,$(MAKECMDGOALS)),$(PTB_RUNS)) $(if $(filter reproduce-sentiment,$(MAKECMDGOALS)),$(SENTIMENT_RUNS))),\
 	$(if $(call unfinished,$(file)),,$(info $(file) is there and not run again; other RESULTS= and RUNS= folders would run it anew)))
@@ -64,14 +73,15 @@ ifneq ($(filter grid sweep,$(MAKECMDGOALS)),)
 $(call check,NAME,$(or $(NAME),(nothing)),$(basename $(notdir $(wildcard configs/sweeps/*.yaml))))
 endif
 ifneq ($(filter cost reproduce-ptb,$(MAKECMDGOALS)),)
-TO_DO := $(foreach file,$(PTB_RUNS),$(if $(wildcard $(file)),$(if $(call unfinished,$(file)),$(file)),$(file)))
+TO_DO := $(call missing,$(PTB_RUNS))
 $(if $(GPU),,$(eval $(TO_DO): | cost))
 endif
 
 ##@ Start here
 help: ## show this text
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-22s %s\n", $$1, $$2}' Makefile
-	@printf '\nVariables: SIZE="%s" ROWS="%s" FIGURES="figure2 figure3 figure10" CURVES="..." SEEDS="0 1 2" EPOCHS=n DATA_DIR=%s DEVICES=n\n' '$(SIZE)' '$(ROWS)' '$(DATA_DIR)'
+	@printf '\nVariables: SIZE="%s" ROWS="%s" FIGURES="figure2 figure3 figure10" CURVES="..." SEEDS="0 1 2" EPOCHS=n DATA_DIR=%s\n' '$(SIZE)' '$(ROWS)' '$(DATA_DIR)'
+	@printf '           DEVICES=n NODES=n LAUNCH=slurm SLURM="options of sbatch"\n'
 	@printf '           RESULTS=%s RUNS=%s CONSTRAINTS=%s ARGS="further options of main.py"\n' '$(RESULTS)' '$(RUNS)' '$(CONSTRAINTS)'
 
 demo: .venv/ready ## see overfitting and its cure in minutes, on a laptop, no account needed
@@ -87,17 +97,29 @@ test-slow: .venv/ready ## run the slow tests
 	.venv/bin/python -m pytest -m slow
 
 ##@ Reproduce
-reproduce-ptb: $(PTB_RUNS) ## Penn Treebank rows [SIZE= ROWS= SEEDS= EPOCHS= DATA_DIR= DEVICES=], then the table
+ifeq ($(LAUNCH),slurm)
+reproduce-ptb: | .venv/ready
+	@$(call submit,$(PTB_RUNS))
+
+reproduce-sentiment: | .venv/ready
+	@$(call submit,$(SENTIMENT_RUNS))
+
+else
+reproduce-ptb: $(PTB_RUNS) ## Penn Treebank rows [SIZE= ROWS= SEEDS= EPOCHS= DATA_DIR= DEVICES= LAUNCH=], then the table
 	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb --size $(SIZE) --wandb $(RUNS)
 
-cost: | .venv/ready ## what the Penn Treebank runs that are missing will take here [SIZE= ROWS= SEEDS= EPOCHS= DATA_DIR=]
-	@$(if $(TO_DO),.venv/bin/python -m benchmarks.cost,echo "All runs are there: nothing to do.") $(foreach file,$(TO_DO),'$(call reproduce,$(file:$(RESULTS)/%.json=%))')
-
-ensemble: $(PTB_ROWS:%=$(RESULTS)/%/ensemble.json) ## average the probabilities of finished Penn Treebank runs [SIZE= ROWS= SEEDS="0 1"]
-
-reproduce-sentiment: $(RESULTS)/sentiment/baselines.json $(SENTIMENT_RUNS) ## sentiment curves [FIGURES= CURVES= SEEDS= EPOCHS= DATA_DIR= DEVICES=], then table and figures
+reproduce-sentiment: $(RESULTS)/sentiment/baselines.json $(SENTIMENT_RUNS) ## sentiment curves [FIGURES= CURVES= SEEDS= EPOCHS= DATA_DIR= DEVICES= LAUNCH=], then table and figures
 	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment sentiment --wandb $(RUNS)
 	@.venv/bin/python -m reproduction.figures --results $(RESULTS) --experiment sentiment
+endif
+
+status: | .venv/ready ## which runs are done, running, queued or failed, here or under Slurm [SIZE= ROWS= FIGURES= CURVES= SEEDS=]
+	@.venv/bin/python -m reproduction.status --results $(RESULTS) --runs $(RUNS) $(patsubst $(RESULTS)/%.json,%,$(PTB_RUNS) $(SENTIMENT_RUNS))
+
+cost: | .venv/ready ## what the Penn Treebank runs that are missing will take here [SIZE= ROWS= SEEDS= EPOCHS= DATA_DIR=]
+	@$(if $(TO_DO),.venv/bin/python -m benchmarks.cost,echo "All runs are there: nothing to do.") $(call commands,$(TO_DO))
+
+ensemble: $(PTB_ROWS:%=$(RESULTS)/%/ensemble.json) ## average the probabilities of finished Penn Treebank runs [SIZE= ROWS= SEEDS="0 1"]
 
 table: .venv/ready ## show the tables and render them into the README
 	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment
@@ -146,7 +168,7 @@ bench-gpu: .venv/ready ## the same on its GPU
 clean: ## remove runs (checkpoints, logs) and caches; results stay
 	rm -rf $(RUNS) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: help demo test test-slow reproduce-ptb cost ensemble reproduce-sentiment table figures report compare grid sweep wandb-table wandb-report sync setup lint bench bench-gpu clean FORCE
+.PHONY: help demo test test-slow reproduce-ptb reproduce-sentiment status cost ensemble table figures report compare grid sweep wandb-table wandb-report sync setup lint bench bench-gpu clean FORCE
 
 .venv/ready: pyproject.toml $(wildcard $(CONSTRAINTS))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed, $(PYTHON) is older or missing: make PYTHON=/path/to/python3.11 ..."; exit 1; }
@@ -158,8 +180,12 @@ clean: ## remove runs (checkpoints, logs) and caches; results stay
 # --- runs -------------------------------------------------------------------------------------------------------------
 # $(call options,EXPERIMENT/GROUP/ROW/seedK): of main.py
 options = --config configs/$(patsubst %/,%,$(dir $(1))).yaml --seed_everything $(patsubst seed%,%,$(notdir $(1))) \
-	--data.init_args.data_dir "$(DATA_DIR)" --trainer.default_root_dir $(RUNS)/$(1) --trainer.devices $(DEVICES)
+	--data.init_args.data_dir "$(DATA_DIR)" --trainer.default_root_dir $(RUNS)/$(1) --trainer.devices $(DEVICES) --trainer.num_nodes $(NODES)
 reproduce = reproduce $(call options,$(1)) --result $(RESULTS)/$(1).json $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
+commands = $(foreach file,$(1),'$(subst ','\'',$(call reproduce,$(file:$(RESULTS)/%.json=%)))')
+# $(call submit,result files): those that are missing, as an array of jobs
+submit = $(if $(call missing,$(1)),.venv/bin/python -m reproduction.slurm --logs $(RUNS)/slurm --runs $(call commands,$(call missing,$(1))) \
+	-- $(SLURM) --job-name=$@ --nodes=$(NODES) --ntasks-per-node=$(DEVICES),echo "All runs are there: nothing to submit. Without LAUNCH=slurm, make $@ shows the table.")
 
 $(RESULTS)/%.json: $$(call unfinished,$$@) | .venv/ready
 	@.venv/bin/python main.py $(call reproduce,$*)

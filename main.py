@@ -33,6 +33,7 @@ logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 warnings.filterwarnings("ignore", message=".*sync_dist=True")  # what is logged was reduced by torchmetrics
 warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # a resumed run
+warnings.filterwarnings("ignore", message="The `srun` command is available")  # and meant not to be used
 warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")  # TrainingLoader asks for its place
 
 # The experiments are in fp32. cuDNN's recurrent kernels would take TF32 instead.

@@ -122,7 +122,7 @@ def test_a_missing_result_is_run(runs_of: Callable[..., list[str]], tmp_path: Pa
         ".venv/bin/python main.py reproduce --config configs/ptb/small/variational_tied.yaml --seed_everything 4 "
         '--data.init_args.data_dir "/some/data" '
         "--trainer.default_root_dir /some/runs/ptb/small/variational_tied/seed4 --trainer.devices 1 "
-        f"--result {tmp_path}/ptb/small/variational_tied/seed4.json"
+        f"--trainer.num_nodes 1 --result {tmp_path}/ptb/small/variational_tied/seed4.json"
     )
 
 
@@ -281,6 +281,44 @@ def test_a_shortened_demo_is_continued_too(
     assert runs_of("demo") == []
     write_result("demo/sentiment/naive/seed0", 2, 8)
     assert len(runs_of("demo")) == 1
+
+
+def test_slurm_is_given_what_is_missing_and_nothing_runs_here(
+    make: Make, write_result: Callable[..., None], tmp_path: Path
+) -> None:
+    write_result("ptb/small/moon/seed0", 13, 13)
+    write_result("ptb/small/moon/seed1", 3, 13)
+    slurm = ("-n", "reproduce-ptb", "LAUNCH=slurm", "SIZE=small", "GPU=", "DEVICES=4", "NODES=2")
+    done = make(*slurm, "ROWS=moon zaremba", "SEEDS=0 1", "SLURM=--partition=gpu --time=8:00:00")
+    [submission] = [line for line in done.stdout.replace("\\\n", " ").splitlines() if ".venv/bin/python" in line]
+    assert f"-m reproduction.slurm --logs {tmp_path}/runs/slurm --runs 'reproduce --config" in submission
+    assert re.findall(r"--result \S+/small/(\S+)\.json", submission) == ["moon/seed1", "zaremba/seed0", "zaremba/seed1"]
+    assert submission.count("--trainer.devices 4 --trainer.num_nodes 2") == 3
+    assert submission.endswith(
+        "-- --partition=gpu --time=8:00:00 --job-name=reproduce-ptb --nodes=2 --ntasks-per-node=4"
+    )
+    assert "nothing to submit" in make(*slurm, "ROWS=moon").stdout
+    sentiment = make("-n", "reproduce-sentiment", "LAUNCH=slurm", "CURVES=naive_gru").stdout
+    assert "--result" in sentiment
+    assert "baselines" not in sentiment
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reproduce-ptb", "LAUNCH=pbs"], 'LAUNCH="pbs" is unknown; choose from: here slurm'),
+        (
+            ["demo", "LAUNCH=slurm"],
+            'LAUNCH="slurm" submits reproduce-ptb and reproduce-sentiment; leave it out for demo',
+        ),
+        (["reproduce-ptb", "NODES=2"], 'NODES="2": several machines need LAUNCH=slurm, or torchrun'),
+        (["reproduce-ptb", "NODES=two", "LAUNCH=slurm"], 'NODES="two" is not a number'),
+    ],
+)
+def test_a_launch_that_cannot_be_is_refused(arguments: list[str], message: str, make: Make) -> None:
+    done = make("-n", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
 
 
 def test_epochs_that_are_no_number_are_refused(make: Make) -> None:

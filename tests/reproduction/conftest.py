@@ -60,3 +60,25 @@ def write_result(folder: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def slurm_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Put commands with these answers in Slurm's place; returns the file of what sbatch is given."""
+
+    def put(status: int = 0, failing: str = "squeue", **answers: str) -> Path:
+        for name, answer in answers.items():
+            (tmp_path / f"{name}.answer").write_text(answer)
+            command = tmp_path / name
+            fails = f">&2; exit {status}" if status and name == failing else ""
+            command.write_text(
+                f"""#!/bin/bash
+[[ {name} == sbatch ]] && printf '%s\\n' "$@" > {tmp_path}/sbatch.arguments
+printf %s "$(<{tmp_path}/{name}.answer)" {fails}
+"""
+            )
+            command.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        return tmp_path / "sbatch.arguments"
+
+    return put

@@ -1,0 +1,113 @@
+"""Which runs are done, running, queued, failed or missing: `python -m reproduction.status --help`."""
+
+import argparse
+import csv
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from reproduction.slurm import Job, queue
+
+
+class Status(NamedTuple):
+    """State of a run, the epochs that it has made and is to make, and its job or log."""
+
+    state: str
+    epochs: int = 0
+    planned_epochs: int = 0
+    where: str = ""
+
+
+def status(result: Path, folder: Path, job: Job | None) -> Status:
+    """Of one run.
+
+    Args:
+        result: its result file.
+        folder: of its checkpoints and logs.
+        job: its job in Slurm's queue, if there is one.
+    """
+    report = json.loads(result.read_text()) if result.is_file() else {}
+    finished = report.get("epochs", 0), report.get("planned_epochs", 0)
+    log = folder / "slurm.log"
+    if job is not None:
+        return Status("running" if job.is_running else "queued", *_epochs(folder), f"job {job.id}")
+    if report and finished[0] == finished[1]:
+        return Status("done", *finished)
+    if folder.is_dir():
+        from lightning_modules.tracking import is_running  # here, since it takes seconds to load
+
+        if is_running(folder):
+            return Status("running", *_epochs(folder))
+    if report:
+        return Status("done", *finished)
+    if log.exists():
+        return Status("failed", *_epochs(folder), str(log))
+    return Status("stopped" if folder.is_dir() else "not run", *_epochs(folder))
+
+
+def _epochs(folder: Path) -> tuple[int, int]:
+    """Epochs in a run's CSV log, and those that it is to make."""
+    if not (folder / "config.yaml").is_file():
+        return 0, 0
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    planned = config["trainer"]["max_epochs"]
+    made = 0
+    for log in folder.glob("csv/*/metrics.csv"):
+        with log.open() as file:
+            ended = [row for row in csv.DictReader(file) if any(row[name] for name in row if name.startswith("train_"))]
+        made = max([made, *(int(row["epoch"]) + 1 for row in ended)])
+    return made, min(config.get("epochs") or planned, planned)
+
+
+def _jobs_below(results: Path) -> dict[Path, Job]:
+    """Those that write result files there; none, with a warning, where Slurm does not answer."""
+    try:
+        return {result: job for result, job in queue().items() if result.is_relative_to(results)}
+    except OSError as error:
+        print(f"what Slurm has in its queue is unknown: {error}", file=sys.stderr)
+        return {}
+
+
+def table(names: list[str], results: Path, runs: Path) -> Table:
+    """Status of these runs, and of all that have a result file, a folder or a job."""
+    jobs = _jobs_below(results.resolve())
+    found = {
+        *names,
+        *(path.relative_to(results).with_suffix("").as_posix() for path in results.glob("*/*/*/seed*.json")),
+        *(path.relative_to(runs).as_posix() for path in runs.glob("*/*/*/seed*")),
+        *(path.relative_to(results.resolve()).with_suffix("").as_posix() for path in jobs),
+    }
+    shown = Table(box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    for column in ("run", "state", "epochs"):
+        shown.add_column(column, no_wrap=True)
+    shown.add_column("job or log", overflow="fold")
+    counts: Counter[str] = Counter()
+    for name in sorted(found):
+        result = results / f"{name}.json"
+        run = status(result, runs / name, jobs.get(result.resolve()))
+        counts[run.state] += 1
+        epochs = f"{run.epochs} of {run.planned_epochs}" if run.planned_epochs else "–"
+        shown.add_row(name, run.state, epochs, run.where)
+    shown.caption = ", ".join(f"{number} {state}" for state, number in counts.items())
+    return shown
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m reproduction.status", description="How far the runs are.")
+    parser.add_argument("names", nargs="*", help="runs that are to be shown if nothing of them is there, too")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of result files")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of checkpoints and logs")
+    chosen = parser.parse_args(arguments)
+    Console().print(table(chosen.names, chosen.results, chosen.runs))
+
+
+if __name__ == "__main__":
+    main()
