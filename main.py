@@ -17,15 +17,14 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from lightning_modules.checkpoints import LAST, PREVIOUS, checkpoints
 from lightning_modules.progress import Progress
-from lightning_modules.tracking import WandbLogger, default_loggers
-from lightning_modules.trainer import Trainer, provenance
+from lightning_modules.tracking import WandbLogger, default_loggers, hold
+from lightning_modules.trainer import Trainer, kept_options, provenance
 
 # Device lists and advertisements (a run says what it runs on), and a warning about Lightning's own use of torch.
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -51,19 +50,21 @@ class SaveRunConfig(SaveConfigCallback):
     @rank_zero_only
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Data and checkpoint are in order."""
+        folder = Path(trainer.default_root_dir)
+        hold(folder)
         here = provenance(trainer.strategy.root_device, trainer.world_size)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_run(trainer.run_config, pl_module, (pl_module.provenance or [here])[-1])
             else:
                 logger.log_hyperparams({"config": trainer.run_config})
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(trainer.run_config, sort_keys=False))
 
 
 class CommandLine(LightningCLI):
     """LightningCLI with the subcommand `reproduce`, and with W&B, a CSV file and checkpoints unless told otherwise."""
+
+    trainer: Any
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -75,6 +76,10 @@ class CommandLine(LightningCLI):
         parser.link_arguments("data.init_args.vocab_size", "model.init_args.vocab_size")
         # A W&B agent gives each run of a sweep an id.
         parser.set_defaults({"trainer.default_root_dir": f"runs/{os.environ.get('WANDB_RUN_ID', 'unnamed')}"})
+
+    def before_fit(self) -> None:
+        """Let a checkpoint be compared with the options given here."""
+        self.model.options = kept_options(self.trainer.run_config)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it is: Lightning would put the checkpoint's hyper-parameters over it, unasked."""
@@ -93,8 +98,7 @@ class CommandLine(LightningCLI):
         callbacks = [*(self.config_init[self.subcommand].trainer.callbacks or [])]
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(Progress())
-        if not any(isinstance(callback, Checkpoint) for callback in callbacks):
-            callbacks += checkpoints(root / "checkpoints", self.model.monitor)
+        callbacks += checkpoints(root / "checkpoints", self.model.monitor)
         kwargs["callbacks"] = callbacks
         if config.trainer.logger in (None, True):
             is_begun = any((root / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
@@ -147,14 +151,14 @@ def main(arguments: list[str], trainer_class: type[Trainer] = Trainer) -> None:
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)  # Lightning would end with status 0, as if the run had finished
     except RuntimeError as error:
-        if "TRACEBACK" in os.environ or not re.search("gloo|nccl", str(error), re.IGNORECASE):
+        if "TRACEBACK" in os.environ or not re.search("(?is)(gloo|nccl).*(clos|reset|refus|time|abort)", str(error)):
             raise
         print(
             f"error: another process of this run has ended, or cannot be reached ({str(error).splitlines()[0]}): "
             "start the same command again, it goes on from the last checkpoint",
             file=sys.stderr,
         )
-        sys.exit(2)
+        sys.exit(1)
     except (ValueError, OSError, MisconfigurationException, UnpicklingError) as error:
         if "TRACEBACK" in os.environ:
             raise

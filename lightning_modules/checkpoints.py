@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -25,7 +26,10 @@ CHECK_EVERY = 10
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place before it takes it, and refuses to read a damaged one."""
+    """Writes a checkpoint beside its place before it takes it, and refuses to read a damaged one.
+
+    The checkpoint before `last.ckpt` is kept as `previous.ckpt`.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write the file so that it is there as a whole or not at all, whenever process or power fail.
@@ -43,13 +47,14 @@ class WholeFiles(TorchCheckpointIO):
                 file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
+            if path.name == LAST and path.exists():
+                path.replace(path.with_name(PREVIOUS))
             part.replace(path)
         except OSError as error:
             part.unlink(missing_ok=True)
             raise OSError(
-                f"the checkpoint {path} of {content.tell() / 1e6:,.0f} MB cannot be written ({error.strerror}). When "
-                "there is room, or the right to write, start the same command again: it goes on from the checkpoint "
-                "before."
+                f"the checkpoint {path} of {content.tell() / 1e6:,.0f} MB cannot be written ({error.strerror}). Make "
+                "room, or give the right to write there, and go on from the checkpoint before, which is whole."
             ) from error
 
     def load_checkpoint(self, path: Any, *options: Any, **more: Any) -> dict[str, Any]:
@@ -67,13 +72,15 @@ def check_whole(path: Path) -> None:
     """Compare a checkpoint with the checksums in it, which torch.load does not do.
 
     Raises:
+        OSError: it cannot be opened.
         ValueError: it is damaged, or no checkpoint at all.
     """
-    try:
-        with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"the checkpoint {path} is damaged or none: {error}") from error
+    with path.open("rb") as file:
+        try:
+            damaged = zipfile.ZipFile(file).testzip()
+            torch.load(path, mmap=True, weights_only=False)
+        except Exception as error:  # there is no end to what readers of damaged files raise
+            raise ValueError(f"the checkpoint {path} is damaged, or none: {error}") from error
     if damaged:
         raise ValueError(f"the checkpoint {path} is damaged: its part {damaged} has another content than was written")
 
@@ -94,6 +101,7 @@ def find_checkpoint(folder: Path) -> Path | None:
             damages.append(str(error))
             continue
         if damages:
+            put_aside(folder / LAST)  # or it would take the place of the whole one, as the previous
             rank_zero_only(print)(f"{damages[0]}: going on from the one before, {path}", flush=True)
         return path
     if damages:
@@ -101,11 +109,32 @@ def find_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+@rank_zero_only
+def put_aside(path: Path) -> None:
+    """Keep a damaged file under another name."""
+    path.replace(path.with_name("damaged.ckpt"))
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Saves the best epoch, and knows it again when the folder has been moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state whose paths are those of the folder at that time."""
+
+        def here(path: str) -> str:
+            return str(Path(self.dirpath or "") / Path(path).name) if path else ""
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        moved = {name: here(state_dict[name]) for name in paths}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | moved | {"dirpath": self.dirpath, "best_k_models": best})
+
+
 class LastCheckpoint(Checkpoint):
     """Saves the run at the end of each epoch, every so many minutes in between, and when it is asked to stop.
 
     A run is asked by SIGTERM or SIGUSR1 to any of its processes; each of them ends its batch, saves its part, and ends
-    with 128 plus the number of the signal. The checkpoint before the last one is kept.
+    with 128 plus the number of the signal.
 
     Args:
         folder: of the checkpoints.
@@ -113,15 +142,24 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._stop = 0
+        self._stop = 0  # number of the signal
         self._saved = 0.0
         self._has_trained = False
+        self._is_finished = False  # early
+
+    def state_dict(self) -> dict[str, bool]:
+        """Whether the run was to stop early."""
+        return {"is_finished": self._is_finished}
+
+    def load_state_dict(self, state_dict: dict[str, bool]) -> None:
+        """From a checkpoint."""
+        self._is_finished = state_dict["is_finished"]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Take over the signals: Lightning would act on them in the middle of a step."""
-        self._saved = time.monotonic()
-        for number in STOPS:
-            signal.signal(number, self._note)
+        trainer.should_stop = self._is_finished
+        self._stop, self._saved = 0, time.monotonic()
+        _handle(self._note)
 
     def _note(self, number: int, frame: Any) -> None:
         self._stop = number
@@ -129,47 +167,58 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save if it is time, or if a process was asked to stop."""
         self._has_trained = True
-        if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.is_last_batch:
+        steps, rest = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
+        if rest or trainer.is_last_batch:
             return  # gradients are not in a checkpoint; and the end of the epoch will save
-        if trainer.world_size > 1 and (batch_idx + 1) // trainer.accumulate_grad_batches % CHECK_EVERY:
+        if trainer.world_size > 1 and steps % CHECK_EVERY:
             return
         is_due = time.monotonic() - self._saved >= 60 * trainer.checkpoint_minutes
-        if asked := self._highest(trainer, self._stop or int(is_due)):
+        if trainer.strategy.reduce_boolean_decision(is_due or self._stop > 0, all=False):
             self._save(trainer)
-            self._end_if_asked(trainer, asked)
+            self._end_if_asked(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Save, after the best epoch is chosen."""
+        self._is_finished = trainer.should_stop
         self._save(trainer)
-        self._end_if_asked(trainer, self._highest(trainer, self._stop))
+        self._end_if_asked(trainer)
 
-    @staticmethod
-    def _highest(trainer: Any, value: int) -> int:
-        """Of all processes."""
-        return int(trainer.strategy.reduce(torch.tensor(value, device=trainer.strategy.root_device), reduce_op="max"))
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Do not go on to the test if asked to stop."""
+        self._end_if_asked(trainer)
 
     def _save(self, trainer: Any) -> None:
-        last = self.folder / LAST
-        if trainer.is_global_zero and last.exists():
-            last.replace(self.folder / PREVIOUS)
-        trainer.save_checkpoint(last)
-        self._saved = time.monotonic()
+        if not trainer.fast_dev_run:
+            trainer.save_checkpoint(self.folder / LAST)
+            self._saved = time.monotonic()
 
-    def _end_if_asked(self, trainer: Any, asked: int) -> None:
-        if asked in STOPS:
-            name = signal.Signals(asked).name
-            trainer.print(f"stopped by {name}: the same command goes on from {self.folder / LAST}")
-            sys.exit(128 + asked)
+    def _end_if_asked(self, trainer: Any) -> None:
+        """End all processes if one was asked to."""
+        stop = self._stop
+        if trainer.world_size > 1:
+            stops = torch.tensor(stop, device=trainer.strategy.root_device)
+            stop = int(trainer.strategy.reduce(stops, reduce_op="max"))
+        if stop:
+            last = self.folder / LAST
+            how = "the same command" if trainer.goes_on else "the same command with --ckpt_path"
+            trainer.print(f"stopped by {signal.Signals(stop).name}: {how} goes on from {last}")
+            sys.exit(128 + stop)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Nothing is saved in a test: end at once."""
-        for number in STOPS:
-            signal.signal(number, self._end)
+        _handle(self._end)
 
     def _end(self, number: int, frame: Any) -> None:
         if number == signal.SIGUSR1 and not self._has_trained:
             raise ValueError("the time limit came before the end of a test, which begins anew each time: give it more")
         sys.exit(128 + number)
+
+
+def _handle(handler: Any) -> None:
+    """Take over the signals; they are handled in the main thread, if anywhere."""
+    if threading.current_thread() is threading.main_thread():
+        for number in STOPS:
+            signal.signal(number, handler)
 
 
 def checkpoints(folder: Path, monitor: str) -> list[Callback]:
@@ -179,7 +228,7 @@ def checkpoints(folder: Path, monitor: str) -> list[Callback]:
         folder: to write to.
         monitor: metric, lower is better, of the best epoch.
     """
-    best = ModelCheckpoint(
+    best = BestCheckpoint(
         folder, filename="best", monitor=monitor, save_on_train_epoch_end=True, enable_version_counter=False
     )
     return [best, LastCheckpoint(folder)]  # in this order, so that the last one holds the state of the best

@@ -81,7 +81,7 @@ class Experiment(L.LightningModule):
         self._seconds = 0.0  # that an interrupted epoch had taken
         self._learning_rate = 0.0
         self._gradient_norm: Tensor | None = None
-        self._is_estimated = False
+        self._batches = 0  # of this process, until it has said what the run will take
         self._measured_from = 0.0
 
     def generator(self, *key: int) -> torch.Generator:
@@ -103,7 +103,17 @@ class Experiment(L.LightningModule):
         return self._trainer is not None and self._trainer.state.fn == "fit"
 
     def on_train_start(self) -> None:
-        """Go on with the clock of an epoch that was interrupted."""
+        """Go on with the clock of an epoch that was interrupted.
+
+        Raises:
+            ValueError: the last step of an epoch would be of a part of a batch.
+        """
+        batches, parts = int(self.trainer.num_training_batches), self.trainer.accumulate_grad_batches
+        if batches % parts:
+            raise ValueError(
+                f"limit_train_batches leaves {batches} batches, each of them one of accumulate_grad_batches={parts} "
+                f"parts of a step: choose a multiple of {parts}"
+            )
         self._epoch_start = time.perf_counter() - self._seconds
         self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
 
@@ -118,16 +128,14 @@ class Experiment(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
         """Say early on about how long training will take."""
-        if self._is_estimated:
-            return
-        if batch_index == FIRST:
+        if self._batches == FIRST:
             self._measured_from = time.perf_counter()
-        if batch_index == LAST:
+        if self._batches == LAST:
             per_batch = (time.perf_counter() - self._measured_from) / (LAST - FIRST)
             epochs = (self.trainer.max_epochs or 0) - self.current_epoch
-            seconds = per_batch * int(self.trainer.num_training_batches) * epochs
+            seconds = per_batch * (int(self.trainer.num_training_batches) * epochs - batch_index)
             self.print(f"{self.run_name}  training takes about {duration(seconds)}, evaluation not counted")
-            self._is_estimated = True
+        self._batches += 1
 
     def count_words(self, words: Tensor) -> None:
         """Add a batch's words to the epoch's throughput; `words` [T, B] are one process's share."""
@@ -224,6 +232,13 @@ class Experiment(L.LightningModule):
                     f"the checkpoint is of a run with other options ({'; '.join(changed)}): training cannot "
                     "go on from it. Use the configuration it was trained with, or another folder for checkpoints "
                     "(trainer.default_root_dir; RUNS=... for make)."
+                )
+            epochs, last = len(checkpoint["curve"]), self.trainer.max_epochs
+            begun = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
+            if begun.get("ready", epochs) > epochs == last:
+                raise ValueError(
+                    f"the run is in the middle of epoch {epochs + 1}, past the end of epoch {epochs}: "
+                    f"let it end that epoch, epochs={epochs + 1} (EPOCHS={epochs + 1} for make)"
                 )
             # Of an epoch that was interrupted; any other begins with nothing.
             self._words, self._seconds = checkpoint.get("words", 0), checkpoint.get("seconds", 0.0)

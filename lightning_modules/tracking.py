@@ -105,6 +105,8 @@ def hold(root: Path) -> None:
             f"{root} is the folder of a run that another process has not ended: "
             "wait for it, or choose another folder (trainer.default_root_dir; RUNS=... for make)"
         ) from error
+    except OSError as error:
+        print(f"{root / LOCK_FILE} cannot be locked ({error.strerror}): start no second run there", flush=True)
     LOCKS[root] = file
 
 
@@ -246,6 +248,8 @@ def is_running(root: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError:  # a file system without locks
+            return False
     return False
 
 

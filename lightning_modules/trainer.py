@@ -17,9 +17,8 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_modules.checkpoints import LAST, WholeFiles, find_checkpoint
+from lightning_modules.checkpoints import LAST, BestCheckpoint, WholeFiles, find_checkpoint
 from lightning_modules.experiment import Experiment
 from lightning_modules.tracking import WandbLogger, hold, place
 
@@ -49,6 +48,9 @@ class Trainer(L.Trainer):
     run_config: dict[str, Any] = {}  # noqa: RUF012 -- set for each run by main.py
     """The resolved configuration, for the result file."""
 
+    goes_on = False
+    """Whether the same command, started again, goes on from the last checkpoint."""
+
     def __init__(
         self,
         *args: Any,
@@ -58,6 +60,9 @@ class Trainer(L.Trainer):
     ) -> None:
         if checkpoint_minutes < 0:
             raise ValueError(f"checkpoint_minutes must be at least 0, got {checkpoint_minutes}")
+        interval = kwargs.get("val_check_interval")
+        if interval not in (None, 1.0):
+            raise ValueError(f"val_check_interval must be 1.0, got {interval}: a curve has a point for each epoch")
         super().__init__(*args, **kwargs)
         self.tested_weights = tested_weights
         self.checkpoint_minutes = checkpoint_minutes
@@ -97,12 +102,11 @@ class Trainer(L.Trainer):
             hold(Path(self.default_root_dir))
             check_writable(result)
         model.provenance = [provenance(self.strategy.root_device, self.world_size)]
-        options = self.run_config.get("data", {}).get("init_args", {}) | self.run_config.get("trainer", {})
-        model.options = {name: options[name] for name in KEPT_OPTIONS if name in options}
+        model.options = kept_options(self.run_config) | {"seed": seed}
+        self.goes_on = True
         planned_epochs = self.max_epochs or 0
         self.fit_loop.max_epochs = min(epochs or planned_epochs, planned_epochs)
-        checkpoints = self.checkpoint_callback
-        assert isinstance(checkpoints, ModelCheckpoint)
+        [checkpoints] = [callback for callback in self.checkpoint_callbacks if isinstance(callback, BestCheckpoint)]
         folder = Path(checkpoints.dirpath or "")
         last = find_checkpoint(folder)
         model.run_name = f"{experiment}/{group}/{row} seed {seed}"
@@ -183,6 +187,12 @@ class Trainer(L.Trainer):
             print(*values, flush=True)
 
 
+def kept_options(run_config: dict[str, Any]) -> dict[str, Any]:
+    """Options of data and trainer that a resumed run must have kept."""
+    options = run_config.get("data", {}).get("init_args", {}) | run_config.get("trainer", {})
+    return {name: options[name] for name in KEPT_OPTIONS if name in options}
+
+
 def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
     """JSON has no nan and no infinity: a diverged value is null."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
@@ -242,8 +252,8 @@ def check_writable(path: Path) -> None:
         OSError: it cannot.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         reason = f"{path} could not be written ({error.strerror}): choose another folder (result; RESULTS=... for make)"
         raise OSError(reason) from error
@@ -256,5 +266,7 @@ def write_atomically(path: Path, text: str) -> None:
     try:
         part.write_text(text)
         part.replace(path)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error}): make room there, then start the same again") from error
     finally:
         part.unlink(missing_ok=True)

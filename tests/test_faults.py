@@ -1,5 +1,6 @@
 """What ends a run before its time: nothing computed is lost, nothing damaged is left, and it says what to do."""
 
+import errno
 import json
 import os
 import random
@@ -10,13 +11,16 @@ import subprocess
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 
+from lightning_modules import tracking
 from lightning_modules.checkpoints import WholeFiles, check_whole, find_checkpoint
 from tests.tiny import tiny_program, tiny_run
 
@@ -112,12 +116,16 @@ def test_the_checkpoint_before_is_taken_where_the_last_one_is_damaged_or_missing
     damage(checkpoint)
     assert find_checkpoint(folder) == previous
     assert re.search(r"last\.ckpt is damaged.*going on from the one before, .*previous\.ckpt", capsys.readouterr().out)
-    checkpoint.unlink()  # as between moving it aside and writing the next
+    assert sorted(file.name for file in folder.iterdir()) == ["damaged.ckpt", "previous.ckpt"]
     assert find_checkpoint(folder) == previous
+    WholeFiles().save_checkpoint({}, checkpoint)
+    check_whole(previous)
     damage(previous)
+    damage(checkpoint)
     with pytest.raises(ValueError, match=r"previous\.ckpt is damaged.*Delete .*checkpoints to begin anew"):
         find_checkpoint(folder)
     previous.unlink()
+    checkpoint.unlink()
     assert find_checkpoint(folder) is None
 
 
@@ -130,6 +138,7 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_and_
     resumed = call(*options(tmp_path, "damaged"))
     assert resumed.status == 0, resumed.err
     assert "is damaged" in resumed.out
+    assert f"resumed from {tmp_path}/damaged/checkpoints/previous.ckpt" in resumed.out
     assert outcome(tmp_path, "damaged") == outcome(tmp_path, "whole")
 
 
@@ -162,8 +171,49 @@ def test_a_run_that_is_asked_to_stop_saves_where_it_is_and_goes_on_from_there(
     assert f"stopped by {number.name}: the same command goes on from {last}" in stopped.out
     assert torch.load(last, weights_only=False)["global_step"] == 12 + batch + 1
     assert not (tmp_path / "stopped" / RESULT).exists()
-    assert call(*options(tmp_path, "stopped", *rarely)).status == 0
+    resumed = call(*options(tmp_path, "stopped", *rarely))
+    assert resumed.status == 0
+    assert f"resumed from {last}" in resumed.out
     assert outcome(tmp_path, "stopped") == outcome(tmp_path, "whole")
+
+
+class SendAtTheEnd(L.Callback):
+    """Sends this process a signal when training has ended, and nothing has been tested."""
+
+    def on_train_end(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_is_asked_to_stop_before_its_test_does_not_begin_it(
+    call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    stopped = call(*options(tmp_path, "run", "--trainer.callbacks+=tests.test_faults.SendAtTheEnd"))
+    assert stopped.status == 128 + signal.SIGTERM
+    assert not (tmp_path / "run" / RESULT).exists()
+    assert call(*options(tmp_path, "run")).status == 0
+
+
+def test_fit_says_how_to_go_on_after_a_signal(
+    call: Call, tiny_treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Send, "number", signal.SIGTERM, raising=False)
+    monkeypatch.setattr(Send, "batch", 3, raising=False)
+    fit = ["fit", *tiny_run(tmp_path, "--trainer.max_epochs", "3")]
+    stopped = call(*fit, "--trainer.callbacks+=tests.test_faults.Send")
+    assert stopped.status == 128 + signal.SIGTERM
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    assert f"the same command with --ckpt_path goes on from {last}" in stopped.out
+    changed = call(*fit, "--ckpt_path", str(last), "--data.init_args.window", "3")
+    assert changed.status == 2
+    assert "window: 5 in the checkpoint, 3 here" in changed.err
+    assert call(*fit, "--ckpt_path", str(last)).status == 0
+
+
+def test_training_outside_the_main_thread_is_left_to_its_signals(
+    call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(call, *options(tmp_path, "run")).result().status == 0
 
 
 class SendInTest(L.Callback):
@@ -187,6 +237,107 @@ def test_a_run_that_is_asked_to_stop_in_its_test_ends_at_once_and_is_only_tested
     assert "time limit came before the end of a test" in again.err
     assert call(*options(tmp_path, "run")).status == 0
     assert (tmp_path / "run/checkpoints/last.ckpt").read_bytes() == saved
+
+
+# --- what a resumed run must have kept --------------------------------------------------------------------------------
+
+
+def test_a_run_of_another_seed_does_not_go_on_in_the_same_folder(
+    call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    assert call(*options(tmp_path, "run")).status == 0
+    other = str(tmp_path / "run/results/ptb/small/variational_tied/seed1.json")
+    refused = call(*options(tmp_path, "run", "--seed_everything", "1", "--result", other))
+    assert refused.status == 2
+    assert "seed: 0 in the checkpoint, 1 here" in refused.err
+
+
+def test_a_run_stopped_in_mid_epoch_is_not_tested_as_one_of_fewer_epochs(
+    call: Call, tiny_treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Send, "number", signal.SIGTERM, raising=False)
+    monkeypatch.setattr(Send, "batch", 5, raising=False)
+    call(*options(tmp_path, "run", "--trainer.callbacks+=tests.test_faults.Send"))
+    refused = call(*options(tmp_path, "run", "--epochs", "1"))
+    assert refused.status == 2
+    assert "in the middle of epoch 2, past the end of epoch 1: let it end that epoch, epochs=2" in refused.err
+    assert call(*options(tmp_path, "run", "--epochs", "2")).status == 0
+
+
+def test_the_best_epoch_is_known_again_when_the_folder_has_been_moved(
+    call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    best = ("--trainer.tested_weights", "best", "--model.init_args.learning_rate", "30")  # the first epoch is the best
+    assert call(*options(tmp_path, "whole", *best)).status == 0
+    report = json.loads((tmp_path / "whole" / RESULT).read_text())
+    assert report["tested_epoch"] < 3
+    assert call(*options(tmp_path, "before", *best, "--epochs", "2")).status == 0
+    tracking.LOCKS.pop(tmp_path / "before").close()  # as the end of the process does
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert call(*options(tmp_path, "after", *best)).status == 0
+    moved = json.loads((tmp_path / "after" / RESULT).read_text())
+    assert moved["tested_epoch"] == report["tested_epoch"]
+    assert moved["metrics"]["test_ppl"] == report["metrics"]["test_ppl"]
+
+
+def test_a_run_that_stopped_early_is_only_tested_when_started_again(
+    call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    early = (
+        "--trainer.callbacks+=EarlyStopping",
+        *("--trainer.callbacks.monitor", "valid_ppl"),
+        *("--trainer.callbacks.patience", "1"),
+        *("--trainer.callbacks.min_delta", "1000"),
+        *("--epochs", "9"),
+    )
+    assert call(*options(tmp_path, "run", *early)).status == 0
+    report = json.loads((tmp_path / "run" / RESULT).read_text())
+    assert report["epochs"] == 2
+    (tmp_path / "run" / RESULT).unlink()
+    assert call(*options(tmp_path, "run", *early)).status == 0
+    assert json.loads((tmp_path / "run" / RESULT).read_text())["curve"] == report["curve"]
+
+
+def test_a_trial_of_some_batches_leaves_the_checkpoints_of_a_run_alone(
+    call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    assert call(*options(tmp_path, "run")).status == 0
+    folder = tmp_path / "run/checkpoints"
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert call("fit", *tiny_run(tmp_path, "--trainer.fast_dev_run", "true")).status == 0
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            ("--trainer.accumulate_grad_batches", "2", "--trainer.limit_train_batches", "5"),
+            "limit_train_batches leaves 5 batches, each of them one of accumulate_grad_batches=2 parts",
+        ),
+        (("--trainer.val_check_interval", "0.5"), "val_check_interval must be 1.0, got 0.5"),
+        (("--trainer.checkpoint_minutes", "-1"), "checkpoint_minutes must be at least 0, got -1"),
+    ],
+)
+def test_what_could_not_be_resumed_exactly_is_refused(
+    changed: tuple[str, ...], message: str, call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    refused = call(*options(tmp_path, "run", *changed))
+    assert refused.status == 2
+    assert message in refused.err
+
+
+def test_a_file_system_without_locks_is_only_told_of(
+    call: Call, tiny_treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(tracking, "fcntl", SimpleNamespace(flock=refuse, LOCK_EX=2, LOCK_SH=1, LOCK_NB=4))
+    run = call(*options(tmp_path, "run"))
+    assert run.status == 0
+    assert f"{tmp_path}/run/lock cannot be locked (No locks available): start no second run there" in run.out
+    assert not tracking.is_running(tmp_path / "run")
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -239,14 +390,16 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_in_one_go(tiny_treeban
     for _ in range(4):
         process = start(tmp_path, *options(tmp_path, "killed"))
         before = last.stat().st_mtime_ns if last.exists() else 0
-        wait_for(lambda: last.exists() and last.stat().st_mtime_ns > before, process)  # noqa: B023
+        while process.poll() is None and not (last.exists() and last.stat().st_mtime_ns > before):
+            time.sleep(0.01)
         time.sleep(source.uniform(0, 0.3))  # in a step, in an evaluation, or while a checkpoint is written
+        if process.poll() is not None:  # only the test was left
+            break
         os.killpg(process.pid, signal.SIGKILL)
         finish(process)
-        if (tmp_path / "killed" / RESULT).exists():
-            break
     status, printed = finish(start(tmp_path, *options(tmp_path, "killed")))
     assert status == 0, printed
+    assert "resumed from" in printed
     assert outcome(tmp_path, "killed") == outcome(tmp_path, "whole")
 
 
@@ -304,10 +457,12 @@ def test_a_run_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
     assert call(*options(tmp_path, "whole")).status == 0
     ended = call(*options(tmp_path, "full"))
     assert ended.status == 2
-    assert "cannot be written (No space left on device). When there is room" in ended.err
-    left = sorted(file.name for file in (small_disk / "checkpoints").iterdir())
-    assert not [name for name in left if name.endswith(".part")]
+    assert "cannot be written (No space left on device). Make room" in ended.err
+    left = {file.name for file in (small_disk / "checkpoints").iterdir()}
+    assert left
+    assert left <= {"best.ckpt", "last.ckpt", "previous.ckpt"}, "no part of a file"
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
     resumed = call(*options(tmp_path, "full"))
     assert resumed.status == 0, resumed.err
+    assert "resumed from" in resumed.out
     assert outcome(tmp_path, "full") == outcome(tmp_path, "whole")

@@ -654,7 +654,7 @@ def test_training_does_not_go_on_from_a_run_on_other_data_or_parts_of_it(languag
     checkpoint = {"state_dict": before.state_dict(), "hyper_parameters": dict(before.hparams)}
     before.on_save_checkpoint(checkpoint)
     model._trainer = SimpleNamespace(
-        state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0, accumulate_grad_batches=1
+        state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0, accumulate_grad_batches=1, max_epochs=3
     )
     model.options = {"batch_size": 20, "limit_train_batches": None}
     with pytest.raises(ValueError, match="limit_train_batches: 100 in the checkpoint, not given here"):
