@@ -165,10 +165,13 @@ bench: .venv/ready ## measure speed on this machine's CPU beside torch.nn and ot
 bench-gpu: .venv/ready ## the same on its GPU
 	.venv/bin/python -m benchmarks.speed --device cuda $(ARGS)
 
+bench-scaling: .venv/ready ## measure data-parallel training on one and two processes (about ten minutes)
+	.venv/bin/python -m benchmarks.scaling $(ARGS)
+
 clean: ## remove runs (checkpoints, logs) and caches; results stay
 	rm -rf $(RUNS) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: help demo test test-slow reproduce-ptb reproduce-sentiment status cost ensemble table figures report compare grid sweep wandb-table wandb-report sync setup lint bench bench-gpu clean FORCE
+.PHONY: help demo test test-slow reproduce-ptb reproduce-sentiment status cost ensemble table figures report compare grid sweep wandb-table wandb-report sync setup lint bench bench-gpu bench-scaling clean FORCE
 
 .venv/ready: pyproject.toml $(wildcard $(CONSTRAINTS))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed, $(PYTHON) is older or missing: make PYTHON=/path/to/python3.11 ..."; exit 1; }

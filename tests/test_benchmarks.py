@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import speed
+from benchmarks import scaling, speed
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -64,3 +64,23 @@ def test_without_a_gpu_the_benchmark_of_it_says_so(capsys):
     with pytest.raises(SystemExit):
         speed.main(["--device", "cuda"])
     assert "torch finds no GPU here" in capsys.readouterr().err
+
+
+def test_two_processes_send_each_other_one_gradient_and_many_almost_two():
+    layer = 4 * 650 * (650 + 650 + 2)
+    gradient = 4 * (10_000 * 650 + 2 * layer + 10_000 * 650 + 10_000)
+    assert scaling.gradient_bytes("medium") == gradient
+    assert scaling.sent_bytes("medium", 2) == gradient
+    assert scaling.sent_bytes("medium", 1000) == pytest.approx(2 * gradient, rel=2e-3)
+
+
+@pytest.mark.slow
+def test_scaling_is_measured_on_one_process_and_on_two(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(scaling, "SIZES", ("small",))
+    output = tmp_path / "mine.json"
+    scaling.main(["--turns", "1", "--steps", "2", "--output", str(output)])
+    rates = json.loads(output.read_text(encoding="utf-8"))["words_per_s"]
+    assert rates.keys() == {"small"}
+    assert rates["small"].keys() == scaling.SETTINGS.keys()
+    assert all(rate > 0 for rate in rates["small"].values())
+    assert "2 processes, the same batch each" in capsys.readouterr().out
