@@ -20,7 +20,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 PROJECT = "variational-rnn"
 FAILURES = (wandb.errors.Error, OSError)  # of W&B, its process, its server, the disk
+# Curves; other metrics have one value. W&B keeps one definition of a metric, any one: no two patterns may fit it.
 LOWER_IS_BETTER = ("train_*", "valid_*", "test_ppl*", "test_rmse*")
+BY_STEP = ("gradient_norm", "learning_rate", "words_per_s")
 ID_FILE, LOCK_FILE = "wandb_id", "lock"  # in the run's folder
 
 SETTINGS: dict[str, Any] = {
@@ -165,7 +167,8 @@ class WandbLogger(loggers.WandbLogger):
                 self._id_file.write_text(f"{self._id}\n")
             self._experiment.define_metric("trainer/global_step")
             self._experiment.define_metric("epoch")
-            self._experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+            for name in BY_STEP:
+                self._experiment.define_metric(name, step_metric="trainer/global_step", step_sync=True)
             for errors in LOWER_IS_BETTER:
                 self._experiment.define_metric(errors, step_metric="epoch", summary="min,last")
         return self._experiment

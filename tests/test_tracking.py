@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -127,14 +128,30 @@ def test_every_epoch_is_recorded_as_it_is_in_the_result_file(train: Call, tmp_pa
     assert logged == pytest.approx([entry["valid_ppl"] for entry in report["curve"]], rel=1e-6)
 
 
-def test_errors_are_shown_by_epoch_and_summarised_by_their_lowest(train: Call, tmp_path: Path) -> None:
+def test_errors_are_summarised_by_their_lowest_and_last_value_and_the_rest_by_the_last(
+    train: Call, tmp_path: Path, result: Path
+) -> None:
+    train(3)
+    [folder] = offline_runs(tmp_path / "run")
+    curve = json.loads(result.read_text())["curve"]
+    summary = updates(folder, "summary")
+    for name in ("train_ppl", "valid_ppl", "valid_ppl_lua"):
+        values = [entry[name] for entry in curve]
+        assert summary[name] == pytest.approx({"min": min(values), "last": values[-1]}, rel=1e-6), name
+    for name in ("test_ppl", "test_ppl_mc"):
+        assert summary[name].keys() == {"min", "last"}, name
+    for name in ("gradient_norm", "learning_rate", "words_per_s"):
+        assert summary[name] == pytest.approx(curve[-1][name], rel=1e-6), name
+
+
+def test_each_curve_has_one_definition_by_epoch_or_by_step(train: Call, tmp_path: Path, result: Path) -> None:
     train(1)
     [folder] = offline_runs(tmp_path / "run")
-    metrics = {record.get("name") or record["glob_name"]: record for record in records(folder, "metric")}
-    assert metrics["*"]["step_metric"] == "trainer/global_step"
-    for errors in ("train_*", "valid_*", "test_ppl*", "test_rmse*"):
-        assert metrics[errors]["step_metric"] == "epoch"
-        assert metrics[errors]["summary"] == {"min": True, "last": True}
+    axes = {record.get("name") or record["glob_name"]: record.get("step_metric") for record in records(folder, "metric")}
+    [entry] = json.loads(result.read_text())["curve"]
+    for name in entry.keys() - {"epoch", "seconds"}:
+        [axis] = [axis for pattern, axis in axes.items() if fnmatch(name, pattern)]
+        assert axis == ("epoch" if "ppl" in name else "trainer/global_step"), name
 
 
 def test_the_configuration_is_the_resolved_one_with_commit_and_hardware(
