@@ -528,7 +528,7 @@ def _hardware(run: Result) -> str:
     hardware = run.provenance["hardware"]
     machine = hardware.get("gpu") or f"{hardware.get('cpu')} ({hardware.get('cores')} cores)"
     devices = hardware.get("devices", 1)
-    precision = run.config.get("trainer", {}).get("precision") or "32-true"
+    precision = run.trainer.get("precision") or "32-true"
     named = f"{devices} × {machine}" if devices > 1 else machine
     return named if precision == "32-true" else f"{named}, {precision}"
 
