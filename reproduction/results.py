@@ -269,6 +269,11 @@ def groups_with(experiment: str, results: list[Result]) -> dict[str, list[Result
     return {name: [r for r in results if (r.experiment, r.group) == (experiment, name)] for name in names}
 
 
+def experiments_of(results: list[Result]) -> list[str]:
+    """The experiments to show: all, but the demo only where it was run."""
+    return [name for name in GROUPS if name != "demo" or any(run.experiment == name for run in results)]
+
+
 def title(experiment: str, group: str) -> str:
     """The heading of a group's table and figure."""
     return GROUPS[experiment][group].title if group in GROUPS[experiment] else f"{experiment}, {group}"
