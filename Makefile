@@ -147,7 +147,7 @@ sync: .venv/ready ## upload the runs that were recorded offline to W&B [RUNS=]
 	@.venv/bin/python -m lightning_modules.tracking $(RUNS)
 
 wandb-table: .venv/ready ## log the tables and curves of all results to W&B
-	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment --wandb $(RUNS)
+	@.venv/bin/python -m reproduction.table --results $(RESULTS) --wandb $(RUNS)
 
 wandb-report: .venv/ready ## create a report and a workspace in W&B [ARGS="--dry_run --entity TEAM"]
 	@.venv/bin/python -m reproduction.wandb_report --results $(RESULTS) $(ARGS)

@@ -20,7 +20,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 PROJECT = "variational-rnn"
 FAILURES = (wandb.errors.Error, OSError)  # of W&B, its process, its server, the disk
+# Curves; other metrics have one value. W&B keeps one definition of a metric, any one: no two patterns may fit it.
 LOWER_IS_BETTER = ("train_*", "valid_*", "test_ppl*", "test_rmse*")
+BY_STEP = ("gradient_norm", "learning_rate", "words_per_s")
 ID_FILE, LOCK_FILE = "wandb_id", "lock"  # in the run's folder
 
 SETTINGS: dict[str, Any] = {
@@ -56,7 +58,9 @@ def start(**init: Any) -> Any:
         run = wandb.init(**init, mode="offline", settings=wandb.Settings(**SETTINGS, silent=True))
     except FAILURES as error:
         return without_records(error)
-    print(f"W&B: {reason} The run is recorded offline in {where}; `make sync` uploads it later.", flush=True)
+    runs = Path(__file__).resolve().parents[1] / "runs"  # where `make sync` looks unless told otherwise
+    elsewhere = "" if where.resolve().is_relative_to(runs) else f" RUNS={where.parent}"
+    print(f"W&B: {reason} The run is recorded offline in {where}; `make sync{elsewhere}` uploads it later.", flush=True)
     return run
 
 
@@ -110,7 +114,29 @@ def hold(root: Path) -> None:
     LOCKS[root] = file
 
 
-class WandbLogger(loggers.WandbLogger):
+class EpochsFromOne:
+    """What makes a logger of Lightning's number epochs from 1, as result files do."""
+
+    _is_fitted = False
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log them under that number."""
+        shift = 0 if self._is_fitted else 1  # after training, Lightning's number is that of finished epochs
+        lightning: Any = super()
+        lightning.log_metrics({k: v + shift if k == "epoch" else v for k, v in metrics.items()}, step)
+
+    def finalize(self, status: str) -> None:
+        """Training, or what else the logger was for, has ended."""
+        self._is_fitted |= status == "success"
+        lightning: Any = super()
+        lightning.finalize(status)
+
+
+class CSVLogger(EpochsFromOne, loggers.CSVLogger):
+    """Lightning's logger of metrics.csv."""
+
+
+class WandbLogger(EpochsFromOne, loggers.WandbLogger):
     """Lightning's logger, for runs that must go on without W&B and whose records must outlive them.
 
     Args:
@@ -154,7 +180,6 @@ class WandbLogger(loggers.WandbLogger):
             **named,
         )
         self._wandb_init.pop("anonymous", None)  # of which wandb would say that it has no effect
-        self._is_fitted = False
 
     @property
     @rank_zero_experiment
@@ -167,17 +192,17 @@ class WandbLogger(loggers.WandbLogger):
                 self._id_file.write_text(f"{self._id}\n")
             self._experiment.define_metric("trainer/global_step")
             self._experiment.define_metric("epoch")
-            self._experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+            for name in BY_STEP:
+                self._experiment.define_metric(name, step_metric="trainer/global_step", step_sync=True)
             for errors in LOWER_IS_BETTER:
                 self._experiment.define_metric(errors, step_metric="epoch", summary="min,last")
         return self._experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log them, with epochs from 1, as in result files."""
-        shift = 0 if self._is_fitted else 1  # after training, Lightning's number is that of finished epochs
+        """Log them, as long as W&B can be reached."""
         try:
-            super().log_metrics({k: v + shift if k == "epoch" else v for k, v in metrics.items()}, step)
+            super().log_metrics(metrics, step)
         except FAILURES as error:  # W&B's own process has died
             self._experiment = without_records(error)
 
@@ -226,7 +251,7 @@ class WandbLogger(loggers.WandbLogger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """End the records of a run that failed or was stopped, or what is buffered would be lost with the process."""
-        self._is_fitted |= status == "success"
+        super().finalize(status)
         if status == "failed" and self._experiment is not None:
             try:
                 self._experiment.finish(exit_code=1)
@@ -236,7 +261,7 @@ class WandbLogger(loggers.WandbLogger):
 
 def default_loggers(root: Path, result: Path | None, kind: str, is_resumed: bool, cell: str) -> list[Any]:
     """W&B and a CSV file, below the run's folder."""
-    return [WandbLogger(root, result, kind, is_resumed, cell), loggers.CSVLogger(root, name="csv")]
+    return [WandbLogger(root, result, kind, is_resumed, cell), CSVLogger(root, name="csv")]
 
 
 def is_running(root: Path) -> bool:
@@ -263,7 +288,16 @@ def main(folder: Path) -> None:
     if not ended:
         print(f"There are no offline runs to upload below {folder}.")
         return
-    sys.exit(subprocess.run([sys.executable, "-m", "wandb", "sync", *ended]).returncode)
+    os.environ.pop("WANDB_MODE", None)  # is for runs
+    try:  # without a server, `wandb sync` would go on asking for one
+        reason = "" if wandb.login(prompt=False) else "no account is logged in."
+    except FAILURES as error:
+        reason = _first_line(error)
+    if reason:
+        advice = "log in with `.venv/bin/wandb login`, or try again when the server answers"
+        sys.exit(f"W&B: {reason} Nothing is uploaded: {advice}.")
+    environment = os.environ | {"WANDB_DIR": str(folder)}  # for its own log, else in the current folder
+    sys.exit(subprocess.run([sys.executable, "-m", "wandb", "sync", *ended], env=environment).returncode)
 
 
 if __name__ == "__main__":

@@ -356,7 +356,7 @@ def _complete(runs: list[Result]) -> list[Result]:
         for run in kept(runs)
         if run.points("test_rmse")[0] == list(range(1, len(run.curve) + 1))
         and "constant_rmse" in run.metrics
-        and all(run.config.get("trainer", {}).get(limit) is None for limit in LIMITS)
+        and all(run.trainer.get(limit) is None for limit in LIMITS)
     ]
 
 

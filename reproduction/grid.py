@@ -101,7 +101,10 @@ def main(arguments: list[str] | None = None) -> None:
             try:
                 wandb.agent(wandb.sweep(sweep, project=PROJECT), project=PROJECT, count=chosen.count)
             except wandb.errors.Error as error:
-                sys.exit(f"W&B: the sweep was not run ({error}); `make grid NAME={chosen.name}` needs no account")
+                sys.exit(
+                    f"W&B: the sweep was not run ({error}). `.venv/bin/wandb login` logs in; "
+                    f"`make grid NAME={chosen.name}` needs no account."
+                )
         elif chosen.results:
             Console().print(table(chosen.name, chosen.results))
         elif chosen.point:

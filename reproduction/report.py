@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 
 from lightning_modules.trainer import write_atomically
 from reproduction.figures import CONSTANT_LABEL, GREY, LOG_LABEL, PERPLEXITY, Panel, colours, name, panels
-from reproduction.results import GROUPS, Result, ResultError, groups_with, load_results
+from reproduction.results import GROUPS, Result, ResultError, experiments_of, groups_with, load_results
 from reproduction.table import HEADINGS, LOG, NOTES, TEXT, Section, sections
 
 DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot"}
@@ -183,9 +183,8 @@ def page(results: list[Result]) -> str:
         "markdown": lambda text: Markup(MARKDOWN.render(text)),
         "yaml": lambda config: yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
     }
-    demo = any(run.experiment == "demo" for run in results)
     return environment.get_template("report.html").render(
-        experiments={experiment: parts(experiment, results) for experiment in HEADINGS if experiment != "demo" or demo},
+        experiments={experiment: parts(experiment, results) for experiment in experiments_of(results)},
         headings=HEADINGS,
         notes=NOTES,
         text_columns=TEXT,

@@ -155,11 +155,15 @@ class Result:
         return self.epochs < self.planned_epochs
 
     @property
+    def trainer(self) -> dict[str, Any]:
+        """The options of the trainer."""
+        return self.config.get("trainer") or {}
+
+    @property
     def length(self) -> str:
         """The number of epochs, e.g. "13", or "2 of 13 epochs" for a shortened run, and limits to parts of an epoch."""
         epochs = f"{self.epochs} of {self.planned_epochs} epochs" if self.shortened else str(self.epochs)
-        trainer = self.config.get("trainer", {})
-        limits = [f"{name}={trainer[name]}" for name in LIMITS if trainer.get(name) is not None]
+        limits = [f"{name}={self.trainer[name]}" for name in LIMITS if self.trainer.get(name) is not None]
         return ", ".join([epochs, *limits])
 
     def points(self, metric: str) -> tuple[list[float], list[float]]:
@@ -185,7 +189,9 @@ def load_results(folder: Path) -> list[Result]:
         ResultError: `folder` does not exist, or a file in it is unreadable, incomplete or in the wrong place.
     """
     if not folder.is_dir():
-        raise ResultError(f"{folder}: no such folder; name the folder that holds the result files with --results")
+        raise ResultError(
+            f"{folder}: no such folder; name the one that holds the result files (--results; RESULTS=... for make)"
+        )
     results = [_in_place(load_result(path), folder) for path in folder.rglob("seed*.json")]
     rows = list(LABELS)
     return sorted(
@@ -204,9 +210,13 @@ def load_result(path: Path) -> Result:
     """The result in one file, wherever that lies.
 
     Raises:
-        ResultError: the file is unreadable or incomplete.
+        ResultError: the file is unreadable, incomplete or not of one run.
     """
     data = read_json(path)
+    if isinstance(data, dict) and "experiment" not in data:
+        raise ResultError(
+            f"{path}: not the result of one run: that is EXPERIMENT/GROUP/ROW/seedK.json, as a run wrote it"
+        )
     _require(path, data, "the file", **_KINDS)
     _require(
         path,
@@ -217,14 +227,15 @@ def load_result(path: Path) -> Result:
         wall_time_s=(int, float),
         hardware=dict,
     )
-    for entry in data["curve"]:
-        _require(path, entry, "a curve entry", epoch=int)
+    _require(path, {"trainer": None} | data["config"], "config", trainer=(dict, type(None)))
+    for i, entry in enumerate(data["curve"]):
+        _require(path, entry, f"curve[{i}]", epoch=int)
     if not {"valid_ppl", "test_rmse"} & data["metrics"].keys():
         raise _wrong(path, "metrics has neither 'valid_ppl' nor 'test_rmse'")
 
     fields = {key: data[key] for key in _KINDS}
-    fields["metrics"] = _computed(data["metrics"])
-    fields["curve"] = [_computed(entry) for entry in data["curve"]]
+    fields["metrics"] = _computed(path, data["metrics"], "metrics")
+    fields["curve"] = [_computed(path, entry, f"curve[{i}]") for i, entry in enumerate(data["curve"])]
     return Result(path=path, **fields)
 
 
@@ -256,6 +267,11 @@ def groups_with(experiment: str, results: list[Result]) -> dict[str, list[Result
     """The results of each group of an experiment: planned groups first, then any other group that has results."""
     names = [*GROUPS[experiment], *(run.group for run in results if run.experiment == experiment)]
     return {name: [r for r in results if (r.experiment, r.group) == (experiment, name)] for name in names}
+
+
+def experiments_of(results: list[Result]) -> list[str]:
+    """The experiments to show: all, but the demo only where it was run."""
+    return [name for name in GROUPS if name != "demo" or any(run.experiment == name for run in results)]
 
 
 def title(experiment: str, group: str) -> str:
@@ -299,19 +315,21 @@ _KINDS: dict[str, Any] = {
 }
 
 
-def _require(path: Path, data: Any, where: str, **kinds: Any) -> None:
+def _require(path: Path, data: Any, where: str, /, **kinds: Any) -> None:
     if not isinstance(data, dict):
         raise _wrong(path, f"{where} is not a JSON object")
     for key, kind in kinds.items():
         if key not in data:
             raise _wrong(path, f"{where} has no {key!r}")
         if not isinstance(data[key], kind):
-            raise _wrong(path, f"{key!r} has the wrong type: {data[key]!r}")
+            raise _wrong(path, f"{key!r} of {where} has the wrong type: {data[key]!r}")
 
 
 def _wrong(path: Path, what: str) -> ResultError:
     return ResultError(f"{path}: {what}; if a run wrote it, delete the file and repeat the run")
 
 
-def _computed(values: dict[str, Any]) -> dict[str, float]:
+def _computed(path: Path, values: dict[str, Any], where: str) -> dict[str, float]:
+    """The numbers; what was not computed is null."""
+    _require(path, values, where, **dict.fromkeys(values, (int, float, type(None))))
     return {key: value for key, value in values.items() if value is not None}

@@ -26,6 +26,7 @@ from reproduction.results import (
     Result,
     ResultError,
     ensembles_of,
+    experiments_of,
     groups_with,
     kept,
     load_results,
@@ -528,7 +529,7 @@ def _hardware(run: Result) -> str:
     hardware = run.provenance["hardware"]
     machine = hardware.get("gpu") or f"{hardware.get('cpu')} ({hardware.get('cores')} cores)"
     devices = hardware.get("devices", 1)
-    precision = run.config.get("trainer", {}).get("precision") or "32-true"
+    precision = run.trainer.get("precision") or "32-true"
     named = f"{devices} × {machine}" if devices > 1 else machine
     return named if precision == "32-true" else f"{named}, {precision}"
 
@@ -585,7 +586,7 @@ def main(arguments: list[str] | None = None) -> None:
         description="Tables of results, with the published numbers beside ours. As Markdown if piped.",
     )
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of result files (%(default)s)")
-    parser.add_argument("--experiment", nargs="+", choices=list(GROUPS), help="experiments (default: all)")
+    parser.add_argument("--experiment", nargs="+", choices=list(GROUPS), help="default: all; the demo where it was run")
     parser.add_argument("--size", nargs="+", choices=list(GROUPS["ptb"]), help="Penn Treebank sizes (default: all)")
     parser.add_argument("--format", choices=list(FORMATS), help="print in this format (default: for reading)")
     parser.add_argument("--readme", type=Path, help=f"replace what stands between {BEGIN} and {END} in this file")
@@ -603,7 +604,11 @@ def main(arguments: list[str] | None = None) -> None:
         results = load_results(options.results)
     except ResultError as error:
         sys.exit(str(error))
-    experiments = options.experiment or list(GROUPS)
+    wanted = options.experiment or list(GROUPS)
+    if (options.readme or options.wandb) and not any(run.experiment in wanted for run in results):
+        targets = " or ".join("`make demo`" if name == "demo" else f"`make reproduce-{name}`" for name in wanted)
+        sys.exit(f"{options.results}: no results of {', '.join(wanted)}; run {targets} first")
+    experiments = options.experiment or experiments_of(results)
     try:
         if not options.readme:
             if sys.stdout.isatty() and not options.format:

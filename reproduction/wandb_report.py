@@ -17,8 +17,8 @@ from pydantic import TypeAdapter
 
 from lightning_modules import tracking
 from lightning_modules.tracking import PROJECT
-from reproduction.results import Result, ResultError, load_results, title
-from reproduction.table import HEADINGS, NOTES, markdown_of, sections
+from reproduction.results import Result, ResultError, experiments_of, load_results, title
+from reproduction.table import HEADINGS, NOTES, Section, markdown_of, sections
 
 SWEEPS = Path(__file__).parents[1] / "configs/sweeps"
 TITLE = "A Theoretically Grounded Application of Dropout in Recurrent Neural Networks"
@@ -57,24 +57,32 @@ def log_tables(folder: Path, results: list[Result], experiments: list[str], size
         experiments: whose tables to log.
         sizes: of Penn Treebank; all if none are named.
     """
+    logged = [_logged(section, results) for name in experiments for section in sections(name, results, sizes)]
     # One run, whose tables are replaced.
     run = tracking.start(project=PROJECT, id="tables", name="tables", job_type="tables", resume="allow", dir=folder)
-    for experiment in experiments:
-        for section in sections(experiment, results, sizes):
-            logged: dict[str, Any] = {section.name: wandb.Table(dataframe=section.table)}
-            runs = [run for run in results if f"{run.experiment}_{run.group}" == section.name]
-            lines = {
-                f"{one.label}, seed {one.seed}, {metric}": one.points(metric)
-                for one in runs
-                for metric in ("train_eval_ppl" if one.points("train_eval_ppl")[0] else "train_ppl", *OVERFITTING)
-                if one.points(metric)[0]
-            }
-            if lines:
-                epochs, values = zip(*lines.values(), strict=True)
-                chart = wandb.plot.line_series(epochs, values, list(lines), section.title, "epoch")
-                logged[f"{section.name}_curves"] = chart
-            run.log(logged)
-    run.finish()
+    try:
+        for values in logged:
+            run.log(values)
+        run.finish()
+    except tracking.FAILURES as error:
+        print(f"W&B: the tables are not all logged ({error}); `make wandb-table` tries again.", flush=True)
+
+
+def _logged(section: Section, results: list[Result]) -> dict[str, Any]:
+    """A table, and the curves of its runs if there are any."""
+    logged: dict[str, Any] = {section.name: wandb.Table(dataframe=section.table)}
+    lines = {
+        f"{run.label}, seed {run.seed}, {metric}": run.points(metric)
+        for run in results
+        if f"{run.experiment}_{run.group}" == section.name
+        for metric in ("train_eval_ppl" if run.points("train_eval_ppl")[0] else "train_ppl", *OVERFITTING)
+        if run.points(metric)[0]
+    }
+    if lines:
+        epochs, values = zip(*lines.values(), strict=True)
+        chart = wandb.plot.line_series(epochs, values, list(lines), section.title, "epoch")
+        logged[f"{section.name}_curves"] = chart
+    return logged
 
 
 def panels(experiment: str) -> list[Any]:
@@ -117,14 +125,15 @@ def report(results: list[Result], entity: str) -> wr.Report:
         return wr.PanelGrid(runsets=[runs], panels=shown)
 
     blocks: list[Any] = [wr.TableOfContents()]
-    for experiment in CURVES:
+    for experiment in experiments_of(results):
         blocks += [wr.H1(HEADINGS[experiment]), wr.MarkdownBlock(NOTES[experiment])]
-        groups = {f"{experiment}_{run.group}": run.group for run in results if run.experiment == experiment}
+        groups = {f"{experiment}_{run.group}": run for run in results if run.experiment == experiment}
         for section in sections(experiment, results):
             blocks += [wr.H2(section.title), wr.MarkdownBlock(markdown_of(section, link="{row}"))]
             if section.name in groups:
-                group = groups[section.name]
-                blocks.append(grid(title(experiment, group), f"{experiment}/{group}", panels(experiment)))
+                run = groups[section.name]
+                measured = "ptb" if "valid_ppl" in run.metrics else "sentiment"  # the demo has groups of both
+                blocks.append(grid(title(experiment, run.group), f"{experiment}/{run.group}", panels(measured)))
     blocks.append(wr.H1("Sweeps"))
     for file in sorted(SWEEPS.glob("*.yaml")):
         experiment = "ptb" if file.stem.startswith("ptb") else "sentiment"
@@ -189,7 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _not_created(error: Exception) -> str:
     return (
-        f"W&B: the report was not created ({error}). `wandb login` logs in; --dry_run prints it; "
+        f"W&B: the report was not created ({error}). `.venv/bin/wandb login` logs in; --dry_run prints it; "
         "`make report` writes a page that needs no account."
     )
 

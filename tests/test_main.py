@@ -1,7 +1,9 @@
 """The command line: inherited configurations, bad input, and a whole run."""
 
 import json
+import os
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import yaml
 import main
 from benchmarks import cost
 from benchmarks.cost import MeasuringTrainer
-from tests.tiny import SMALL, tiny_run
+from tests.tiny import SMALL, tiny_program, tiny_run
 
 CONFIGS = Path(main.__file__).resolve().parent / "configs"
 
@@ -315,6 +317,23 @@ def test_loggers_of_ones_own_are_kept(
     outcome = call("fit", *tiny_run(tmp_path, "--trainer.max_epochs", "1", logger=own))
     assert outcome.status == 0, outcome.err
     assert list((tmp_path / "own").rglob("metrics.csv"))
+
+
+@pytest.mark.slow
+def test_a_run_does_not_warn_of_slurm_that_is_installed_and_not_used(tiny_treebank: Path, tmp_path: Path) -> None:
+    srun = tmp_path / "bin/srun"
+    srun.parent.mkdir()
+    srun.touch(mode=0o755)
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    done = subprocess.run(
+        [*tiny_program(tmp_path), "fit", *tiny_run(tmp_path, "--trainer.max_epochs", "1")],
+        env=outside | {"PATH": f"{srun.parent}:{os.environ['PATH']}", "HF_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "`srun`" not in done.stderr
 
 
 def test_a_run_that_is_told_to_stop_does_not_end_as_if_it_had_finished(

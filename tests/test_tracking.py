@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,8 @@ def test_a_run_without_an_account_is_recorded_offline_under_the_names_of_its_res
 ) -> None:
     outcome = train(2)
     assert outcome.status == 0, outcome.err
-    assert f"W&B: no account is logged in. The run is recorded offline in {tmp_path / 'run/wandb'};" in outcome.out
+    where = f"The run is recorded offline in {tmp_path / 'run/wandb'}; `make sync RUNS={tmp_path / 'run'}` uploads it"
+    assert f"W&B: no account is logged in. {where} later." in outcome.out
     assert "anonymous" not in outcome.err
     [folder] = offline_runs(tmp_path / "run")
     [run] = records(folder, "run")
@@ -123,18 +125,38 @@ def test_every_epoch_is_recorded_as_it_is_in_the_result_file(train: Call, tmp_pa
     assert tested["test_ppl_mc"] == pytest.approx(report["metrics"]["test_ppl_mc"], rel=1e-6)
     assert {row["trainer/global_step"] for row in history} == {row["trainer/global_step"] for row in history} - {None}
     [table] = (tmp_path / "run/csv").rglob("metrics.csv")
-    logged = [float(row["valid_ppl"]) for row in csv.DictReader(table.open()) if row.get("valid_ppl")]
-    assert logged == pytest.approx([entry["valid_ppl"] for entry in report["curve"]], rel=1e-6)
+    logged = list(csv.DictReader(table.open()))
+    for name in ("valid_ppl", "train_ppl"):
+        found = {int(row["epoch"]): float(row[name]) for row in logged if row[name]}
+        assert found == pytest.approx({entry["epoch"]: entry[name] for entry in report["curve"]}, rel=1e-6), name
+    assert [row["epoch"] for row in logged if row["test_ppl"]] == ["2"]
 
 
-def test_errors_are_shown_by_epoch_and_summarised_by_their_lowest(train: Call, tmp_path: Path) -> None:
+def test_errors_are_summarised_by_their_lowest_and_last_value_and_the_rest_by_the_last(
+    train: Call, tmp_path: Path, result: Path
+) -> None:
+    train(3)
+    [folder] = offline_runs(tmp_path / "run")
+    curve = json.loads(result.read_text())["curve"]
+    summary = updates(folder, "summary")
+    for name in ("train_ppl", "valid_ppl", "valid_ppl_lua"):
+        values = [entry[name] for entry in curve]
+        assert summary[name] == pytest.approx({"min": min(values), "last": values[-1]}, rel=1e-6), name
+    for name in ("test_ppl", "test_ppl_mc"):
+        assert summary[name].keys() == {"min", "last"}, name
+    for name in ("gradient_norm", "learning_rate", "words_per_s"):
+        assert summary[name] == pytest.approx(curve[-1][name], rel=1e-6), name
+
+
+def test_each_curve_has_one_definition_by_epoch_or_by_step(train: Call, tmp_path: Path, result: Path) -> None:
     train(1)
     [folder] = offline_runs(tmp_path / "run")
-    metrics = {record.get("name") or record["glob_name"]: record for record in records(folder, "metric")}
-    assert metrics["*"]["step_metric"] == "trainer/global_step"
-    for errors in ("train_*", "valid_*", "test_ppl*", "test_rmse*"):
-        assert metrics[errors]["step_metric"] == "epoch"
-        assert metrics[errors]["summary"] == {"min": True, "last": True}
+    metrics = records(folder, "metric")
+    axes = {metric.get("name") or metric["glob_name"]: metric.get("step_metric") for metric in metrics}
+    [entry] = json.loads(result.read_text())["curve"]
+    for name in entry.keys() - {"epoch", "seconds"}:
+        [axis] = [axis for pattern, axis in axes.items() if fnmatch(name, pattern)]
+        assert axis == ("epoch" if "ppl" in name else "trainer/global_step"), name
 
 
 def test_the_configuration_is_the_resolved_one_with_commit_and_hardware(
@@ -267,7 +289,7 @@ def test_without_a_server_a_run_goes_on_offline_with_one_message(
     assert outcome.status == 0, outcome.err
     assert time.monotonic() - started < 60
     assert outcome.out.count("W&B: ") == 1
-    assert "`make sync` uploads it later" in outcome.out
+    assert f"`make sync RUNS={tmp_path / 'run'}` uploads it later" in outcome.out
     assert result.exists()
     [folder] = offline_runs(tmp_path / "run")
     assert [row["epoch"] for row in rows(folder) if "valid_ppl" in row] == [1]
@@ -382,18 +404,61 @@ input()
     assert train(1).status == 0
 
 
+def test_a_run_below_the_folder_where_make_sync_looks_needs_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "__file__", str(tmp_path / "lightning_modules/tracking.py"))
+    tracking.start(project="p", dir=tmp_path / "runs/ptb/small")
+    assert "; `make sync` uploads it later." in capsys.readouterr().out
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a run that was recorded offline; the current folder is another, and empty."""
+    run = tracking.start(project="p", dir=tmp_path / "run")
+    run.log({"value": 1})
+    run.finish()
+    wandb.teardown()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "run"
+
+
+def test_without_an_account_nothing_is_uploaded_and_nothing_left_behind(recorded: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^W&B: no account is logged in\. .* log in with `\.venv/bin/wandb login`"):
+        tracking.main(recorded)
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.slow
+def test_an_upload_to_a_server_that_does_not_answer_ends_with_its_name(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        server = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("WANDB_BASE_URL", server)
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        with pytest.raises(
+            SystemExit, match=f"^W&B: Failed to authenticate with {server}: .* try again when the server"
+        ):
+            tracking.main(recorded)
+
+
 @pytest.mark.slow
 def test_offline_runs_are_uploaded_by_make_sync_once(train: Call, tmp_path: Path) -> None:
     for epochs in (1, 2):
         train(epochs)
     root = Path(tracking.__file__).parents[1]
+    logs = set(root.glob("wandb/**/*"))
     with running() as server:
 
         def sync() -> subprocess.CompletedProcess[str]:
             return subprocess.run(
                 ["make", "-s", "sync", f"RUNS={tmp_path}"],
                 cwd=root,
-                env={name: value for name, value in os.environ.items() if name != "WANDB_MODE"} | server.environment,
+                env=os.environ | server.environment | {"WANDB_MODE": "offline"},  # as the runs were recorded
                 capture_output=True,
                 text=True,
                 timeout=120,
@@ -421,6 +486,7 @@ def test_offline_runs_are_uploaded_by_make_sync_once(train: Call, tmp_path: Path
         third = sync()
         assert third.returncode == 0, third.stderr
         assert third.stderr.count("Finished syncing") == 1, third.stderr + third.stdout
+        assert set(root.glob("wandb/**/*")) == logs
         assert [row["epoch"] for row in server.streams[str(live_id)]] == [1, 2]
     empty = subprocess.run(
         ["make", "-s", "sync", f"RUNS={tmp_path / 'none'}"], cwd=root, capture_output=True, text=True, timeout=60

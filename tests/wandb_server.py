@@ -128,7 +128,7 @@ def answer_to(query: str, variables: dict[str, Any], address: str) -> dict[str, 
         page = {"edges": [{"node": node, "cursor": ""}], "pageInfo": {"endCursor": "", "hasNextPage": False}}
         return {"models": page, "projects": page}
     if "project(" in query or "model(" in query:
-        return {"project": project, "model": project | {"bucket": None}}
+        return {"project": project | {"artifact": None}, "model": project | {"bucket": None}}
     return {}
 
 

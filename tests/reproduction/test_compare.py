@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,8 +89,13 @@ def test_a_run_that_is_not_there_is_answered_with_those_that_are(folder: Path, w
         main(["ptb/small/zaremba/seed3", "ptb/small/zaremba/seed4", "--results", str(folder)])
 
 
-def test_a_file_that_is_no_result_is_named(folder: Path, tmp_path: Path, write_result: WriteResult) -> None:
-    file = tmp_path / "other.json"
-    file.write_text("{}")
-    with pytest.raises(SystemExit, match=r"other\.json: the file has no 'experiment'"):
-        main([str(file), str(write_result("ptb", "small", "zaremba")), "--results", str(folder)])
+@pytest.mark.parametrize("content", [{"seeds": [0, 1], "epochs": "13", "metrics": {}}, {"splits": {}}, {}])
+def test_a_good_file_that_is_not_the_result_of_one_run_is_not_to_be_deleted(
+    folder: Path, write_result: WriteResult, content: dict[str, Any]
+) -> None:
+    run = write_result("ptb", "small", "zaremba")
+    file = run.with_name("ensemble.json")
+    file.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match=r"ensemble\.json: not the result of one run: that is ") as refused:
+        main([str(file), str(run), "--results", str(folder)])
+    assert "delete" not in str(refused.value)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import wandb
 
 import main as command_line
 from reproduction import grid
@@ -75,6 +76,19 @@ def test_make_runs_each_point_and_seed_once(tmp_path: Path) -> None:
         f'--seed_everything 1 --data.init_args.data_dir "/d" --trainer.default_root_dir {tmp_path}/runs/{point}' in run
     )
     assert run.endswith("--epochs 2")
+
+
+def test_a_sweep_without_an_account_ends_with_what_logs_in_and_what_needs_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name in ("HOME", "NETRC", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # of which the agent's is made
+    with pytest.raises(SystemExit, match=r"^W&B: the sweep was not run \(.*`\.venv/bin/wandb login`.*`make grid NAME="):
+        grid.main(["ptb_dropout", "--agent"])
+    wandb.teardown()
 
 
 @pytest.mark.slow

@@ -1,10 +1,13 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reproduction.results import ResultError, load_results
+from reproduction.table import to_markdown
 
 WriteResult = Callable[..., Path]
 
@@ -44,7 +47,7 @@ def test_a_file_that_is_not_text_is_named(folder: Path, write_result: WriteResul
         load_results(folder)
 
 
-@pytest.mark.parametrize("key", ["seed", "metrics", "curve", "provenance", "planned_epochs"])
+@pytest.mark.parametrize("key", ["group", "seed", "metrics", "curve", "provenance", "planned_epochs"])
 def test_a_missing_key_is_named(folder: Path, write_result: WriteResult, key: str) -> None:
     path = write_result("ptb", "small", "moon")
     data = json.loads(path.read_text())
@@ -62,8 +65,36 @@ def test_a_missing_key_of_the_provenance_is_named(folder: Path, write_result: Wr
 
 def test_a_key_of_the_wrong_type_is_named(folder: Path, write_result: WriteResult) -> None:
     write_result("ptb", "small", "moon", metrics=[1.0])
-    with pytest.raises(ResultError, match=r"'metrics' has the wrong type: \[1\.0\]"):
+    with pytest.raises(ResultError, match=r"'metrics' of the file has the wrong type: \[1\.0\]"):
         load_results(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"metrics": {"valid_ppl": "abc"}}, "'valid_ppl' of metrics has the wrong type: 'abc'"),
+        (
+            {"curve": [{"epoch": 1}, {"epoch": 2, "valid_ppl": "abc"}]},
+            "'valid_ppl' of curve[1] has the wrong type: 'abc'",
+        ),
+        ({"curve": [{"epoch": 1}, {"epoch": 2.5}]}, "'epoch' of curve[1] has the wrong type: 2.5"),
+        ({"curve": [3]}, "curve[0] is not a JSON object"),
+        ({"config": {"trainer": "abc"}}, "'trainer' of config has the wrong type: 'abc'"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named_with_file_and_field(
+    folder: Path, write_result: WriteResult, changes: dict[str, Any], said: str
+) -> None:
+    path = write_result("ptb", "small", "moon", **changes)
+    with pytest.raises(ResultError, match=re.escape(f"{path}: {said}; if a run wrote it, delete the file and repeat")):
+        load_results(folder)
+
+
+def test_a_trainer_without_options_may_be_null(folder: Path, write_result: WriteResult) -> None:
+    write_result("ptb", "small", "moon", config={"trainer": None})
+    [run] = load_results(folder)
+    assert run.length == "3"
+    assert "Some CPU (2 cores), 1 h 2 min" in to_markdown([run], ["ptb"])
 
 
 def test_a_file_in_the_wrong_place_is_an_error(folder: Path, write_result: WriteResult) -> None:
@@ -74,7 +105,7 @@ def test_a_file_in_the_wrong_place_is_an_error(folder: Path, write_result: Write
 
 
 def test_a_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ResultError, match="no such folder"):
+    with pytest.raises(ResultError, match=r"no such folder; .* \(--results; RESULTS=\.\.\. for make\)"):
         load_results(tmp_path / "nowhere")
 
 

@@ -207,6 +207,7 @@ def test_readme_is_replaced_between_the_markers_only(folder: Path, readme: Path,
 
 def test_check_fails_on_stale_text_and_writes_nothing(folder: Path, readme: Path, write_result: WriteResult) -> None:
     arguments = ["--results", str(folder), "--readme", str(readme)]
+    write_result("ptb", "small", "moon")
     main(arguments)
     text = readme.read_text(encoding="utf-8")
     write_result("ptb", "small", "zaremba")
@@ -215,8 +216,33 @@ def test_check_fails_on_stale_text_and_writes_nothing(folder: Path, readme: Path
     assert readme.read_text(encoding="utf-8") == text
 
 
+@pytest.mark.parametrize(
+    ("experiments", "said"),
+    [
+        (
+            ["ptb", "sentiment"],
+            "no results of ptb, sentiment; run `make reproduce-ptb` or `make reproduce-sentiment` first",
+        ),
+        (["sentiment"], "no results of sentiment; run `make reproduce-sentiment` first"),
+    ],
+)
+def test_tables_without_results_replace_no_others(
+    folder: Path, readme: Path, tmp_path: Path, experiments: list[str], said: str, write_result: WriteResult
+) -> None:
+    write_result("demo", "language_model", "naive")
+    text = readme.read_text(encoding="utf-8")
+    for option, where in (("--readme", readme), ("--wandb", tmp_path / "runs")):
+        with pytest.raises(SystemExit, match=f"^{folder}: {said}$"):
+            main(["--results", str(folder), "--experiment", *experiments, option, str(where)])
+    assert readme.read_text(encoding="utf-8") == text
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("text", ["no markers", f"{END}\n{BEGIN}", f"{BEGIN}\n{END}\n{BEGIN}\n{END}"])
-def test_a_readme_without_the_two_markers_is_an_error(folder: Path, readme: Path, text: str) -> None:
+def test_a_readme_without_the_two_markers_is_an_error(
+    folder: Path, readme: Path, text: str, write_result: WriteResult
+) -> None:
+    write_result("ptb", "small", "zaremba")
     readme.write_text(text)
     with pytest.raises(SystemExit, match=r"README\.md: must contain the line <!-- results:begin -->"):
         main(["--results", str(folder), "--readme", str(readme)])

@@ -51,6 +51,55 @@ def test_tables_are_logged_as_they_are_with_the_curves_of_their_runs(
     assert lines == {f"Zaremba et al., seed {seed}, {name}" for seed in (0, 1) for name in ("train_ppl", "valid_ppl")}
 
 
+@pytest.mark.slow
+def test_tables_and_curves_are_logged_to_the_server(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        table.main(["--results", str(results), "--wandb", str(tmp_path / "runs")])
+        wandb.teardown()
+        logged = {name: value for row in server.streams["tables"] for name, value in row.items()}
+    assert "the tables are not all logged" not in capsys.readouterr().out
+    expected = ptb_table("small", [run for run in load_results(results) if run.experiment == "ptb"])
+    assert (logged["ptb_small"]["_type"], logged["ptb_small"]["nrows"]) == ("table-file", len(expected))
+    assert {"ptb_small_curves_table", "sentiment_figure2", "sentiment_figure2_curves_table"} <= logged.keys()
+    assert {sent["input"]["artifactTypeName"] for sent in server.sent("createArtifact(")} == {"run_table"}
+
+
+def test_tables_that_cannot_be_logged_end_with_one_message(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(wandb.Run, "log", full)
+    table.main(["--results", str(results), "--wandb", str(tmp_path / "runs")])
+    said = "W&B: the tables are not all logged ([Errno 28] No space left on device); `make wandb-table` tries again.\n"
+    assert capsys.readouterr().out.endswith(said)
+
+
+def test_the_demo_has_tables_and_curves_where_it_was_run(
+    results: Path, write_result: WriteResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not [block for block in spec(capsys, results)["report"]["blocks"] if "Demo" in json.dumps(block)]
+    write_result("demo", "language_model", "naive")
+    write_result("demo", "sentiment", "naive")
+    blocks = spec(capsys, results)["report"]["blocks"]
+    grids = {grid["runsets"][0]["name"]: grid for grid in blocks if "runsets" in grid}
+    for group, name, metric in (
+        ("language_model", "Demo, language model", "valid_ppl"),
+        ("sentiment", "Demo, sentiment regression", "test_rmse"),
+    ):
+        assert f"'demo/{group}'" in grids[name]["runsets"][0]["filters"]
+        assert metric in grids[name]["panels"][0]["y"]
+    table.main(["--results", str(results), "--wandb", str(tmp_path / "runs")])
+    logged = {file.name for file in (tmp_path / "runs").glob("wandb/offline-run-*/files/media/table/demo_*")}
+    for name in ("demo_language_model", "demo_language_model_curves", "demo_sentiment", "demo_sentiment_curves"):
+        assert [file for file in logged if file.startswith(f"{name}_")], name
+
+
 def spec(capsys: pytest.CaptureFixture[str], results: Path) -> dict[str, Any]:
     wandb_report.main(["--results", str(results), "--dry_run"])
     printed: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -105,5 +154,7 @@ def test_report_and_workspace_are_created_on_the_server(
 
 
 def test_without_an_account_the_report_says_what_can_be_had_without(results: Path) -> None:
-    with pytest.raises(SystemExit, match=r"the report was not created .*`wandb login`.*--dry_run.*`make report`"):
+    with pytest.raises(
+        SystemExit, match=r"the report was not created .*`\.venv/bin/wandb login`.*--dry_run.*`make report`"
+    ):
         wandb_report.main(["--results", str(results)])
