@@ -189,7 +189,7 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: Any) -> None:
         if not trainer.fast_dev_run:
-            trainer.save_checkpoint(self.folder / LAST)
+            trainer.save_checkpoint(self.folder / LAST, weights_only=False)
             self._saved = time.monotonic()
 
     def _end_if_asked(self, trainer: Any) -> None:
