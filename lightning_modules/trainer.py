@@ -60,9 +60,6 @@ class Trainer(L.Trainer):
     ) -> None:
         if checkpoint_minutes < 0:
             raise ValueError(f"checkpoint_minutes must be at least 0, got {checkpoint_minutes}")
-        interval = kwargs.get("val_check_interval")
-        if interval not in (None, 1.0):
-            raise ValueError(f"val_check_interval must be 1.0, got {interval}: a curve has a point for each epoch")
         super().__init__(*args, **kwargs)
         self.tested_weights = tested_weights
         self.checkpoint_minutes = checkpoint_minutes
@@ -93,6 +90,10 @@ class Trainer(L.Trainer):
         """
         if epochs is not None and epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
+        if self.val_check_interval != 1.0:
+            raise ValueError(
+                f"val_check_interval must be 1.0, got {self.val_check_interval}: a curve has a point for each epoch"
+            )
         experiment, group, row, seed = place(result)
         if self.run_config.get("seed_everything", seed) != seed:
             raise ValueError(

@@ -69,7 +69,7 @@ def end_of_process() -> None:
 
 def offline_runs(root: Path) -> list[Path]:
     """Their folders, oldest first."""
-    return sorted(root.glob("wandb/offline-run-*"))
+    return sorted(root.glob("wandb/offline-run-*"), key=lambda folder: folder.stat().st_mtime_ns)
 
 
 def records(folder: Path, kind: str) -> list[dict[str, Any]]:
