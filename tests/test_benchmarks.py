@@ -66,6 +66,11 @@ def test_without_a_gpu_the_benchmark_of_it_says_so(capsys):
     assert "torch finds no GPU here" in capsys.readouterr().err
 
 
+def test_the_readme_shows_the_committed_scaling():
+    result = json.loads((FOLDER / "results" / "scaling.json").read_text(encoding="utf-8"))
+    assert scaling.tables(result) in (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
 def test_two_processes_send_each_other_one_gradient_and_many_almost_two():
     layer = 4 * 650 * (650 + 650 + 2)
     gradient = 4 * (10_000 * 650 + 2 * layer + 10_000 * 650 + 10_000)
