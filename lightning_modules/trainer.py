@@ -155,7 +155,7 @@ class Trainer(L.Trainer):
             "curve": [_finite(entry) for entry in curve],
             "config": _without_paths(self.run_config),
             "provenance": attempts[0]
-            | {"corpus": corpus and {"name": corpus[0], "sha256": corpus[1]}}
+            | ({"corpus": {"name": corpus[0], "sha256": corpus[1]}} if corpus else {})
             | {"wall_time_s": sum(entry["seconds"] for entry in curve) + test_seconds, "resumed": attempts[1:]},
         }
         write_atomically(result, json.dumps(report, indent=2) + "\n")
