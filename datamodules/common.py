@@ -1,6 +1,7 @@
 """What every data module needs: quiet loading, a check of the files' content, and this process's share of the work."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -31,6 +32,17 @@ def check_sha256(file: Path, expected: str, where_to_get_it: str) -> None:
         raise ValueError(f"{file} has SHA-256 {found}, but {expected} is expected. {where_to_get_it}")
 
 
+def check_at_least(least: int, **numbers: int) -> None:
+    """Check that none of these options is below `least`.
+
+    Raises:
+        ValueError: One is.
+    """
+    for name, number in numbers.items():
+        if number < least:
+            raise ValueError(f"{name} must be at least {least}, got {number}")
+
+
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Keep the progress bars of `datasets` out of the training output."""
@@ -41,6 +53,11 @@ def no_progress_bars() -> Iterator[None]:
     finally:
         if was_enabled:
             enable_progress_bar()
+
+
+def tokenize(text: str) -> list[str]:
+    """Split a text into lower-case words and single punctuation marks; apostrophes inside words are kept."""
+    return re.findall(r"\w+(?:'\w+)*|[^\w\s]", text.lower())
 
 
 def rank_and_world_size(datamodule: LightningDataModule) -> tuple[int, int]:

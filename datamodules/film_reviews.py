@@ -6,7 +6,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, DownloadConfig, DownloadManager
 
 from datamodules.common import check_sha256, no_progress_bars
-from datamodules.rated_sequences import RatedSequences, encode, pad_left, rank_words
+from datamodules.rated_sequences import RatedSequences, cut, encode, rank_words
 
 ARCHIVE = "https://www.cs.cornell.edu/people/pabo/movie-review-data/scale_data.tar.gz"
 SHA256 = {  # In the order in which the published code reads the authors.
@@ -93,17 +93,9 @@ class FilmReviews(RatedSequences):
         self.vocabulary = rank_words(reviews, self.vocab_size - 3)
         ids = encode(reviews, self.vocabulary)
         # NumPy's legacy generator, because the published split was drawn from it.
-        order = np.random.RandomState(self.split_seed).permutation(len(ids))
-        cuts = [(review, start) for review in order for start in range(0, len(ids[review]), self.chunk_length)]
-        chunks = Dataset.from_dict(
-            {
-                "words": pad_left(
-                    [ids[review][start : start + self.chunk_length] for review, start in cuts], self.chunk_length
-                ),
-                "review": [review for review, _ in cuts],
-                "rating": np.array(self.texts["rating"])[[review for review, _ in cuts]],
-            }
-        )
+        order = np.random.RandomState(self.split_seed).permutation(len(ids)).tolist()
+        ratings = self.texts["rating"][order]
+        chunks = cut([ids[review] for review in order], ratings, order, self.chunk_length)
         num_train = len(chunks) * 4 // 5
         train, test = chunks.take(num_train), chunks.skip(num_train)
         self.chunks = DatasetDict(train=train, test=test)
@@ -115,8 +107,8 @@ class FilmReviews(RatedSequences):
                     f"validation_share={self.validation_share} of {len(reviews)} training reviews are {held_out}: "
                     "some must be held out, and some be left"
                 )
-            cut = train["review"].index(reviews[held_out])
-            self.chunks = DatasetDict(train=train.skip(cut), validation=train.take(cut), test=test)
+            first = train["review"].index(reviews[held_out])
+            self.chunks = DatasetDict(train=train.skip(first), validation=train.take(first), test=test)
 
 
 def load_reviews(folder: Path) -> Dataset:

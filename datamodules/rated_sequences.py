@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from datamodules.common import TrainingLoader, accumulated, rank_and_world_size
+from datamodules.common import TrainingLoader, accumulated, check_at_least, rank_and_world_size
 
 PAD, START, UNKNOWN = 0, 1, 2
 SPECIAL_WORDS = ["<pad>", "<start>", "<unk>", "<unused>"]  # Keras adds 3 to ranks that begin at 1: id 3 stays free.
@@ -39,12 +39,16 @@ class RatedSequences(LightningDataModule):
         batch_size: B in training, over all processes.
         eval_batch_size: B in evaluation, over all processes.
         train_eval_chunks: Number of training sequences, from the first on, on which the training error is evaluated.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     texts: Dataset
 
     def __init__(self, batch_size: int, eval_batch_size: int, train_eval_chunks: int) -> None:
         super().__init__()
+        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, train_eval_chunks=train_eval_chunks)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.train_eval_chunks = train_eval_chunks
@@ -185,6 +189,28 @@ def encode(texts: Iterable[list[str]], vocabulary: list[str]) -> list[list[int]]
 def pad_left(sequences: list[list[int]], length: int) -> np.ndarray:
     """Pad sequences with id 0 in front; shape [number of sequences, length]."""
     return np.array([[PAD] * (length - len(sequence)) + sequence for sequence in sequences])
+
+
+def cut(texts: Sequence[list[int]], ratings: Sequence[float], reviews: Sequence[int], length: int) -> Dataset:
+    """Cut texts into chunks of `length` ids, the last one padded; each has the rating of its text.
+
+    Args:
+        texts: Ids of each text.
+        ratings: Of the texts.
+        reviews: Their numbers.
+        length: T.
+
+    Returns:
+        The columns "words", "review" and "rating".
+    """
+    chunks = [(text, start) for text, ids in enumerate(texts) for start in range(0, len(ids), length)]
+    return Dataset.from_dict(
+        {
+            "words": pad_left([texts[text][start : start + length] for text, start in chunks], length),
+            "review": [reviews[text] for text, _ in chunks],
+            "rating": [ratings[text] for text, _ in chunks],
+        }
+    )
 
 
 def _tensors(chunks: Dataset) -> TensorDataset:

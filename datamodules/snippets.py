@@ -2,21 +2,18 @@
 
 import csv
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from itertools import chain
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 
-from datamodules.common import check_sha256, no_progress_bars
-from datamodules.rated_sequences import RatedSequences, encode, pad_left, rank_words
-from datamodules.streams import TokenStreams
+from datamodules.common import check_sha256, no_progress_bars, tokenize
+from datamodules.rated_sequences import RatedSequences, cut, encode, rank_words
+from datamodules.streams import EOS, TokenStreams, encode_stream, frequent_words
 
 PACKAGE = "vaderSentiment"
 VERSION = "3.3.2"
@@ -72,19 +69,11 @@ class SnippetLanguage(TokenStreams):
         """Read, split and encode the snippets."""
         parts = split_snippets(load_snippets(self.folder))
         words = {
-            split: list(chain.from_iterable([*tokenize(text), "<eos>"] for text in part["text"]))
+            split: list(chain.from_iterable([*tokenize(text), EOS] for text in part["text"]))
             for split, part in parts.items()
         }
-        counts = Counter(words["train"])
-        del counts["<eos>"]
-        self.vocabulary = ["<unk>", "<eos>"] + [word for word, _ in counts.most_common(self.vocab_size - 2)]
-        if len(self.vocabulary) < self.vocab_size:
-            raise ValueError(
-                f"vocab_size={self.vocab_size}, but the training snippets have only {len(self.vocabulary)} word types, "
-                "<unk> and <eos> included: choose a smaller vocab_size for the data and for the model."
-            )
-        index = {word: i for i, word in enumerate(self.vocabulary)}
-        ids = {split: torch.tensor([index.get(word, 0) for word in words[split]]) for split in words}
+        self.vocabulary = frequent_words(words["train"], self.vocab_size, "the text of the training snippets")
+        ids = {split: encode_stream(words[split], self.vocabulary) for split in words}
         self.ids = {"train": ids["train"], "validation": ids["test"], "test": ids["test"]}
 
 
@@ -139,9 +128,7 @@ class SnippetRatings(RatedSequences):
         self.vocabulary = rank_words(words["train"], self.vocab_size)
         for split, part in parts.items():
             ids = [snippet[: self.length] for snippet in encode(words[split], self.vocabulary)]
-            self.chunks[split] = Dataset.from_dict(
-                {"words": pad_left(ids, self.length), "review": part["review"], "rating": part["rating"]}
-            )
+            self.chunks[split] = cut(ids, part["rating"], part["review"], self.length)
 
 
 def fetch_snippets(folder: Path) -> Path:
@@ -205,8 +192,3 @@ def split_snippets(snippets: Dataset) -> dict[str, dict[str, list]]:
     numbered = snippets.add_column("review", range(len(snippets)))
     parts = numbered.train_test_split(test_size=0.2, seed=SPLIT_SEED)
     return {split: part[:] for split, part in parts.items()}
-
-
-def tokenize(text: str) -> list[str]:
-    """Split a text into lower-case words and single punctuation marks; apostrophes inside words are kept."""
-    return re.findall(r"\w+(?:'\w+)*|[^\w\s]", text.lower())

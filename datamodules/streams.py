@@ -1,11 +1,45 @@
 """A text as parallel streams, cut into windows for truncated back-propagation through time."""
 
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from datamodules.common import TrainingLoader, accumulated, batch_share, rank_and_world_size
+from datamodules.common import TrainingLoader, accumulated, batch_share, check_at_least, rank_and_world_size
+
+UNKNOWN, EOS = "<unk>", "<eos>"  # the ids 0 and 1 of the vocabularies that are made here
+
+
+def frequent_words(words: Iterable[str], vocab_size: int, source: str) -> list[str]:
+    """List words by id: <unk>, <eos>, then the most frequent ones, those of equal frequency as they appear.
+
+    Args:
+        words: The text to count.
+        vocab_size: Length of the list.
+        source: Where the text is from; for the error message.
+
+    Raises:
+        ValueError: The text has fewer word types.
+    """
+    counts = Counter(words)
+    del counts[UNKNOWN], counts[EOS]
+    vocabulary = [UNKNOWN, EOS, *(word for word, _ in counts.most_common(vocab_size - 2))]
+    if len(vocabulary) < vocab_size:
+        raise ValueError(
+            f"vocab_size={vocab_size}, but {source} has only {len(vocabulary)} word types, {UNKNOWN} and {EOS} "
+            f"included: set vocab_size={len(vocabulary)} or less (--data.init_args.vocab_size); the model follows."
+        )
+    return vocabulary
+
+
+def encode_stream(words: Iterable[str], vocabulary: list[str]) -> Tensor:
+    """Encode a text as word ids, shape [n]; words that `vocabulary` lacks become id 0."""
+    index = {word: i for i, word in enumerate(vocabulary)}
+    return torch.from_numpy(np.fromiter((index.get(word, 0) for word in words), dtype=np.int64))
 
 
 def split_streams(ids: Tensor, num_streams: int) -> Tensor:
@@ -126,10 +160,15 @@ class TokenStreams(LightningDataModule):
         window: T, tokens of a window.
         train_eval_windows: Number of training windows, from the first on, on which the training error is evaluated.
         sliding_test: Whether test words are also predicted from the `window` words before them alone.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     def __init__(self, batch_size: int, window: int, train_eval_windows: int = 0, sliding_test: bool = False) -> None:
         super().__init__()
+        check_at_least(1, batch_size=batch_size, window=window)
+        check_at_least(0, train_eval_windows=train_eval_windows)
         self.batch_size = batch_size
         self.window = window
         self.train_eval_windows = train_eval_windows

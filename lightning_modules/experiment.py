@@ -98,6 +98,12 @@ class Experiment(L.LightningModule):
         return torch.Generator(self.device).manual_seed(int(state[0] >> 1))
 
     @property
+    def corpus(self) -> dict[str, str]:
+        """SHA-256 of the files of the data, by their names; none where there are no data that say."""
+        _, hashes = getattr(getattr(self._trainer, "datamodule", None), "corpus", ("", {}))
+        return dict(hashes)
+
+    @property
     def is_fitting(self) -> bool:
         """Whether the trainer is to train."""
         return self._trainer is not None and self._trainer.state.fn == "fit"
@@ -195,6 +201,7 @@ class Experiment(L.LightningModule):
         checkpoint["curve"] = self.curve
         checkpoint["provenance"] = self.provenance
         checkpoint["options"] = self.options
+        checkpoint["corpus"] = self.corpus
         checkpoint["words"] = self._words
         checkpoint["seconds"] = time.perf_counter() - self._epoch_start
         checkpoint["means"] = {name: _reduced(getattr(self, name)) for name in self.training_means}
@@ -203,8 +210,8 @@ class Experiment(L.LightningModule):
         """Check that the checkpoint is of this model, then take over its curve.
 
         Raises:
-            ValueError: the checkpoint belongs to another model, or training would go on with other options;
-                names what differs.
+            ValueError: the checkpoint belongs to another model, or training would go on with other options or another
+                text; names what differs.
         """
         if "curve" not in checkpoint:
             raise ValueError("the checkpoint was not written by this repository: it has no curve of its run")
@@ -232,6 +239,13 @@ class Experiment(L.LightningModule):
                     f"the checkpoint is of a run with other options ({'; '.join(changed)}): training cannot "
                     "go on from it. Use the configuration it was trained with, or another folder for checkpoints "
                     "(trainer.default_root_dir; RUNS=... for make)."
+                )
+            texts, others = self.corpus, checkpoint.get("corpus") or self.corpus
+            if changed := sorted(name for name in texts | others if texts.get(name) != others.get(name)):
+                raise ValueError(
+                    f"the checkpoint is of a run on other texts ({', '.join(changed)} had another SHA-256, or was not "
+                    "there): training cannot go on from it. Bring back what it was trained on, or use another folder "
+                    "for checkpoints (trainer.default_root_dir; RUNS=... for make)."
                 )
             epochs, last = len(checkpoint["curve"]), self.trainer.max_epochs
             begun = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})

@@ -30,8 +30,8 @@ PAD = 0  # stands in front of shorter texts
 
 Place = tuple[slice, int]  # which texts of a batch, and how many it has
 
-# Precisions of the noise, 1 / rating units^2, among which the likeliest for held-out ratings is chosen: noise from 3 to
-# 0.003 rating units.
+# Precisions of the noise on standardised ratings, among which the likeliest for held-out ratings is chosen: noise from
+# 3 to 0.003 standard deviations of the training ratings, whatever their range.
 TAUS = torch.logspace(-1, 5, 361, dtype=torch.float64)
 
 
@@ -79,19 +79,21 @@ def rmse_by_review(predictions: Tensor, ratings: Tensor, reviews: Tensor) -> Ten
     return mean_squared_error(means[0], means[1], squared=False)
 
 
-def fitted_tau(predictions: Tensor, ratings: Tensor) -> float:
+def fitted_tau(predictions: Tensor, ratings: Tensor, spread: float) -> float:
     """The precision of the noise that makes held-out ratings likeliest, given K networks' predictions.
 
     Args:
         predictions: [K, N].
         ratings: [N].
+        spread: standard deviation of the training ratings.
 
     Returns:
-        One of `TAUS`, in 1 / rating units^2.
+        One of `TAUS` / spread^2, in 1 / rating units^2.
     """
     predictions, ratings = predictions.double(), ratings.double()
-    likelihoods = [regression_log_likelihood(predictions, ratings, float(tau)).mean() for tau in TAUS]
-    return float(TAUS[int(torch.stack(likelihoods).argmax())])
+    taus = TAUS / spread**2
+    likelihoods = [regression_log_likelihood(predictions, ratings, float(tau)).mean() for tau in taus]
+    return float(taus[int(torch.stack(likelihoods).argmax())])
 
 
 def coverage(predictions: Tensor, ratings: Tensor, tau: float, level: float) -> Tensor:
@@ -465,7 +467,7 @@ class SentimentRegressor(Experiment):
             if not validation.update_called:
                 continue
             networks, ratings, _ = validation.compute()
-            tau = fitted_tau(networks.T, ratings)
+            tau = fitted_tau(networks.T, ratings, float(self.target_std))
             networks, ratings, _ = (value.double() for value in test.compute())
             self.log(f"tau{suffix}", tau)
             likelihood = regression_log_likelihood(networks.T, ratings, tau).mean()

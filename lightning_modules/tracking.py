@@ -234,7 +234,7 @@ class WandbLogger(EpochsFromOne, loggers.WandbLogger):
         files = [("result", result, []), *(("model", path, [alias]) for alias, path in checkpoints.items())]
         try:
             if corpus and not self.experiment.offline:  # W&B knows no used artifacts of an offline run
-                used = wandb.Artifact(corpus[0], type="dataset", metadata=origin)
+                used = wandb.Artifact(re.sub(r"[^\w.-]", "-", corpus[0], flags=re.ASCII), "dataset", metadata=origin)
                 with used.new_file("SHA256SUMS") as file:
                     file.writelines(f"{digest}  {path}\n" for path, digest in corpus[1].items())
                 self.experiment.use_artifact(used)

@@ -26,7 +26,8 @@ CODE = ("main.py", "pyproject.toml", "configs", "datamodules", "lightning_module
 """What a run depends on: uncommitted changes there make its provenance "dirty"."""
 
 KEPT_OPTIONS = (
-    *("batch_size", "window", "vocab_size", "chunk_length", "length", "split_seed", "validation_share"),
+    *("batch_size", "window", "vocab_size", "chunk_length", "length", "split_seed", "validation_share", "test_share"),
+    *("tokens", "text_column", "rating_column", "subset"),
     *("limit_train_batches", "overfit_batches", "gradient_clip_val", "accumulate_grad_batches", "precision"),
 )
 """Options of data and trainer that change what is learnt: a resumed run must have kept them."""
@@ -140,6 +141,7 @@ class Trainer(L.Trainer):
         self.print(f"{model.run_name}  tested after epoch {tested_epoch['epoch']:.0f}  {values}")
         if not self.is_global_zero:
             return
+        corpus = getattr(datamodule, "corpus", None)
         report = {
             "experiment": experiment,
             "group": group,
@@ -153,13 +155,13 @@ class Trainer(L.Trainer):
             "curve": [_finite(entry) for entry in curve],
             "config": _without_paths(self.run_config),
             "provenance": attempts[0]
+            | ({"corpus": {"name": corpus[0], "sha256": corpus[1]}} if corpus else {})
             | {"wall_time_s": sum(entry["seconds"] for entry in curve) + test_seconds, "resumed": attempts[1:]},
         }
         write_atomically(result, json.dumps(report, indent=2) + "\n")
         self.print(f"wrote {result}")
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):
-                corpus = getattr(datamodule, "corpus", None)
                 saved = {"best": Path(checkpoints.best_model_path), "last": folder / LAST}
                 logger.log_result(result, {name: file for name, file in saved.items() if file.is_file()}, corpus)
 
@@ -200,8 +202,8 @@ def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without the folders of the machine it ran on."""
-    folders = ("default_root_dir", "data_dir", "result")
+    """The configuration without the folders and files of the machine it ran on."""
+    folders = ("default_root_dir", "data_dir", "source", "vocabulary", "result")
     return {
         name: _without_paths(value) if isinstance(value, dict) else value
         for name, value in config.items()

@@ -37,11 +37,12 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, st
 
 
 def provenance(run: Result) -> dict[str, Any]:
-    """What a run was made with: commit, hardware, versions."""
+    """What a run was made with: commit, texts, hardware, versions."""
     origin = run.provenance
     return {
         "commit": (origin.get("commit") or "")[:7] or None,
         "uncommitted changes": origin["dirty"],
+        "corpus": origin.get("corpus"),
         "hardware": origin["hardware"],
         "versions": origin.get("versions", {}),
     }

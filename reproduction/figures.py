@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from reproduction.results import GROUPS, Result, ResultError, groups_with, load_results, title
+from reproduction.results import Result, ResultError, chosen_experiments, groups_with, load_results, title
 from reproduction.table import LOG, constant_rmse
 
 # Okabe and Ito's palette, which stays distinct under the common kinds of colour blindness. Schemes that are the same
@@ -88,26 +88,31 @@ class Panel:
 def panels(experiment: str, group: str, results: list[Result]) -> list[Panel]:
     """What is drawn of a group: training beside held-out error or, in the demo, both in one panel.
 
+    Groups of texts of one's own are drawn as those of Penn Treebank or of film reviews.
+
     The training perplexity is the one with dropout off where every epoch has it: only then rows can be compared. The
     authors' log has the other. Where the test set of film reviews was also predicted by sampled networks, their error
     is dotted. The demo's language model has the validation set for held-out data.
     """
     constant = constant_rmse(experiment, results)
-    if experiment == "ptb":
+    is_language = any(run.is_language for run in results)
+    if is_language and experiment != "demo":
+        is_logged = (experiment, group) == ("ptb", "gal1250")
         has_eval = all("train_eval_ppl" in entry for run in results for entry in run.curve)
-        train, mode = ("train_eval_ppl", "off") if has_eval and group != "gal1250" else ("train_ppl", "on")
-        logs = ("train_ppl_with_dropout_running", "valid_ppl_as_printed") if group == "gal1250" else (None, None)
+        train, mode = ("train_eval_ppl", "off") if has_eval and not is_logged else ("train_ppl", "on")
+        logs = ("train_ppl_with_dropout_running", "valid_ppl_as_printed") if is_logged else (None, None)
         return [
             Panel(f"Training (dropout {mode})", PERPLEXITY, [Lines(train)], log=logs[0]),
             Panel("Validation (dropout off)", PERPLEXITY, [Lines("valid_ppl")], log=logs[1]),
         ]
-    if experiment == "sentiment":
-        ylabel = "RMSE (rating units, 0 to 1)"
+    if experiment != "demo":
+        is_film = experiment == "sentiment"
+        ylabel = "RMSE (rating units, 0 to 1)" if is_film else "RMSE (rating units)"
         test = [Lines("test_rmse"), Lines("test_rmse_mc", "dotted", "MC, 10 networks")]
-        if group == "length_sweep":  # other chunks, and another constant, for every row
+        if is_film and group == "length_sweep":  # other chunks, and another constant, for every row
             constant = None
         return [
-            Panel("Training error (first 100 chunks)", ylabel, [Lines("train_rmse")]),
+            Panel(f"Training error (first {'100 ' if is_film else ''}chunks)", ylabel, [Lines("train_rmse")]),
             Panel("Test error", ylabel, test, constant=constant),
         ]
     held_out, train = "test_rmse", "train_rmse"
@@ -121,15 +126,15 @@ def panels(experiment: str, group: str, results: list[Result]) -> list[Panel]:
     return [Panel(heading, ylabel, lines, constant=constant)]
 
 
-def draw_language_models(group: str, results: list[Result]) -> Figure:
-    """Training and validation perplexity per epoch of one size of Penn Treebank."""
-    return _draw(title("ptb", group), [(panel, results) for panel in panels("ptb", group, results)])
+def draw_group(experiment: str, group: str, results: list[Result]) -> Figure:
+    """Training and held-out error per epoch: Figure 3 of the paper (2 and 10 of its first version), and its like."""
+    return _draw(title(experiment, group), [(panel, results) for panel in panels(experiment, group, results)])
 
 
-def draw_mc(group: str, results: list[Result]) -> Figure:
-    """Test perplexity by the number of MC samples, beside that of the approximation, of one Penn Treebank size."""
+def draw_mc(experiment: str, group: str, results: list[Result]) -> Figure:
+    """Test perplexity by the number of MC samples, beside that of the approximation, of a group of language models."""
     figure = Figure(figsize=(6, 4.2), layout="constrained")
-    figure.suptitle(title("ptb", group), x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(title(experiment, group), x=0.01, ha="left", fontweight="bold")
     axes = figure.subplots()
     for run in results:
         counts, values = run.mc_points
@@ -142,11 +147,6 @@ def draw_mc(group: str, results: list[Result]) -> Figure:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     _legend(figure, [Line2D([], [], color=GREY, linestyle="--", label="dropout approximation")])
     return figure
-
-
-def draw_sentiment(group: str, results: list[Result]) -> Figure:
-    """Training and test RMSE in rating units per epoch: Figure 3 of the paper (2 and 10 of its first version)."""
-    return _draw(title("sentiment", group), [(panel, results) for panel in panels("sentiment", group, results)])
 
 
 def draw_demo(results: list[Result]) -> Figure:
@@ -261,28 +261,25 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of result files (%(default)s)")
     parser.add_argument("--out", type=Path, help="folder to write to (figures, in the folder of results)")
-    parser.add_argument("--experiment", choices=list(GROUPS), help="one experiment only (default: all)")
+    parser.add_argument("--experiment", help="one experiment only (default: all)")
     options = parser.parse_args(arguments)
     try:
         results = load_results(options.results)
+        experiments = chosen_experiments([options.experiment] if options.experiment else None, results)
     except ResultError as error:
         sys.exit(str(error))
 
-    draw: dict[str, Callable[[str, list[Result]], Figure]] = {"ptb": draw_language_models, "sentiment": draw_sentiment}
     with style.context(STYLE):
-        figures = {
-            f"{experiment}_{group}": draw[experiment](group, runs)
-            for experiment in draw
-            if options.experiment in (None, experiment)
-            for group, runs in groups_with(experiment, results).items()
-            if runs
-        }
-        for group, runs in groups_with("ptb", results).items() if options.experiment in (None, "ptb") else ():
-            if any(len(run.mc_points[0]) > 1 for run in runs):
-                figures[f"ptb_{group}_mc"] = draw_mc(group, runs)
-        demo = [run for run in results if run.experiment == "demo"]
-        if demo and options.experiment in (None, "demo"):
-            figures["demo"] = draw_demo(demo)
+        figures: dict[str, Figure] = {}
+        for experiment in experiments:
+            groups = {group: runs for group, runs in groups_with(experiment, results).items() if runs}
+            if experiment == "demo":
+                figures |= {"demo": draw_demo(results)} if groups else {}
+                continue
+            for group, runs in groups.items():
+                figures[f"{experiment}_{group}"] = draw_group(experiment, group, runs)
+                if any(len(run.mc_points[0]) > 1 for run in runs):
+                    figures[f"{experiment}_{group}_mc"] = draw_mc(experiment, group, runs)
         if not figures:
             sys.exit(f"{options.results}: no results to draw; run `make demo` first")
         for name, figure in figures.items():

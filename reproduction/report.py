@@ -19,8 +19,8 @@ from plotly.offline import get_plotlyjs
 
 from lightning_modules.trainer import write_atomically
 from reproduction.figures import CONSTANT_LABEL, GREY, LOG_LABEL, PERPLEXITY, Panel, colours, name, panels
-from reproduction.results import GROUPS, Result, ResultError, experiments_of, groups_with, load_results
-from reproduction.table import HEADINGS, LOG, NOTES, TEXT, Section, sections
+from reproduction.results import Result, ResultError, experiments_of, groups_with, load_results
+from reproduction.table import LOG, TEXT, Section, heading, note, sections
 
 DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot"}
 """Plotly's names of the line styles, by CSS's and matplotlib's."""
@@ -171,7 +171,7 @@ def parts(experiment: str, results: list[Result]) -> list[Part]:
 
 
 def page(results: list[Result]) -> str:
-    """The whole page; the demo is in it if it was run."""
+    """The whole page; the demo, and experiments of one's own, are in it if they were run."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -183,10 +183,11 @@ def page(results: list[Result]) -> str:
         "markdown": lambda text: Markup(MARKDOWN.render(text)),
         "yaml": lambda config: yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
     }
+    experiments = experiments_of(results)
     return environment.get_template("report.html").render(
-        experiments={experiment: parts(experiment, results) for experiment in experiments_of(results)},
-        headings=HEADINGS,
-        notes=NOTES,
+        experiments={experiment: parts(experiment, results) for experiment in experiments},
+        headings={experiment: heading(experiment) for experiment in experiments},
+        notes={experiment: note(experiment) for experiment in experiments},
         text_columns=TEXT,
         runs=len(results),
         latest=max(run.provenance["date"] for run in results)[:10],
@@ -204,7 +205,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     output = options.output or options.results / "report.html"
     try:
-        results = [run for run in load_results(options.results) if run.experiment in GROUPS]
+        found = load_results(options.results)
+        results = [run for run in found if run.experiment in experiments_of(found)]
         if not results:
             sys.exit(f"{options.results}: no results to report; run `make demo` first")
         content = page(results)

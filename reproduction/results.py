@@ -127,7 +127,8 @@ class Result:
     """One training run.
 
     `metrics` and the entries of `curve` hold only what was computed. Perplexities are per word, RMSE is in rating
-    units (0 to 1), `words_per_s` counts training words per second of wall time.
+    units (of film reviews 0 to 1), `words_per_s` counts training words per second of wall time. `is_language`: whether
+    it is a language model or a regression.
     """
 
     path: Path
@@ -143,6 +144,7 @@ class Result:
     curve: list[dict[str, float]]
     config: dict[str, Any]
     provenance: dict[str, Any]
+    is_language: bool
 
     @property
     def label(self) -> str:
@@ -186,13 +188,19 @@ def load_results(folder: Path) -> list[Result]:
     """Every result below `folder`, rows in the order of the tables.
 
     Raises:
-        ResultError: `folder` does not exist, or a file in it is unreadable, incomplete or in the wrong place.
+        ResultError: `folder` does not exist, a file in it is unreadable, incomplete or in the wrong place, or a group
+            has language models and regressions.
     """
     if not folder.is_dir():
         raise ResultError(
             f"{folder}: no such folder; name the one that holds the result files (--results; RESULTS=... for make)"
         )
     results = [_in_place(load_result(path), folder) for path in folder.rglob("seed*.json")]
+    kinds: dict[tuple[str, str], Result] = {}
+    for run in results:
+        other = kinds.setdefault((run.experiment, run.group), run)
+        if other.is_language != run.is_language:
+            raise ResultError(f"{run.path} and {other.path} are of different tasks: give one of them another group")
     rows = list(LABELS)
     return sorted(
         results,
@@ -230,13 +238,14 @@ def load_result(path: Path) -> Result:
     _require(path, {"trainer": None} | data["config"], "config", trainer=(dict, type(None)))
     for i, entry in enumerate(data["curve"]):
         _require(path, entry, f"curve[{i}]", epoch=int)
-    if not {"valid_ppl", "test_rmse"} & data["metrics"].keys():
+    kinds = {"valid_ppl", "test_rmse"} & data["metrics"].keys()
+    if not kinds:
         raise _wrong(path, "metrics has neither 'valid_ppl' nor 'test_rmse'")
 
     fields = {key: data[key] for key in _KINDS}
     fields["metrics"] = _computed(path, data["metrics"], "metrics")
     fields["curve"] = [_computed(path, entry, f"curve[{i}]") for i, entry in enumerate(data["curve"])]
-    return Result(path=path, **fields)
+    return Result(path=path, is_language="valid_ppl" in kinds, **fields)
 
 
 def kept(runs: list[Result]) -> list[Result]:
@@ -265,18 +274,33 @@ def ensembles_of(results: list[Result]) -> list[tuple[str, str, dict[str, Any]]]
 
 def groups_with(experiment: str, results: list[Result]) -> dict[str, list[Result]]:
     """The results of each group of an experiment: planned groups first, then any other group that has results."""
-    names = [*GROUPS[experiment], *(run.group for run in results if run.experiment == experiment)]
+    names = [*GROUPS.get(experiment, {}), *(run.group for run in results if run.experiment == experiment)]
     return {name: [r for r in results if (r.experiment, r.group) == (experiment, name)] for name in names}
 
 
 def experiments_of(results: list[Result]) -> list[str]:
-    """The experiments to show: all, but the demo only where it was run."""
-    return [name for name in GROUPS if name != "demo" or any(run.experiment == name for run in results)]
+    """The experiments to show: those of the paper, the demo where it was run, and one's own; sweeps are `grid`'s."""
+    run = {result.experiment for result in results}
+    return [*(name for name in GROUPS if name != "demo" or name in run), *sorted(run - GROUPS.keys() - {"sweeps"})]
+
+
+def chosen_experiments(names: list[str] | None, results: list[Result]) -> list[str]:
+    """The experiments of these names, or those to show.
+
+    Raises:
+        ResultError: one is neither planned nor has results; names those that are or have.
+    """
+    there = dict.fromkeys([*GROUPS, *experiments_of(results)])
+    for name in names or ():
+        if name not in there:
+            raise ResultError(f"there is no experiment {name!r}; choose from: {', '.join(there)}")
+    return names or experiments_of(results)
 
 
 def title(experiment: str, group: str) -> str:
     """The heading of a group's table and figure."""
-    return GROUPS[experiment][group].title if group in GROUPS[experiment] else f"{experiment}, {group}"
+    planned = GROUPS.get(experiment, {})
+    return planned[group].title if group in planned else f"{experiment}, {group}"
 
 
 def read_json(path: Path) -> Any:

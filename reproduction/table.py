@@ -25,8 +25,8 @@ from reproduction.results import (
     LABELS,
     Result,
     ResultError,
+    chosen_experiments,
     ensembles_of,
-    experiments_of,
     groups_with,
     kept,
     load_results,
@@ -71,11 +71,18 @@ NOTES = {
     "no result of the paper. All errors but MC are of the dropout approximation; training and held-out data are "
     "evaluated alike.",
 }
+OWN_NOTE = (
+    "Perplexity per word, or RMSE in rating units, lower is better; mean ± sample standard deviation where a row has "
+    "several seeds. All errors but MC are of the dropout approximation, after the epoch that is named below. *Train*, "
+    "of ratings, is the error on the first training chunks, *all* that on all of them, *by review* that of the mean "
+    "prediction over a text's chunks, *lowest* the smallest of any epoch, and the constant predictor the mean "
+    "training rating."
+)
 FAIR_REMARK = (
-    "*Held out* is the error on a tenth of the training reviews, on which the tested epoch was chosen, and the noise "
-    "of the predictive distribution: a Gaussian around the approximation or, *MC*, K of them, one around each sampled "
-    "network. *Log likelihood* is that of a test rating, in nats; *within* is the share of test ratings in the central "
-    "interval of that probability."
+    "*Held out* is the error on validation texts (of film reviews a tenth of those for training, on which the tested "
+    "epoch was chosen), to which the noise of the predictive distribution is fitted: a Gaussian around the "
+    "approximation or, *MC*, K of them, one around each sampled network. *Log likelihood* is that of a test rating, "
+    "in nats; *within* is the share of test ratings in the central interval of that probability."
 )
 CLAIMS_HEADING = "What the paper says, and what our curves say (Film reviews)"
 CLAIMS_REMARK = (
@@ -91,6 +98,16 @@ DISCARD_REMARK = (
     "Discarded seeds (validation perplexity or test RMSE not finite, or more than twice the median of the row's seeds) "
     "are left out of the mean: *2 of 3* seeds means that one was discarded."
 )
+
+
+def heading(experiment: str) -> str:
+    """What an experiment is called: one's own, what its folder is."""
+    return HEADINGS.get(experiment, experiment)
+
+
+def note(experiment: str) -> str:
+    """What is to be said of all tables of an experiment."""
+    return NOTES.get(experiment, OWN_NOTE)
 
 
 def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
@@ -183,28 +200,35 @@ def ensemble_table(results: list[Result], sizes: list[str] | None = None) -> pd.
     return pd.DataFrame(lines)
 
 
-def language_model_table(results: list[Result]) -> pd.DataFrame:
-    """Perplexities per word of the demo's language models."""
-    return pd.DataFrame(
-        {
+def language_model_table(experiment: str, group: str, results: list[Result]) -> pd.DataFrame:
+    """Perplexities per word of the language models of the demo, or of texts of one's own."""
+    lines = []
+    for row, runs in _lines(experiment, group, results):
+        line = {
             "row": LABELS.get(row, row),
-            "train": _mean(runs, "train_eval_ppl", 1),
+            "train": _mean(runs, "train_eval_ppl", 1, absent=_absent(experiment)),
             "valid": _mean(runs, "valid_ppl", 1),
             "test": _mean(runs, "test_ppl", 1),
-            "test, MC": _mean(runs, "test_ppl_mc", 1, absent=_no_mc(row)),
+            "test, sliding": _mean(runs, "test_ppl_sliding", 1, absent="–"),
+            "test, MC": _mean(runs, "test_ppl_mc", 1, absent=_absent(experiment, row)),
+            "test, MC, masks per window": _mean(runs, "test_ppl_mc_window", 1, absent="–"),
             "K": _samples(runs),
             "epochs": _epochs(runs),
             "seeds": _seeds(runs, "test_ppl"),
         }
-        for row, runs in _lines("demo", "language_model", results)
-    )
+        if experiment != "demo":
+            line |= {"words/s": _speed(runs), "hours": _hours(runs), "hardware": _machines(runs)}
+        lines.append(line)
+    metrics = {"test, sliding": "test_ppl_sliding", "test, MC, masks per window": "test_ppl_mc_window"}
+    absent = [name for name, metric in metrics.items() if not any(metric in run.metrics for run in results)]
+    return pd.DataFrame(lines).drop(columns=absent)
 
 
 def sentiment_table(experiment: str, group: str, results: list[Result], folder: Path | None = None) -> pd.DataFrame:
     """RMSE of rating predictions in rating units (Figure 3 of the paper), after what needs no network.
 
     Args:
-        experiment: "sentiment" or "demo".
+        experiment: "sentiment", "demo", or one's own.
         group: the figure.
         results: of this group.
         folder: of all results, where the baselines are.
@@ -216,32 +240,38 @@ def sentiment_table(experiment: str, group: str, results: list[Result], folder: 
             "train": _mean(runs, "train_rmse", 4),
             "train, all": _mean(runs, "train_rmse_all", 4),
             "test": _mean(runs, "test_rmse", 4),
-            "test, MC": _mean(runs, "test_rmse_mc", 4, absent=_no_mc(row)),
+            "test, MC": _mean(runs, "test_rmse_mc", 4, absent=_absent(experiment, row)),
             "K": _samples(runs),
             "test, by review": _mean(runs, "test_rmse_review", 4),
             "test, lowest": _mean_sd(runs, _lowest(runs, "test_rmse"), 4),
             "test, end": _mean_sd(runs, _ends(runs, "test_rmse"), 4, absent="–"),
-            "held out": _mean(runs, "valid_rmse", 4),
-            "log likelihood": _mean(runs, "test_log_likelihood", 3),
-            "log likelihood, MC": _mean(runs, "test_log_likelihood_mc", 3, absent=_no_mc(row)),
-            "within 50 %": _mean(runs, "test_coverage_50", 2),
-            "within 50 %, MC": _mean(runs, "test_coverage_50_mc", 2, absent=_no_mc(row)),
-            "within 90 %": _mean(runs, "test_coverage_90", 2),
-            "within 90 %, MC": _mean(runs, "test_coverage_90_mc", 2, absent=_no_mc(row)),
+            "held out": _mean(runs, "valid_rmse", 4, absent=_absent(experiment)),
+            "log likelihood": _mean(runs, "test_log_likelihood", 3, absent=_absent(experiment)),
+            "log likelihood, MC": _mean(runs, "test_log_likelihood_mc", 3, absent=_absent(experiment, row)),
+            "within 50 %": _mean(runs, "test_coverage_50", 2, absent=_absent(experiment)),
+            "within 50 %, MC": _mean(runs, "test_coverage_50_mc", 2, absent=_absent(experiment, row)),
+            "within 90 %": _mean(runs, "test_coverage_90", 2, absent=_absent(experiment)),
+            "within 90 %, MC": _mean(runs, "test_coverage_90_mc", 2, absent=_absent(experiment, row)),
             "epochs": _epochs(runs),
             "seeds": _seeds(runs, "test_rmse"),
         }
-        if experiment == "sentiment":
+        if experiment != "demo":
             line |= {"hours": _hours(runs), "hardware": _machines(runs), "config": _config(experiment, group, row)}
         lines.append(line)
     table = pd.DataFrame(
         [*({"row": name} | errors for name, errors in baselines(experiment, group, results, folder)), *lines]
     )
     predictive = [f"{what}{mc}" for what in ("log likelihood", "within 50 %", "within 90 %") for mc in ("", ", MC")]
-    dropped = [] if group.startswith("fair") else ["held out", *predictive]
+    dropped = [] if has_predictive_distribution(experiment, group, results) else ["held out", *predictive]
     if experiment == "demo":
         dropped += ["train, all", "test, by review"]
     return table[[column for column in lines[0] if column not in dropped]].fillna("–")
+
+
+def has_predictive_distribution(experiment: str, group: str, results: list[Result]) -> bool:
+    """Whether a table of regressions shows what texts that are held out for validation make known."""
+    planned = experiment in GROUPS
+    return group.startswith("fair") if planned else any("valid_rmse" in run.metrics for run in results)
 
 
 def baselines(
@@ -249,8 +279,9 @@ def baselines(
 ) -> list[tuple[str, dict[str, str]]]:
     """Errors of what needs no network, by name: the mean training rating, and for film reviews a ridge regression."""
     constant = constant_rmse(experiment, results)
-    if experiment == "demo":
-        return [] if constant is None else [("Constant predictor", {"test": f"{constant:.5f}"})]
+    if experiment != "sentiment":
+        digits = 5 if experiment == "demo" else 4
+        return [] if constant is None else [("Constant predictor", {"test": f"{constant:.{digits}f}"})]
     if group == "length_sweep":  # other chunks for every row
         return []
     split = group[-1] if group.startswith("fair_split") else "0"
@@ -268,9 +299,14 @@ def baselines(
 
 
 def constant_rmse(experiment: str, results: list[Result]) -> float | None:
-    """Test RMSE, in rating units, of always predicting the mean training rating (None if no demo has run)."""
-    measured = (run.metrics["constant_rmse"] for run in results if "constant_rmse" in run.metrics)
-    return next(measured, PUBLISHED["constant_predictor"]["test_rmse"] if experiment == "sentiment" else None)
+    """Test RMSE, in rating units, of always predicting the mean training rating.
+
+    None if it is not known: no demo has run, or runs on texts of one's own are not all on the same.
+    """
+    measured = [run.metrics["constant_rmse"] for run in results if "constant_rmse" in run.metrics]
+    if experiment not in GROUPS and len({f"{value:.4g}" for value in measured}) > 1:
+        return None
+    return next(iter(measured), PUBLISHED["constant_predictor"]["test_rmse"] if experiment == "sentiment" else None)
 
 
 @dataclass(frozen=True)
@@ -288,23 +324,19 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
     """The tables of an experiment; of Penn Treebank only these sizes, if any are named."""
     parts = []
     folder = next((run.path.parents[3] for run in results), None)
+    planned = GROUPS.get(experiment, {})
     for group, runs in groups_with(experiment, results).items():
-        if (
-            not runs
-            and group in GROUPS[experiment]
-            and GROUPS[experiment][group].is_extra
-            and group not in (sizes or ())
-        ):
+        if not runs and group in planned and planned[group].is_extra and group not in (sizes or ()):
             continue
         if experiment == "ptb":
             if sizes and group not in sizes:
                 continue
             table, remarks = ptb_table(group, runs), _ptb_sources(group)
-        elif group == "language_model":
-            table, remarks = language_model_table(runs), []
+        elif any(run.is_language for run in runs) or (experiment, group) == ("demo", "language_model"):
+            table, remarks = language_model_table(experiment, group, runs), []
         else:
             table, remarks = sentiment_table(experiment, group, runs, folder), []
-            if group.startswith("fair"):
+            if has_predictive_distribution(experiment, group, runs):
                 remarks.append(FAIR_REMARK)
         if "seeds" in table and table["seeds"].str.contains(" of ").any():
             remarks.append(DISCARD_REMARK)
@@ -313,7 +345,7 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
             remarks.append(notes.read_text(encoding="utf-8").strip())
         origins = [f"{run.label}, seed {run.seed}: {_origin(run)}" for run in runs]
         parts.append(Section(f"{experiment}_{group}", title(experiment, group), table, remarks, origins))
-        if group == "gal1250":
+        if (experiment, group) == ("ptb", "gal1250"):
             trajectory = trajectory_table([run for run in runs if run.row == "variational_untied"])
             heading = "Validation perplexity as printed, by epoch, 2 × 1250 units"
             parts.append(Section("ptb_gal1250_trajectory", heading, trajectory, [], []))
@@ -332,7 +364,7 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
         parts.append(Section("sentiment_claims", CLAIMS_HEADING, claims_table(results), [CLAIMS_REMARK], []))
     missing = [
         group.title
-        for name, group in GROUPS[experiment].items()
+        for name, group in planned.items()
         if group.is_extra
         and not sizes
         and not any((run.experiment, run.group) == (experiment, name) for run in results)
@@ -346,7 +378,7 @@ def to_markdown(results: list[Result], experiments: list[str], sizes: list[str] 
     """The tables of these experiments as Markdown."""
     blocks = []
     for experiment in experiments:
-        blocks += [f"### {HEADINGS[experiment]}", NOTES[experiment]]
+        blocks += [f"### {heading(experiment)}", note(experiment)]
         for section in sections(experiment, results, sizes):
             blocks += [f"#### {section.title}", markdown_of(section)]
             if section.origins:
@@ -400,7 +432,7 @@ def print_tables(
 ) -> None:
     """Print the tables of these experiments for reading in a terminal; 80 columns are enough."""
     for experiment in experiments:
-        console.print(Markdown(NOTES[experiment]), style="dim")
+        console.print(Markdown(note(experiment)), style="dim")
         for section in sections(experiment, results, sizes):
             table = Table(title=section.title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
             narrow = _with_links(section.table, "{row}").drop(
@@ -449,7 +481,8 @@ def replace_between_markers(text: str, tables: str) -> str:
 
 def _lines(experiment: str, group: str, results: list[Result]) -> list[tuple[str, list[Result]]]:
     """The lines of a table: a row's runs of equal length, so that no mean mixes full and shortened runs."""
-    planned = GROUPS[experiment][group].rows if group in GROUPS[experiment] else []
+    groups = GROUPS.get(experiment, {})
+    planned = groups[group].rows if group in groups else []
     lines: list[tuple[str, list[Result]]] = []
     for row in dict.fromkeys([*planned, *(run.row for run in results)]):
         runs = sorted((run for run in results if run.row == row), key=lambda run: (-run.epochs, run.length, run.seed))
@@ -461,9 +494,9 @@ def _mean(runs: list[Result], metric: str, digits: int, absent: str = "not run")
     return _mean_sd(runs, [run.metrics[metric] for run in kept(runs) if metric in run.metrics], digits, absent)
 
 
-def _no_mc(row: str) -> str:
-    """What stands in a column of MC where there is none: without dropout there is nothing to sample."""
-    return "–" if row.startswith("standard") else "not run"
+def _absent(experiment: str, row: str = "") -> str:
+    """What stands where a run has no such error: none is planned for texts of one's own, nor MC without dropout."""
+    return "–" if experiment not in GROUPS or row.startswith("standard") else "not run"
 
 
 def _mean_sd(runs: list[Result], values: list[float], digits: int, absent: str = "not run") -> str:
@@ -586,7 +619,9 @@ def main(arguments: list[str] | None = None) -> None:
         description="Tables of results, with the published numbers beside ours. As Markdown if piped.",
     )
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of result files (%(default)s)")
-    parser.add_argument("--experiment", nargs="+", choices=list(GROUPS), help="default: all; the demo where it was run")
+    parser.add_argument(
+        "--experiment", nargs="+", help=f"of {', '.join(GROUPS)} and your own (default: all; the demo where it was run)"
+    )
     parser.add_argument("--size", nargs="+", choices=list(GROUPS["ptb"]), help="Penn Treebank sizes (default: all)")
     parser.add_argument("--format", choices=list(FORMATS), help="print in this format (default: for reading)")
     parser.add_argument("--readme", type=Path, help=f"replace what stands between {BEGIN} and {END} in this file")
@@ -602,13 +637,13 @@ def main(arguments: list[str] | None = None) -> None:
 
     try:
         results = load_results(options.results)
+        experiments = chosen_experiments(options.experiment, results)
     except ResultError as error:
         sys.exit(str(error))
-    wanted = options.experiment or list(GROUPS)
-    if (options.readme or options.wandb) and not any(run.experiment in wanted for run in results):
+    if (options.readme or options.wandb) and not any(run.experiment in experiments for run in results):
+        wanted = options.experiment or list(GROUPS)
         targets = " or ".join("`make demo`" if name == "demo" else f"`make reproduce-{name}`" for name in wanted)
         sys.exit(f"{options.results}: no results of {', '.join(wanted)}; run {targets} first")
-    experiments = options.experiment or experiments_of(results)
     try:
         if not options.readme:
             if sys.stdout.isatty() and not options.format:

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from lightning_modules import tracking
 from lightning_modules.tracking import PROJECT
 from reproduction.results import Result, ResultError, experiments_of, load_results, title
-from reproduction.table import HEADINGS, NOTES, Section, markdown_of, sections
+from reproduction.table import HEADINGS, Section, heading, markdown_of, note, sections
 
 SWEEPS = Path(__file__).parents[1] / "configs/sweeps"
 TITLE = "A Theoretically Grounded Application of Dropout in Recurrent Neural Networks"
@@ -126,13 +126,13 @@ def report(results: list[Result], entity: str) -> wr.Report:
 
     blocks: list[Any] = [wr.TableOfContents()]
     for experiment in experiments_of(results):
-        blocks += [wr.H1(HEADINGS[experiment]), wr.MarkdownBlock(NOTES[experiment])]
+        blocks += [wr.H1(heading(experiment)), wr.MarkdownBlock(note(experiment))]
         groups = {f"{experiment}_{run.group}": run for run in results if run.experiment == experiment}
         for section in sections(experiment, results):
             blocks += [wr.H2(section.title), wr.MarkdownBlock(markdown_of(section, link="{row}"))]
             if section.name in groups:
                 run = groups[section.name]
-                measured = "ptb" if "valid_ppl" in run.metrics else "sentiment"  # the demo has groups of both
+                measured = "ptb" if run.is_language else "sentiment"  # the demo has groups of both
                 blocks.append(grid(title(experiment, run.group), f"{experiment}/{run.group}", panels(measured)))
     blocks.append(wr.H1("Sweeps"))
     for file in sorted(SWEEPS.glob("*.yaml")):

@@ -1,8 +1,15 @@
 """The README says what is true."""
 
+import os
+import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
+from datamodules import snippets
 from reproduction.table import main as table
 
 ROOT = Path(__file__).parent.parent
@@ -44,3 +51,27 @@ def test_the_example_in_the_readme_runs():
     exec(example, names)
     assert names["samples"].shape == (10, 7, 3, 20)
     assert names["samples"].std(dim=0).max() > 0
+
+
+@pytest.mark.slow
+def test_the_example_on_texts_of_ones_own_runs(tmp_path):
+    [example] = [block for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL) if "PlainText" in block]
+    for here, there in (
+        (".venv/bin/python", sys.executable),
+        (" main.py", f" {ROOT}/main.py"),
+        (" configs/", f" {ROOT}/configs/"),
+    ):
+        example = example.replace(here, there)
+    file = tmp_path / "data/snippets" / snippets.FILE
+    file.parent.mkdir(parents=True)
+    source, words = random.Random(0), [f"w{i}" for i in range(3000)]
+    lines = [f"{i}\t{source.uniform(-4, 4)}\t{' '.join(source.choices(words, k=4))}" for i in range(10_605)]
+    file.write_text("\r\n".join(lines))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    done = subprocess.run(
+        ["bash", "-e", "-c", example], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert "#### mine, text" in done.stdout
+    assert "#### mine, reviews" in done.stdout
+    assert "| Constant predictor " in done.stdout

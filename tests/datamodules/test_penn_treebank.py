@@ -3,15 +3,10 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path, PurePosixPath
-from urllib.parse import unquote
+from collections.abc import Callable
+from pathlib import Path
 
 import huggingface_hub
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 from datasets import are_progress_bars_disabled
 
@@ -113,70 +108,18 @@ def test_published_files_give_the_published_windows(real_corpus: Callable[[str],
     assert [len(loader) for loader in datamodule.val_dataloader()] == [184, 100]
 
 
-@pytest.fixture
-def loopback_hub(tmp_path: Path) -> Iterator[str]:
-    """Address of a hub that has the small treebank as the parquet files of the refs/convert/parquet revision."""
-    files: dict[str, bytes] = {}
-    for split, text in TEXT.items():
-        sink = pa.BufferOutputStream()
-        pa.parquet.write_table(pa.table({"sentence": text.splitlines()}), sink)
-        files[f"penn_treebank/{split}/0000.parquet"] = sink.getvalue().to_pybytes()
-    repository = f"/datasets/{penn_treebank.HUB_REPOSITORY}"
-    commit = "0" * 40
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path = unquote(self.path.partition("?")[0])
-            resolved = path.removeprefix(f"{repository}/resolve/")
-            name = resolved.removeprefix(f"{penn_treebank.HUB_REVISION}/").removeprefix(f"{commit}/")
-            if path.startswith(f"/api{repository}/revision/"):
-                self.reply(json.dumps({"id": penn_treebank.HUB_REPOSITORY, "sha": commit, "siblings": []}).encode())
-            elif path.startswith(f"/api{repository}/tree/"):
-                folder = path.removeprefix(f"/api{repository}/tree/").removeprefix(penn_treebank.HUB_REVISION)
-                folder = folder.removeprefix(commit).strip("/")
-                inside = [PurePosixPath(file) for file in files if PurePosixPath(folder) in PurePosixPath(file).parents]
-                folders = {parent for file in inside for parent in file.parents[:-1]} - {PurePosixPath(folder)}
-                tree = [{"type": "directory", "path": str(child), "oid": commit} for child in sorted(folders)]
-                tree += [{"type": "file", "path": str(f), "oid": commit, "size": len(files[str(f)])} for f in inside]
-                if "recursive=true" not in self.path.lower():
-                    tree = [entry for entry in tree if str(PurePosixPath(entry["path"]).parent) == (folder or ".")]
-                self.reply(json.dumps(tree).encode())
-            elif name in files:
-                self.reply(files[name])
-            else:
-                self.reply(b"", status=404)
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def reply(self, body: bytes, status: int = 200) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
-            self.send_header("X-Repo-Commit", commit)
-            if status == 404:
-                self.send_header("X-Error-Code", "EntryNotFound")
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
 @pytest.mark.slow
-def test_treebank_is_loaded_from_the_hub_when_there_is_no_folder(loopback_hub: str, tmp_path: Path) -> None:
+def test_treebank_is_loaded_from_the_hub_when_there_is_no_folder(
+    loopback_hub: Callable[..., str], tmp_path: Path
+) -> None:
+    tables = {f"penn_treebank/{split}/0000.parquet": {"sentence": text.splitlines()} for split, text in TEXT.items()}
+    address = loopback_hub(penn_treebank.HUB_REPOSITORY, tables, penn_treebank.HUB_REVISION)
     # A process of its own, because the address of the hub is read when its client is imported.
     script = (
         "import json; from pathlib import Path; from datamodules.penn_treebank import load_texts\n"
         "print(json.dumps({split: list(part['text']) for split, part in load_texts(Path('absent')).items()}))"
     )
-    environment = {**os.environ, "HF_ENDPOINT": loopback_hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     process = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout) == {split: text.splitlines() for split, text in TEXT.items()}

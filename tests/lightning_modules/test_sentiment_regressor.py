@@ -829,24 +829,30 @@ def test_fitted_tau_is_the_likeliest_of_a_finer_search() -> None:
         predictions = ratings + noise * torch.randn(3, 40)
         taus = [10 ** (i / 500) for i in range(-500, 2501)]
         best = max(taus, key=lambda tau: log_likelihood(predictions, ratings, tau))
-        assert fitted_tau(predictions, ratings) in TAUS.tolist()
-        assert abs(math.log10(fitted_tau(predictions, ratings) / best)) < 1 / 60, "the next of TAUS is 1 / 60 away"
+        assert fitted_tau(predictions, ratings, 1.0) in TAUS.tolist()
+        assert abs(math.log10(fitted_tau(predictions, ratings, 1.0) / best)) < 1 / 60, "the next of TAUS is 1 / 60 away"
 
 
 def test_fitted_tau_of_a_single_network_is_the_inverse_of_its_mean_squared_error() -> None:
     ratings, predictions = torch.rand(50), torch.rand(1, 50)
     expected = 1 / (ratings - predictions[0]).square().mean().item()
-    assert abs(math.log10(fitted_tau(predictions, ratings) / expected)) < 0.5 / 60 + 1e-4
+    assert abs(math.log10(fitted_tau(predictions, ratings, 1.0) / expected)) < 0.5 / 60 + 1e-4
 
 
-def test_noise_is_sought_from_3_to_3_thousandths_of_a_rating_unit() -> None:
+def test_fitted_tau_follows_the_units_of_the_ratings() -> None:
+    ratings, predictions = torch.rand(50), torch.rand(3, 50)
+    tau = fitted_tau(predictions, ratings, 0.3)
+    assert fitted_tau(1000 * predictions, 1000 * ratings, 300.0) == pytest.approx(tau / 1000**2)
+
+
+def test_noise_is_sought_from_3_to_3_thousandths_of_the_spread_of_ratings() -> None:
     assert TAUS[0].item() ** -0.5 == pytest.approx(3.16, abs=0.01)
     assert TAUS[-1].item() ** -0.5 == pytest.approx(0.00316, abs=1e-5)
     assert (TAUS.diff() > 0).all()
     assert (TAUS[1:] / TAUS[:-1]).max() < 1.04
     ratings = torch.rand(5)
-    assert fitted_tau(ratings[None], ratings) == TAUS[-1]
-    assert fitted_tau(ratings[None] + 100, ratings) == TAUS[0]
+    assert fitted_tau(ratings[None], ratings, 10.0) == TAUS[-1] / 100
+    assert fitted_tau(ratings[None] + 100, ratings, 10.0) == TAUS[0] / 100
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9])

@@ -99,3 +99,17 @@ def test_a_good_file_that_is_not_the_result_of_one_run_is_not_to_be_deleted(
     with pytest.raises(SystemExit, match=r"ensemble\.json: not the result of one run: that is ") as refused:
         main([str(file), str(run), "--results", str(folder)])
     assert "delete" not in str(refused.value)
+
+
+def test_runs_on_other_texts_differ_in_the_files_whose_hashes_do(
+    folder: Path, write_result: WriteResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1):
+        file = write_result("mine", "text", "row", seed=seed)
+        data = json.loads(file.read_text())
+        data["provenance"]["corpus"] = {"name": "mine", "sha256": {"train.txt": "00", "test.txt": f"{seed}1"}}
+        file.write_text(json.dumps(data))
+    main(["mine/text/row/seed0", "mine/text/row/seed1", "--results", str(folder)])
+    assert [line.split() for line in capsys.readouterr().out.splitlines() if "sha256" in line] == [
+        ["corpus.sha256.test.txt", '"01"', '"11"']
+    ]

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from reproduction.figures import draw_demo, draw_language_models, draw_mc, draw_sentiment, main
+from reproduction.figures import draw_demo, draw_group, draw_mc, main
 from reproduction.results import load_results
 
 WriteResult = Callable[..., Path]
@@ -24,7 +24,7 @@ def test_a_size_has_a_line_for_each_run_and_a_point_for_each_epoch(folder: Path,
     write_result("ptb", "small", "zaremba")
     write_result("ptb", "small", "variational_tied", seed=0)
     write_result("ptb", "small", "variational_tied", seed=1, epochs=2)
-    figure = draw_language_models("small", load_results(folder))
+    figure = draw_group("ptb", "small", load_results(folder))
     for axes in figure.axes:
         assert [len(line.get_xdata()) for line in curves(axes)] == [3, 3, 2]
     assert list(curves(figure.axes[1])[0].get_ydata()) == pytest.approx([200.0, 150.0, 100.0 + 100.0 / 3])
@@ -35,12 +35,12 @@ def test_training_is_shown_with_dropout_off_only_where_every_run_has_that(
 ) -> None:
     curve = [{"epoch": 1, "train_ppl": 90.0, "train_eval_ppl": 70.0, "valid_ppl": 80.0}]
     write_result("ptb", "v1", "zaremba", epochs=1, curve=curve)
-    left, _ = draw_language_models("v1", load_results(folder)).axes
+    left, _ = draw_group("ptb", "v1", load_results(folder)).axes
     assert "Training (dropout off)" in (left.get_title(loc="left"), left.get_title())
     assert list(left.get_lines()[0].get_ydata()) == [70.0]
     ours = {"epoch": 1, "train_ppl": 90.0, "valid_ppl": 80.0}
     write_result("ptb", "v1", "variational_tied", epochs=2, curve=[ours, curve[0] | {"epoch": 2}])  # not in every epoch
-    left, _ = draw_language_models("v1", load_results(folder)).axes
+    left, _ = draw_group("ptb", "v1", load_results(folder)).axes
     assert "Training (dropout on)" in (left.get_title(loc="left"), left.get_title())
     assert left.get_lines()[0].get_ydata()[0] == 90.0
 
@@ -50,7 +50,7 @@ def test_beside_the_authors_log_training_is_shown_with_dropout_on_as_in_the_log(
 ) -> None:
     curve = [{"epoch": 1, "train_ppl": 90.0, "train_eval_ppl": 70.0, "valid_ppl": 80.0}]
     write_result("ptb", "gal1250", "variational_untied", epochs=1, curve=curve)
-    left, _ = draw_language_models("gal1250", load_results(folder)).axes
+    left, _ = draw_group("ptb", "gal1250", load_results(folder)).axes
     assert list(left.get_lines()[0].get_ydata()) == [90.0]
 
 
@@ -60,7 +60,7 @@ def test_seeds_share_a_colour_and_shortened_runs_are_marked_in_the_legend(
     for seed in range(2):
         write_result("ptb", "small", "variational_tied", seed=seed)
     write_result("ptb", "small", "moon", epochs=2)
-    figure = draw_language_models("small", load_results(folder))
+    figure = draw_group("ptb", "small", load_results(folder))
     assert legend(figure) == ["Moon et al. (2 of 3 epochs)", "Variational (tied)"]
     moon, tied = curves(figure.axes[1])
     assert moon.get_color() != tied.get_color()
@@ -70,7 +70,7 @@ def test_seeds_are_one_line_of_their_mean_in_a_band_of_their_range(folder: Path,
     for seed, ppl in enumerate((80.0, 90.0, 94.0)):
         curve = [{"epoch": 1, "train_ppl": 1.0, "valid_ppl": ppl}, {"epoch": 2, "train_ppl": 1.0, "valid_ppl": 70.0}]
         write_result("ptb", "small", "zaremba", seed=seed, epochs=2, curve=curve)
-    _, right = draw_language_models("small", load_results(folder)).axes
+    _, right = draw_group("ptb", "small", load_results(folder)).axes
     [line] = curves(right)
     assert list(line.get_ydata()) == [88.0, 70.0]
     [band] = right.collections
@@ -81,7 +81,7 @@ def test_seeds_are_one_line_of_their_mean_in_a_band_of_their_range(folder: Path,
 def test_the_steps_of_a_sweep_have_colours_of_their_own(folder: Path, write_result: WriteResult) -> None:
     for row in ("pu0.5_pe0.1", "pu0.5_pe0.2", "pu0.5_pe0.3", "pu0.5_pe0.4"):
         write_result("sentiment", "word_sweep", row)
-    figure = draw_sentiment("word_sweep", load_results(folder))
+    figure = draw_group("sentiment", "word_sweep", load_results(folder))
     assert len({line.get_color() for line in curves(figure.axes[1])}) == 4
     assert legend(figure)[:2] == ["p_U = 0.5, p_E = 0.1", "p_U = 0.5, p_E = 0.2"]
 
@@ -91,7 +91,7 @@ def test_mc_is_dotted_beside_the_approximation(folder: Path, write_result: Write
         {"epoch": e, "train_rmse": 0.1, "test_rmse": 0.2} | ({"test_rmse_mc": 0.19} if e == 2 else {}) for e in (1, 2)
     ]
     write_result("sentiment", "figure2", "variational_lstm", epochs=2, curve=curve)
-    figure = draw_sentiment("figure2", load_results(folder))
+    figure = draw_group("sentiment", "figure2", load_results(folder))
     approximation, mc = curves(figure.axes[1])
     assert (list(mc.get_xdata()), mc.get_linestyle(), mc.get_color()) == ([2], ":", approximation.get_color())
     assert legend(figure)[-1] == "MC, 10 networks"
@@ -102,7 +102,7 @@ def test_sentiment_shows_train_error_left_test_error_right_and_the_constant_pred
 ) -> None:
     for row in ("standard_lstm", "naive_lstm", "variational_lstm"):
         write_result("sentiment", "figure2", row)
-    figure = draw_sentiment("figure2", load_results(folder))
+    figure = draw_group("sentiment", "figure2", load_results(folder))
     left, right = figure.axes
     assert [axes.get_title(loc="left") or axes.get_title() for axes in (left, right)] == [
         "Training error (first 100 chunks)",
@@ -120,8 +120,8 @@ def test_a_scheme_has_the_same_colour_in_every_figure(folder: Path, write_result
     write_result("demo", "sentiment", "naive")
     results = load_results(folder)
     figures = [
-        draw_sentiment("figure2", [run for run in results if run.group == "figure2"]),
-        draw_sentiment("figure10", [run for run in results if run.group == "figure10"]),
+        draw_group("sentiment", "figure2", [run for run in results if run.group == "figure2"]),
+        draw_group("sentiment", "figure10", [run for run in results if run.group == "figure10"]),
         draw_demo([run for run in results if run.experiment == "demo"]),
     ]
     assert len({curves(figure.axes[1])[0].get_color() for figure in figures}) == 1
@@ -180,7 +180,7 @@ def test_mc_has_a_line_over_the_number_of_samples_and_the_approximation_beside_i
     more = {"test_ppl_mc_2": 95.0, "test_ppl_mc_1": 120.0, "test_ppl_mc_window": 82.0, "test_ppl_mc_window_2": 99.0}
     write_result("ptb", "small", "variational_tied", metrics=metrics | more)
     write_result("ptb", "small", "zaremba")
-    [axes] = draw_mc("small", load_results(folder)).axes
+    [axes] = draw_mc("ptb", "small", load_results(folder)).axes
     line, approximation = axes.get_lines()
     assert list(line.get_xdata()) == [1, 2, 5]
     assert list(line.get_ydata()) == [120.0, 95.0, 83.0]
@@ -191,7 +191,23 @@ def test_the_legend_of_mc_is_no_wider_than_the_figure(folder: Path, write_result
     metrics = {"valid_ppl": 90.0, "test_ppl": 85.0, "test_ppl_mc_1": 99.0, "test_ppl_mc": 83.0, "mc_samples": 5.0}
     for row in ("variational_tied", "variational_untied"):
         write_result("ptb", "small", row, metrics=metrics)
-    figure = draw_mc("small", load_results(folder))
+    figure = draw_mc("ptb", "small", load_results(folder))
     figure.draw_without_rendering()
     box = figure.legends[0].get_window_extent()
     assert 0 < box.x0 < box.x1 < figure.bbox.x1
+
+
+def test_experiments_of_ones_own_are_drawn_by_their_task(
+    folder: Path, tmp_path: Path, write_result: WriteResult
+) -> None:
+    write_result("mine", "gal1250", "my row", metrics={"valid_ppl": 9.0, "test_ppl": 8.0})
+    rmse = {"test_rmse": 12.0, "constant_rmse": 25.0}
+    curve = [{"epoch": e, "train_rmse": 9.0 / e, "test_rmse": 12.0} for e in (1, 2, 3)]
+    write_result("mine", "ratings", "my row", metrics=rmse, curve=curve)
+    main(["--results", str(folder), "--out", str(tmp_path / "figures"), "--experiment", "mine"])
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"mine_gal1250", "mine_ratings"}
+    by_group = {run.group: [run] for run in load_results(folder)}
+    language, ratings = (draw_group("mine", group, runs) for group, runs in by_group.items())
+    assert legend(language) == ["my row"], "and no log of the authors"
+    assert legend(ratings) == ["my row", "constant predictor"]
+    assert list(ratings.axes[1].get_lines()[-1].get_ydata()) == [25.0, 25.0]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from reproduction.figures import draw_language_models
+from reproduction.figures import draw_group
 from reproduction.report import draw_mc, main, page, parts
 from reproduction.results import load_results
 from reproduction.table import sections
@@ -190,7 +190,7 @@ def test_each_run_is_a_line_with_the_points_of_its_curve_in_the_colour_of_the_fi
         "Variational (tied), seed 1",
         "unheard_of (2 of 3 epochs), seed 0",
     ]
-    drawn = {line.get_label(): line.get_color() for line in draw_language_models("small", results).axes[1].get_lines()}
+    drawn = {line.get_label(): line.get_color() for line in draw_group("ptb", "small", results).axes[1].get_lines()}
     assert [line.line.color for line in validation.figure.data] == [
         drawn["Variational (tied)"],
         drawn["Variational (tied)"],
@@ -417,3 +417,14 @@ def test_a_desktop_has_the_panels_of_a_group_beside_each_other(desktop: Page, re
     boxes = [plot.bounding_box() for plot in group(desktop, "ptb_small").locator(".plot").all()]
     assert len({box["y"] for box in boxes if box}) == 1
     assert desktop.evaluate("document.documentElement.scrollWidth") == 1400
+
+
+def test_experiments_of_ones_own_are_in_the_page_with_their_curves(
+    write_result: WriteResult, parse: Callable[[], Parsed], folder: Path
+) -> None:
+    write_result("mine", "text", "my row")
+    write_result("sweeps", "grid", "point")
+    assert "mine, text" in parse().tables
+    assert "sweeps, grid" not in parse().tables
+    [part] = parts("mine", load_results(folder))
+    assert len(part.plots) == 2

@@ -113,3 +113,12 @@ def test_a_run_on_parts_of_an_epoch_says_so_in_its_length(folder: Path, write_re
     write_result("ptb", "small", "zaremba", config={"trainer": {"limit_train_batches": 100, "limit_val_batches": None}})
     [result] = load_results(folder)
     assert result.length.endswith(", limit_train_batches=100")
+
+
+def test_a_group_with_results_of_both_tasks_is_refused(folder: Path, write_result: WriteResult) -> None:
+    write_result("mine", "a", "row")
+    write_result("mine", "a", "other", metrics={"test_rmse": 0.2})
+    with pytest.raises(
+        ResultError, match=r"a/(row|other)/seed0.json are of different tasks: give one .* another group"
+    ):
+        load_results(folder)

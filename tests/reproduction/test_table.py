@@ -20,6 +20,7 @@ from reproduction.table import (
     main,
     print_tables,
     ptb_table,
+    sections,
     sentiment_table,
     to_markdown,
 )
@@ -165,7 +166,7 @@ def test_the_demo_measures_its_own_constant_predictor(folder: Path, write_result
     runs = load_results(folder)
     table = sentiment_table("demo", "sentiment", [run for run in runs if run.group == "sentiment"])
     assert line(table, "Constant predictor")["test"] == "0.25000"
-    models = language_model_table([run for run in runs if run.group == "language_model"])
+    models = language_model_table("demo", "language_model", [run for run in runs if run.group == "language_model"])
     assert line(models, "Naive dropout")["test"] == "40.0"
     assert line(models, "Variational dropout")["test"] == "not run"
 
@@ -397,3 +398,65 @@ def test_a_constant_learning_rate_has_the_lowest_perplexity_beside_the_last(
 def test_notes_on_a_group_stand_below_its_table(folder: Path, write_result: WriteResult) -> None:
     (write_result("ptb", "small", "zaremba").parents[1] / "notes.md").write_text("What was tried.\n")
     assert "\n\nWhat was tried.\n\n" in to_markdown(load_results(folder), ["ptb"])
+
+
+# --- texts of one's own -----------------------------------------------------------------------------------------------
+
+
+def test_groups_of_ones_own_have_the_table_of_their_task_without_published_numbers(
+    folder: Path, write_result: WriteResult
+) -> None:
+    for seed, ppl in enumerate((80.0, 90.0)):
+        metrics = perplexities(valid=ppl, test=ppl + 1, train_eval_ppl=ppl - 1, test_ppl_sliding=ppl / 2)
+        write_result("mine", "gal1250", "variational_untied", seed=seed, metrics=metrics)
+    rmse = {
+        "train_rmse": 8.0,
+        "train_rmse_all": 9.0,
+        "test_rmse": 12.0,
+        "test_rmse_review": 10.0,
+        "constant_rmse": 25.0,
+    }
+    write_result("mine", "length_sweep", "my row", metrics=rmse, curve=[{"epoch": 1, "test_rmse": 11.0}])
+    language, ratings = sections("mine", load_results(folder))
+    assert (language.title, ratings.title) == ("mine, gal1250", "mine, length_sweep")
+    shown = line(language.table, "Variational (untied)")
+    assert [shown[name] for name in ("train", "valid", "test", "test, sliding")] == [
+        *("84.0 ± 7.1", "85.0 ± 7.1", "86.0 ± 7.1", "42.5 ± 3.5")
+    ]
+    assert shown["test, MC"] == "–", "which nobody planned"
+    assert line(ratings.table, "Constant predictor")["test"] == "25.0000"
+    assert [line(ratings.table, "my row")[name] for name in ("train", "test", "test, lowest")] == [
+        *("8.0000", "12.0000", "11.0000")
+    ]
+    assert "held out" not in ratings.table
+    text = to_markdown(load_results(folder), ["mine"])
+    assert "paper" not in text
+    assert "not run" not in text
+
+
+def test_predictive_distributions_on_ones_own_texts_are_shown_where_some_were_held_out(
+    folder: Path, write_result: WriteResult
+) -> None:
+    write_result("mine", "a", "row", metrics={"test_rmse": 2.0, "valid_rmse": 2.5, "test_log_likelihood": -1.25})
+    [section] = sections("mine", load_results(folder))
+    assert line(section.table, "row")["held out"] == "2.5000"
+    assert line(section.table, "row")["log likelihood"] == "-1.250"
+
+
+def test_a_group_on_different_texts_has_no_common_constant_predictor(folder: Path, write_result: WriteResult) -> None:
+    for row, constant in (("a", 1.0), ("b", 2.0)):
+        write_result("mine", "group", row, metrics={"test_rmse": 0.5, "constant_rmse": constant})
+    assert list(sections("mine", load_results(folder))[0].table["row"]) == ["a", "b"]
+
+
+def test_all_experiments_are_shown_but_sweeps_and_an_unknown_one_is_answered_with_those_there(
+    folder: Path, write_result: WriteResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for experiment in ("mine", "sweeps"):
+        write_result(experiment, "group", "row")
+    main(["--results", str(folder)])
+    shown = capsys.readouterr().out
+    assert "#### mine, group" in shown
+    assert "sweeps, group" not in shown
+    with pytest.raises(SystemExit, match=r"no experiment 'yours'; choose from: ptb, sentiment, demo, mine$"):
+        main(["--results", str(folder), "--experiment", "yours"])

@@ -1,0 +1,362 @@
+"""Texts of your own: plain ones for language models, rated ones for regression."""
+
+import hashlib
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from datasets import Dataset, load_dataset
+
+from datamodules.common import check_at_least, no_progress_bars, tokenize
+from datamodules.rated_sequences import SPECIAL_WORDS, RatedSequences, cut, encode, rank_words
+from datamodules.streams import (
+    EOS,
+    UNKNOWN,
+    StreamWindows,
+    TokenStreams,
+    encode_stream,
+    frequent_words,
+    split_streams,
+)
+from datamodules.text_files import READERS, Record, checked_columns, decoded, quoted, read, shortened
+
+NAMES = {"train": "train", "validation": "valid", "test": "test"}  # of files, without their endings
+LARGEST = torch.finfo(torch.float32).max
+
+Tokens = Literal["spaces", "words"]
+SPLITTERS: dict[str, Callable[[str], list[str]]] = {"spaces": str.split, "words": tokenize}
+
+
+class PlainText(TokenStreams):
+    """Language modelling of a text of your own, in the files `train.txt`, `valid.txt` and `test.txt` of a folder.
+
+    The files are UTF-8. Every line ends with the token <eos>; the word `<unk>` is a word that is not known. The batches
+    are described in `TokenStreams`.
+
+    Attributes:
+        corpus: Name of the folder, and the SHA-256 of the files; filled by `setup`.
+
+    Args:
+        data_dir: Folder that holds the files.
+        batch_size: B, the number of streams over all processes.
+        window: T, tokens of a window.
+        vocab_size: Number of word types that the model is built for: <unk>, <eos>, and the most frequent training
+            words or those of `vocabulary`.
+        tokens: "spaces" splits lines at blanks, for a text that is prepared already; "words" splits them into
+            lower-case words and punctuation marks.
+        vocabulary: File with a word in each line, in place of the most frequent words.
+        train_eval_windows: Number of training windows on which the training error is evaluated after each epoch.
+        sliding_test: Whether test words are also predicted from the `window` words before them alone.
+
+    Raises (from `prepare_data` and `setup`):
+        FileNotFoundError: A file is not there.
+        ValueError: A file is no text, is too short, or has no word that is known; or there are fewer words than
+            `vocab_size`, or another number in `vocabulary`. (A vocab_size that leaves no word is refused by the
+            constructor.)
+    """
+
+    corpus: tuple[str, dict[str, str]]
+
+    def __init__(
+        self,
+        data_dir: str | Path,
+        batch_size: int = 20,
+        window: int = 35,
+        vocab_size: int = 10_000,
+        tokens: Tokens = "spaces",
+        vocabulary: str | Path | None = None,
+        train_eval_windows: int = 0,
+        sliding_test: bool = False,
+    ) -> None:
+        super().__init__(batch_size, window, train_eval_windows, sliding_test)
+        self.folder = Path(data_dir)
+        check_at_least(3, vocab_size=vocab_size)  # <unk>, <eos>, and a word
+        self.vocab_size = vocab_size
+        self.split = splitter(tokens)
+        self.vocabulary_file = Path(vocabulary) if vocabulary else None
+
+    def prepare_data(self) -> None:
+        """Read the files, so that what is wrong with them is said by one process."""
+        self.setup()
+
+    def build(self) -> None:
+        """Read and encode the text."""
+        files = {split: self.folder / f"{name}.txt" for split, name in NAMES.items()}
+        contents = {split: read(file) for split, file in files.items()}
+        hashes = {files[split].name: sha256(content) for split, content in contents.items()}
+        lines = {split: decoded(contents[split], file).removesuffix("\n").split("\n") for split, file in files.items()}
+
+        def words(split: str) -> Iterator[str]:
+            return chain.from_iterable([*self.split(line), EOS] for line in lines[split])
+
+        if self.vocabulary_file:
+            content = read(self.vocabulary_file)
+            hashes["vocabulary"] = sha256(content)
+            self.vocabulary = self._given_words(decoded(content, self.vocabulary_file))
+        else:
+            self.vocabulary = frequent_words(words("train"), self.vocab_size, str(files["train"]))
+        self.corpus = self.folder.resolve().name, hashes
+        ids = {split: encode_stream(words(split), self.vocabulary) for split in files}
+        for split, file in files.items():
+            if ids[split].max() < 2:
+                raise ValueError(f"{file} has none of the {self.vocab_size - 2} words of the vocabulary: it is no use")
+            streams = 1 if split == "test" else self.batch_size
+            try:
+                StreamWindows(split_streams(ids[split], streams), self.window, keep_remainder=split == "test")
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
+        self.ids = ids
+
+    def _given_words(self, text: str) -> list[str]:
+        """The vocabulary, <unk> and <eos> first wherever they stand in the file."""
+        vocabulary = {UNKNOWN: 0, EOS: 0}  # lines, where a word stands
+        for number, line in enumerate(text.split("\n"), start=1):
+            word = line.strip()
+            if word in ("", UNKNOWN, EOS):
+                continue
+            where = f"{self.vocabulary_file}, line {number}: {shortened(repr(word))}"
+            if word in vocabulary:
+                raise ValueError(f"{where} stands in line {vocabulary[word]} already: leave out one of them")
+            if self.split(word) != [word]:
+                raise ValueError(
+                    f"{where} is split into {shortened(repr(self.split(word)))}, so no text has it: write one word in "
+                    "each line, as it is when split, or choose the other --data.init_args.tokens"
+                )
+            vocabulary[word] = number
+        if len(vocabulary) != self.vocab_size:
+            raise ValueError(
+                f"vocab_size={self.vocab_size}, but {self.vocabulary_file} has {len(vocabulary)} words, {UNKNOWN} and "
+                f"{EOS} included: set vocab_size={len(vocabulary)} (--data.init_args.vocab_size); the model follows."
+            )
+        return list(vocabulary)
+
+
+class RatedText(RatedSequences):
+    """Ratings of texts of your own: of a file or a folder of files, or of a data set on the Hugging Face hub.
+
+    A file has a column of texts and one of ratings, numbers of any range. It is UTF-8 and ends in `.csv` (the first
+    line names the columns; texts with commas, quotes or several lines are in quotes), `.tsv` (the same, but quotes are
+    characters like others), `.jsonl` (an object in each line) or `.parquet`. A folder has files named train, valid and
+    test, of which the last two may be absent. A data set has the splits train and maybe validation and test.
+
+    Texts are cut into chunks as in `FilmReviews`, but words are counted in the training texts only, and all ids are in
+    use. The batches are described in `RatedSequences`.
+
+    Attributes:
+        corpus: Name of the source, and the SHA-256 of its files, or of the rows of each split; filled by `setup`.
+
+    Args:
+        source: File, folder, or `OWNER/NAME` of a data set.
+        text_column: Column of the texts.
+        rating_column: Column of the ratings.
+        subset: Configuration of a data set on the hub that has several.
+        batch_size: B in training, over all processes.
+        eval_batch_size: B in evaluation, over all processes.
+        chunk_length: T, words of a chunk.
+        vocab_size: Number of embedding rows of the model.
+        tokens: "words" splits texts into lower-case words and punctuation marks; "spaces" splits them at blanks.
+        test_share: Share of the training texts, chosen at random, that are the test where the source has none.
+        validation_share: Share of the texts that are then left, chosen at random, that are not trained on but are the
+            split "validation" where the source has none.
+        split_seed: Seed of these choices.
+        train_eval_chunks: Number of training chunks on which the training error is evaluated.
+
+    Raises (from `prepare_data` and `setup`):
+        FileNotFoundError: A folder has no training file.
+        ConnectionError: There is no such file or folder, and the hub does not deliver such a data set.
+        ValueError: A file has another form, a text is empty or has no number, or a split has nothing to learn or test.
+            (Shares and sizes out of range are refused by the constructor.)
+    """
+
+    corpus: tuple[str, dict[str, str]]
+
+    def __init__(
+        self,
+        source: str | Path,
+        text_column: str = "text",
+        rating_column: str = "rating",
+        subset: str | None = None,
+        batch_size: int = 64,
+        eval_batch_size: int = 500,
+        chunk_length: int = 200,
+        vocab_size: int = 20_000,
+        tokens: Tokens = "words",
+        test_share: float = 0.2,
+        validation_share: float = 0.0,
+        split_seed: int = 0,
+        train_eval_chunks: int = 100,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, train_eval_chunks)
+        if not 0 < test_share < 1:
+            raise ValueError(f"test_share is a share of the texts, between 0 and 1, got {test_share}")
+        if not 0 <= validation_share < 1:
+            raise ValueError(f"validation_share is a share of the texts, in [0, 1), got {validation_share}")
+        self.source = str(source)
+        self.columns = {"text_column": text_column, "rating_column": rating_column}
+        self.subset = subset
+        check_at_least(1, chunk_length=chunk_length)
+        self.chunk_length = chunk_length
+        check_at_least(len(SPECIAL_WORDS) + 1, vocab_size=vocab_size)
+        self.vocab_size = vocab_size
+        self.split = splitter(tokens)
+        self.shares = {"test": test_share, "validation": validation_share}
+        self.split_seed = split_seed
+
+    def prepare_data(self) -> None:
+        """Read the source, so that what is wrong with it is said by one process, and is in the cache for the others."""
+        self.setup()
+
+    def build(self) -> None:
+        """Read, check, split, encode and cut the texts."""
+        path = Path(self.source)
+        rows = self._rows_of_files(path) if path.exists() or path.suffix in READERS else self._rows_of_hub()
+        texts = [text for part in rows.values() for text, _ in part]
+        ratings = [rating for part in rows.values() for _, rating in part]
+        self.texts = Dataset.from_dict({"text": texts, "rating": ratings})
+        parts = self._parts({split: len(part) for split, part in rows.items()})
+        if len({ratings[row] for row in parts["train"]}) == 1:
+            raise ValueError(
+                f"{self.source}: all training texts, {len(parts['train'])}, have the rating "
+                f"{ratings[parts['train'][0]]:g}: there is nothing to learn"
+            )
+        words = [self.split(text) for text in texts]
+        self.vocabulary = rank_words((words[row] for row in parts["train"]), self.vocab_size)
+        ids = encode(words, self.vocabulary)
+        for split, part in parts.items():
+            if max(max(ids[row]) for row in part) < len(SPECIAL_WORDS):
+                raise ValueError(
+                    f"{self.source}: the texts of {split} have none of the {len(self.vocabulary) - len(SPECIAL_WORDS)} "
+                    "words of the vocabulary, the most frequent ones of the training texts: they are no use"
+                )
+        for split, part in parts.items():
+            chosen, rated = [ids[row] for row in part], [ratings[row] for row in part]
+            self.chunks[split] = cut(chosen, rated, part, self.chunk_length)
+
+    def _parts(self, sizes: dict[str, int]) -> dict[str, list[int]]:
+        """Numbers of the texts of each split, of which those that are absent are taken from the training texts.
+
+        Args:
+            sizes: Number of texts of each split of the source, which follow each other.
+        """
+        parts, total = {}, 0
+        for split, size in sizes.items():
+            parts[split] = list(range(total, total + size))
+            total += size
+        # In a new order, since the training error is evaluated on the first ones.
+        parts["train"] = np.random.default_rng(self.split_seed).permutation(parts["train"]).tolist()
+        for split, share in self.shares.items():
+            if split in parts or not share:
+                continue
+            train = parts["train"]
+            held_out = round(share * len(train))
+            if not 0 < held_out < len(train):
+                raise ValueError(
+                    f"{self.source}: {split}_share={share} of {len(train)} training texts are {held_out}: "
+                    "some must be held out, and some be left"
+                )
+            parts[split], parts["train"] = train[:held_out], train[held_out:]
+        return parts
+
+    def _rows_of_files(self, path: Path) -> dict[str, list[tuple[str, float]]]:
+        """Texts and ratings of each split, of a file or a folder."""
+        files = files_of_splits(path) if path.is_dir() else {"train": path}
+        if path.suffix not in READERS and not path.is_dir():
+            raise ValueError(f"{path} is no file of texts and ratings, which ends in {', '.join(READERS)}")
+        contents = {split: read(file) for split, file in files.items()}
+        self.corpus = path.resolve().name, {files[split].name: sha256(content) for split, content in contents.items()}
+        return {
+            split: self._checked(READERS[file.suffix](contents[split], file, self.columns), str(file))
+            for split, file in files.items()
+        }
+
+    def _rows_of_hub(self) -> dict[str, list[tuple[str, float]]]:
+        """Texts and ratings of each split, of a data set on the hub."""
+        absent = f"There is no file or folder {Path(self.source).absolute()}"
+        print(f"{absent}: asking the Hugging Face hub for {self.source}.", file=sys.stderr, flush=True)
+        try:
+            with no_progress_bars():
+                splits = load_dataset(self.source, self.subset)
+        except Exception as error:  # whatever is between here and the server
+            raise ConnectionError(
+                f"{absent}, and the Hugging Face hub delivers no data set {self.source}: {shortened(str(error), 300)}"
+            ) from error
+        if "train" not in splits:
+            raise ValueError(f"{self.source} on the Hugging Face hub has no split 'train', but {quoted(splits)}")
+        rows = {}
+        for split in (split for split in NAMES if split in splits):
+            where = f"{self.source}, split {split}"
+            columns = checked_columns(splits[split].column_names, self.columns, where)
+            pairs = zip(*(splits[split][column] for column in columns), strict=True)
+            records = ((f"{where}, row {number}", *pair) for number, pair in enumerate(pairs, start=1))
+            rows[split] = self._checked(records, where)
+        self.corpus = self.source, {split: sha256(json.dumps(part).encode()) for split, part in rows.items()}
+        return rows
+
+    def _checked(self, records: Iterable[Record], source: str) -> list[tuple[str, float]]:
+        """Texts and ratings.
+
+        Raises:
+            ValueError: A text is none, or empty; a rating is no finite number; or there are none.
+        """
+        text_column, rating_column = self.columns.values()
+        rows = []
+        for where, text, rating in records:
+            if text is None or (isinstance(text, str) and not text.strip()):
+                raise ValueError(f"{where}: {text_column!r} is empty: give it a text, or leave it out")
+            if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
+                raise ValueError(f"{where}: {text_column!r} is {shortened(repr(text))}, which is no text")
+            try:
+                number = float(rating)
+            except (TypeError, ValueError, OverflowError):
+                number = math.nan
+            if not abs(number) <= LARGEST:
+                what = "missing" if rating in (None, "") else shortened(repr(rating))
+                raise ValueError(f"{where}: {rating_column!r} is {what}, but a rating is a finite number (of 32 bits)")
+            rows.append((text, number))
+        if not rows:
+            raise ValueError(f"{source} has no texts")
+        return rows
+
+
+def files_of_splits(folder: Path) -> dict[str, Path]:
+    """The files of a folder that are named as its splits are.
+
+    Raises:
+        FileNotFoundError: There is none for training.
+        ValueError: There are several for a split.
+    """
+    files = {}
+    for split, name in NAMES.items():
+        found = [file for ending in READERS if (file := folder / f"{name}{ending}").exists()]
+        if len(found) > 1:
+            raise ValueError(f"{folder} has {quoted(file.name for file in found)}: leave one of them")
+        if found:
+            files[split] = found[0]
+    if "train" not in files:
+        wanted = quoted(f"train{ending}" for ending in READERS)
+        there = sorted(file.name for file in folder.iterdir())
+        raise FileNotFoundError(f"{folder.absolute()} has none of {wanted}, but {quoted(there)}")
+    return files
+
+
+def sha256(content: bytes) -> str:
+    """In hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def splitter(tokens: str) -> Callable[[str], list[str]]:
+    """What splits a line into words.
+
+    Raises:
+        ValueError: There is no such way.
+    """
+    if tokens not in SPLITTERS:
+        raise ValueError(f"tokens must be one of {quoted(SPLITTERS)}, got {tokens!r}")
+    return SPLITTERS[tokens]
