@@ -30,8 +30,9 @@ VARIABLES := PYTHON CONSTRAINTS GPU DATA_DIR RESULTS RUNS SEEDS SIZE ROWS FIGURE
 $(foreach variable,$(filter-out $(VARIABLES),$(.VARIABLES)),\
 	$(if $(findstring command,$(origin $(variable))),$(error $(variable) is no variable of this Makefile; there are: $(VARIABLES))))
 number = $(if $(shell printf %s '$(2)' | tr -d '0-9 '),$(error $(1)="$(2)" is not a number))
-$(call number,EPOCHS,$(EPOCHS))$(call number,SEEDS,$(SEEDS))$(call number,NODES,$(NODES))
+$(call number,EPOCHS,$(EPOCHS))$(call number,SEEDS,$(SEEDS))$(call number,NODES,$(NODES))$(call number,DEVICES,$(DEVICES))
 $(if $(filter 0,$(EPOCHS)),$(error EPOCHS="0": at least one epoch is needed))
+$(foreach variable,DEVICES NODES,$(if $(filter 0,$($(variable))),$(error $(variable)="0": at least one is needed)))
 # $(call check,VARIABLE,value,what is known)
 check = $(if $(filter-out $(3),$(2)),$(error $(1)="$(strip $(filter-out $(3),$(2)))" is unknown; choose from: $(strip $(3))))
 $(call check,LAUNCH,$(LAUNCH),here slurm)

@@ -97,11 +97,18 @@ def hold(root: Path) -> None:
 
     Raises:
         ValueError: it is one of another process.
+        OSError: the folder cannot be written to.
     """
     if root in LOCKS:
         return
-    root.mkdir(parents=True, exist_ok=True)
-    file = (root / LOCK_FILE).open("a")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = (root / LOCK_FILE).open("a")
+    except OSError as error:
+        raise OSError(
+            f"{root} cannot be written to ({error.strerror}): choose another folder for checkpoints and logs "
+            "(trainer.default_root_dir; RUNS=... for make)"
+        ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

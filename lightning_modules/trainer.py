@@ -61,6 +61,9 @@ class Trainer(L.Trainer):
     ) -> None:
         if checkpoint_minutes < 0:
             raise ValueError(f"checkpoint_minutes must be at least 0, got {checkpoint_minutes}")
+        parts = kwargs.get("accumulate_grad_batches", 1)
+        if parts < 1:
+            raise ValueError(f"accumulate_grad_batches must be at least 1, got {parts}")
         super().__init__(*args, **kwargs)
         self.tested_weights = tested_weights
         self.checkpoint_minutes = checkpoint_minutes
@@ -101,8 +104,8 @@ class Trainer(L.Trainer):
                 f"{result} is for seed {seed}, but seed_everything is {self.run_config['seed_everything']}"
             )
         if self.is_global_zero:
-            hold(Path(self.default_root_dir))
             check_writable(result)
+            hold(Path(self.default_root_dir))
         model.provenance = [provenance(self.strategy.root_device, self.world_size)]
         model.options = kept_options(self.run_config) | {"seed": seed}
         self.goes_on = True

@@ -62,7 +62,7 @@ def _epochs(folder: Path) -> tuple[int, int]:
     for log in folder.glob("csv/*/metrics.csv"):
         with log.open() as file:
             ended = [row for row in csv.DictReader(file) if any(row[name] for name in row if name.startswith("train_"))]
-        made = max([made, *(int(row["epoch"]) + 1 for row in ended)])
+        made = max([made, *(int(row["epoch"]) for row in ended)])
     return made, min(config.get("epochs") or planned, planned)
 
 

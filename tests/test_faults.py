@@ -316,6 +316,7 @@ def test_a_trial_of_some_batches_leaves_the_checkpoints_of_a_run_alone(
             "limit_train_batches leaves 5 batches, each of them one of accumulate_grad_batches=2 parts",
         ),
         (("--trainer.val_check_interval", "0.5"), "val_check_interval must be 1.0, got 0.5"),
+        (("--trainer.accumulate_grad_batches", "0"), "accumulate_grad_batches must be at least 1, got 0"),
         (("--trainer.checkpoint_minutes", "-1"), "checkpoint_minutes must be at least 0, got -1"),
     ],
 )
@@ -352,6 +353,15 @@ def test_a_result_that_cannot_be_written_ends_the_run_before_it_trains(
     assert ended.status == 2
     assert f"{tmp_path / 'run' / RESULT} could not be written (Not a directory): choose another folder" in ended.err
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_folder_of_checkpoints_that_cannot_be_written_is_named_with_what_to_choose(
+    call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").write_text("a file where a folder should be")
+    ended = call(*options(tmp_path, "run", "--result", str(tmp_path / RESULT)))
+    assert ended.status == 2
+    assert f"{tmp_path / 'run'} cannot be written to (File exists): choose another folder for checkpoints" in ended.err
 
 
 # --- processes --------------------------------------------------------------------------------------------------------

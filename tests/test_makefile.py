@@ -313,6 +313,8 @@ def test_slurm_is_given_what_is_missing_and_nothing_runs_here(
         ),
         (["reproduce-ptb", "NODES=2"], 'NODES="2": several machines need LAUNCH=slurm, or torchrun'),
         (["reproduce-ptb", "NODES=two", "LAUNCH=slurm"], 'NODES="two" is not a number'),
+        (["reproduce-ptb", "NODES=0", "LAUNCH=slurm"], 'NODES="0": at least one is needed'),
+        (["reproduce-ptb", "DEVICES=two"], 'DEVICES="two" is not a number'),
     ],
 )
 def test_a_launch_that_cannot_be_is_refused(arguments: list[str], message: str, make: Make) -> None:

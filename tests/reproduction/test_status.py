@@ -28,9 +28,9 @@ def begin(tmp_path: Path) -> Callable[..., Path]:
     def write(epochs: int, asked: int | None = None) -> Path:
         folder = tmp_path / "runs" / RUN
         (folder / "csv/version_0").mkdir(parents=True)
-        ended = "".join(f"{epoch},,80.5,81.5\n{epoch},90.5,,\n" for epoch in range(epochs))
+        ended = "".join(f"{epoch},,80.5,81.5\n{epoch},90.5,,\n" for epoch in range(1, epochs + 1))
         (folder / "csv/version_0/metrics.csv").write_text(
-            f"epoch,train_ppl,valid_ppl,gradient_norm\n{ended}{epochs},,,0.5\n"
+            f"epoch,train_ppl,valid_ppl,gradient_norm\n{ended}{epochs + 1},,,0.5\n"
         )
         (folder / "config.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": 13}, "epochs": asked}))
         return folder
