@@ -93,7 +93,6 @@ def test_a_job_that_is_signalled_in_mid_epoch_goes_on_there_and_ends_as_if_it_ha
     loops = torch.load(folder / "checkpoints/last.ckpt", weights_only=False)["loops"]["fit_loop"]
     assert loops["epoch_progress"]["current"]["completed"] == 1
     assert 0 < loops["epoch_loop.batch_progress"]["current"]["completed"] < 1999
-    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
     slurm.wait(lambda: file.exists() and not slurm.states(), 300, logs)
     report = json.loads(file.read_text())
     assert len(report["provenance"]["resumed"]) == 1
