@@ -78,7 +78,7 @@ def check_whole(path: Path) -> None:
     with path.open("rb") as file:
         try:
             damaged = zipfile.ZipFile(file).testzip()
-            torch.load(path, mmap=True, weights_only=False)
+            torch.load(path, mmap=True)
         except Exception as error:  # there is no end to what readers of damaged files raise
             raise ValueError(f"the checkpoint {path} is damaged, or none: {error}") from error
     if damaged:
@@ -210,7 +210,9 @@ class LastCheckpoint(Checkpoint):
 
     def _end(self, number: int, frame: Any) -> None:
         if number == signal.SIGUSR1 and not self._has_trained:
-            raise ValueError("the time limit came before the end of a test, which begins anew each time: give it more")
+            raise ValueError(
+                "the time limit came before the end of a test, which begins anew each time: give the job more time"
+            )
         sys.exit(128 + number)
 
 

@@ -93,6 +93,23 @@ def test_a_checkpoint_that_is_cut_off_is_found(kept: int, checkpoint: Path) -> N
         check_whole(checkpoint)
 
 
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+def test_code_in_a_checkpoint_is_not_executed(checkpoint: Path, tmp_path: Path) -> None:
+    torch.save(Trap(tmp_path / "sprung"), checkpoint)
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged, or none"):
+        WholeFiles().load_checkpoint(checkpoint)
+    assert not (tmp_path / "sprung").exists()
+
+
 def test_a_full_disk_leaves_the_former_checkpoint_whole_and_no_part(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
