@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ SETTINGS: dict[str, Any] = {
     "finish_timeout": 300.0,  # what is not uploaded by then stays on disk
     "x_transaction_log_flush_interval": 1.0,  # what a run that is killed can lose
 }
+TEARDOWN_TIMEOUT = 10.0  # seconds
 DROPOUT = ("word_dropout", "input_dropout", "recurrent_dropout", "memory_dropout", "output_dropout")
 
 
@@ -50,7 +52,10 @@ def start(**init: Any) -> Any:
         if "WANDB_MODE" in os.environ or wandb.login(prompt=False):
             return wandb.init(**init, settings=wandb.Settings(**SETTINGS))
     except wandb.errors.Error as error:
-        wandb.teardown()  # or what failed would be asked again
+        # Or what failed would be asked again. It waits for all that W&B's process has still to upload, for ever.
+        teardown = threading.Thread(target=wandb.teardown, daemon=True)
+        teardown.start()
+        teardown.join(TEARDOWN_TIMEOUT)
         reason = _first_line(error)
     except OSError as error:
         return without_records(error)

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -293,6 +294,22 @@ def test_without_a_server_a_run_goes_on_offline_with_one_message(
     assert result.exists()
     [folder] = offline_runs(tmp_path / "run")
     assert [row["epoch"] for row in rows(folder) if "valid_ppl" in row] == [1]
+
+
+def test_a_run_is_recorded_where_what_is_left_of_wandb_does_not_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise wandb.errors.CommError("the server is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(wandb, "login", refuse)
+        patched.setattr(wandb, "teardown", threading.Event().wait)
+        patched.setattr(tracking, "TEARDOWN_TIMEOUT", 0.1)
+        run = tracking.start(project="p", dir=tmp_path / "run")
+    run.finish()
+    assert "W&B: the server is gone. The run is recorded offline" in capsys.readouterr().out
+    assert len(offline_runs(tmp_path / "run")) == 1
 
 
 def test_a_run_goes_on_where_no_record_can_be_written(

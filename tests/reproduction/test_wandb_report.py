@@ -142,6 +142,7 @@ def test_report_and_workspace_are_created_on_the_server(
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         wandb_report.main(["--results", str(results)])
+        wandb.teardown()  # which would wait for a server that is gone
         report, workspace = server.sent("upsertView")
     assert (report["entityName"], report["projectName"]) == (ENTITY, "variational-rnn")
     assert report["displayName"].startswith("A Theoretically Grounded Application of Dropout")
