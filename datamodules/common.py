@@ -2,7 +2,9 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
+
+LARGEST_MEMBER = 100_000_000  # bytes
 
 
 def check_sha256(file: Path, expected: str, where_to_get_it: str) -> None:
@@ -27,9 +31,54 @@ def check_sha256(file: Path, expected: str, where_to_get_it: str) -> None:
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist. {where_to_get_it}")
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    check_content(file.read_bytes(), str(file), expected, where_to_get_it)
+
+
+def check_content(content: bytes, source: str, expected: str, where_to_get_it: str) -> None:
+    """Check that the content of a file is byte for byte the published one.
+
+    Args:
+        content: What is to be checked.
+        source: Where it comes from, for the error message.
+        expected: SHA-256 of the published file, in hexadecimal.
+        where_to_get_it: Advice that ends the error message.
+
+    Raises:
+        ValueError: It is another one.
+    """
+    found = hashlib.sha256(content).hexdigest()
     if found != expected:
-        raise ValueError(f"{file} has SHA-256 {found}, but {expected} is expected. {where_to_get_it}")
+        raise ValueError(f"{source} has SHA-256 {found}, but {expected} is expected. {where_to_get_it}")
+
+
+def read_archive(archive: Path, names: Iterable[str], where_to_get_it: str) -> dict[str, bytes]:
+    """Read some files of a tar archive; what else there is in it is not unpacked.
+
+    Args:
+        archive: A tar file, compressed or not.
+        names: Paths of the files in it.
+        where_to_get_it: Advice that ends the error message.
+
+    Raises:
+        ValueError: The archive is damaged or none, has not all of these files, or any file that is far too large.
+    """
+    missing, found = set(names), {}
+    try:
+        with tarfile.open(archive) as tar:
+            while missing and (member := tar.next()):
+                if member.size > LARGEST_MEMBER:
+                    raise ValueError(
+                        f"{archive} has a file {member.name!r} of {member.size / 1e6:,.0f} MB, more than any of the "
+                        f"published ones: it is another archive. {where_to_get_it}"
+                    )
+                if member.name in missing and member.isfile():
+                    found[member.name] = tar.extractfile(member).read()  # type: ignore[union-attr]
+                    missing.remove(member.name)
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"{archive} is damaged, or no archive ({error}). {where_to_get_it}") from error
+    if missing:
+        raise ValueError(f"{archive} has no file {min(missing)!r}: it is another archive. {where_to_get_it}")
+    return found
 
 
 def check_at_least(least: int, **numbers: int) -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, DownloadConfig, DownloadManager
 
-from datamodules.common import check_sha256, no_progress_bars
+from datamodules.common import check_content, check_sha256, no_progress_bars, read_archive
 from datamodules.rated_sequences import RatedSequences, cut, encode, rank_words
 
 ARCHIVE = "https://www.cs.cornell.edu/people/pabo/movie-review-data/scale_data.tar.gz"
+ROOT = "scaledata"  # folder, in the archive too
 SHA256 = {  # In the order in which the published code reads the authors.
     "Dennis+Schwartz/subj.Dennis+Schwartz": "cb26f952c091c510c786627a45a5af3fb5c87a986f9aa3eb7eef6e4ed1797a02",
     "Dennis+Schwartz/rating.Dennis+Schwartz": "b9057227d5b1324f49d5f402f1cad0ae472f3d130f35a24a5334ab7db6726be7",
@@ -51,7 +52,7 @@ class FilmReviews(RatedSequences):
         train_eval_chunks: Number of training chunks on which the training error is evaluated.
 
     Raises (from `prepare_data` and `setup`):
-        FileNotFoundError: The folder or the archive lacks a file.
+        FileNotFoundError: The folder lacks a file.
         ConnectionError: The folder does not exist and the archive cannot be fetched.
         ValueError: A file is not the published one, or validation_share holds out nothing or everything. (A share that
             is not in [0, 1) is refused by the constructor.)
@@ -118,22 +119,30 @@ def load_reviews(folder: Path) -> Dataset:
         folder: Where the folder `scaledata` is; if there is no such folder, the archive is fetched.
 
     Raises:
-        FileNotFoundError: The folder or the archive lacks a file.
+        FileNotFoundError: The folder lacks a file.
         ConnectionError: The folder does not exist and the archive cannot be fetched.
-        ValueError: A file is not the published one.
+        ValueError: A file is not the published one, or the archive is damaged.
     """
-    with no_progress_bars():
-        root = (folder if folder.is_dir() else fetch_archive(folder)) / "scaledata"
+    if folder.is_dir():
         for name, sha256 in SHA256.items():
-            check_sha256(root / name, sha256, WHERE_TO_GET_IT)
-        texts, ratings = ([str(root / name) for name in SHA256 if f"/{kind}." in name] for kind in ("subj", "rating"))
-        # A strict encoding, so that str.lower changes nothing but ASCII letters, as the published code does.
-        lines = Dataset.from_text(texts, encoding="ascii")["text"]
-        return Dataset.from_dict({"text": lines, "rating": [float(r) for r in Dataset.from_text(ratings)["text"]]})
+            check_sha256(folder / ROOT / name, sha256, WHERE_TO_GET_IT)
+        contents = {name: (folder / ROOT / name).read_bytes() for name in SHA256}
+    else:
+        archive = fetch_archive(folder)
+        members = read_archive(archive, [f"{ROOT}/{name}" for name in SHA256], f"Delete it. {WHERE_TO_GET_IT}")
+        contents = {name: members[f"{ROOT}/{name}"] for name in SHA256}
+        for name, sha256 in SHA256.items():
+            check_content(contents[name], f"{name} in {archive}", sha256, WHERE_TO_GET_IT)
+    # A strict encoding, so that str.lower changes nothing but ASCII letters, as the published code does.
+    texts, ratings = (
+        [line for name in SHA256 if f"/{kind}." in name for line in contents[name].decode("ascii").splitlines()]
+        for kind in ("subj", "rating")
+    )
+    return Dataset.from_dict({"text": texts, "rating": [float(rating) for rating in ratings]})
 
 
 def fetch_archive(folder: Path) -> Path:
-    """Fetch and unpack the published archive, once, into the cache of `datasets`.
+    """Fetch the published archive, once, into the cache of `datasets`.
 
     Args:
         folder: Where the data set has not been found; for the error message.
@@ -143,7 +152,8 @@ def fetch_archive(folder: Path) -> Path:
     """
     try:
         # Without ETag the network is asked only once: later runs, and the other processes, find the copy.
-        return Path(DownloadManager(download_config=DownloadConfig(use_etag=False)).download_and_extract(ARCHIVE))
+        with no_progress_bars():
+            return Path(DownloadManager(download_config=DownloadConfig(use_etag=False)).download(ARCHIVE))
     except OSError as error:
         raise ConnectionError(
             f"There is no folder {folder.absolute()}, and {ARCHIVE} cannot be fetched ({error}). {WHERE_TO_GET_IT}"

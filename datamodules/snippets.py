@@ -2,7 +2,6 @@
 
 import csv
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from datamodules.common import check_sha256, no_progress_bars, tokenize
+from datamodules.common import check_content, check_sha256, no_progress_bars, read_archive, tokenize
 from datamodules.rated_sequences import RatedSequences, cut, encode, rank_words
 from datamodules.streams import EOS, TokenStreams, encode_stream, frequent_words
 
@@ -158,12 +157,14 @@ def fetch_snippets(folder: Path) -> Path:
             raise ConnectionError(
                 f"{file.absolute()} does not exist, and pip cannot fetch it: {pip.stderr.strip()}\n{WHERE_TO_GET_IT}"
             )
-        shutil.unpack_archive(f"{temporary}/{PACKAGE}-{VERSION}.tar.gz", temporary, filter="data")
-        shutil.unpack_archive(
-            f"{temporary}/{PACKAGE}-{VERSION}/additional_resources/{ARCHIVE}.tar.gz", temporary, filter="data"
-        )
-        fetched = Path(temporary) / ARCHIVE / FILE
-        check_sha256(fetched, SHA256, WHERE_TO_GET_IT)
+        inner = f"{PACKAGE}-{VERSION}/additional_resources/{ARCHIVE}.tar.gz"
+        distribution = Path(temporary) / f"{PACKAGE}-{VERSION}.tar.gz"
+        archive = Path(temporary) / f"{ARCHIVE}.tar.gz"
+        archive.write_bytes(read_archive(distribution, [inner], WHERE_TO_GET_IT)[inner])
+        [content] = read_archive(archive, [f"{ARCHIVE}/{FILE}"], WHERE_TO_GET_IT).values()
+        check_content(content, f"{FILE} in {inner}", SHA256, WHERE_TO_GET_IT)
+        fetched = Path(temporary) / FILE
+        fetched.write_bytes(content)
         os.replace(fetched, file)
     return file
 

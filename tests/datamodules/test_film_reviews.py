@@ -360,6 +360,21 @@ def test_archive_is_fetched_once_when_there_is_no_folder(few_reviews: Path, monk
     assert len(datamodule.texts) == 20
 
 
+def test_a_fetched_archive_with_another_content_is_named(
+    few_reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    altered = few_reviews / "film_reviews/scaledata/Steve+Rhodes/subj.Steve+Rhodes"
+    altered.write_text("other\n" * 5)
+    with tarfile.open(tmp_path / "fetched", "w:gz") as archive:
+        archive.add(few_reviews / "film_reviews" / "scaledata", "scaledata")
+    monkeypatch.setattr(film_reviews, "fetch_archive", lambda _: tmp_path / "fetched")
+    with pytest.raises(ValueError, match=rf"subj\.Steve\+Rhodes in {tmp_path}/fetched has SHA-256"):
+        FilmReviews(tmp_path / "absent").prepare_data()
+    (tmp_path / "fetched").write_bytes((tmp_path / "fetched").read_bytes()[:200])
+    with pytest.raises(ValueError, match=rf"{tmp_path}/fetched is damaged, or no archive .* Delete it"):
+        FilmReviews(tmp_path / "absent").prepare_data()
+
+
 def test_unreachable_archive_raises_where_the_files_were_looked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
