@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import warnings
@@ -22,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from lightning_modules.checkpoints import LAST, PREVIOUS, checkpoints
+from lightning_modules.parser import Parser, check_config, in_short
 from lightning_modules.progress import Progress
 from lightning_modules.tracking import WandbLogger, default_loggers, hold
 from lightning_modules.trainer import Trainer, kept_options, provenance
@@ -38,6 +40,7 @@ warnings.filterwarnings("ignore", message=".*your dataloader is not resumable") 
 # The experiments are in fp32. cuDNN's recurrent kernels would take TF32 instead.
 torch.backends.cudnn.allow_tf32 = False
 
+BAD_INPUT = (ValueError, OSError, MisconfigurationException, UnpicklingError)
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
@@ -79,6 +82,7 @@ class CommandLine(LightningCLI):
 
     def before_fit(self) -> None:
         """Let a checkpoint be compared with the options given here."""
+        self._check_ckpt_path()
         self.model.options = kept_options(self.trainer.run_config)
 
     def _parse_ckpt_path(self) -> None:
@@ -88,13 +92,32 @@ class CommandLine(LightningCLI):
         """Refuse to evaluate weights that were never trained."""
         if not self.config[self.subcommand].ckpt_path:
             raise ValueError(f"{self.subcommand} needs --ckpt_path: without a checkpoint the weights are untrained")
+        self._check_ckpt_path()
 
     before_validate = before_predict = before_test
+
+    def _check_ckpt_path(self) -> None:
+        path = self.config[self.subcommand].ckpt_path
+        if path and path not in ("best", "last") and not Path(path).is_file():
+            raise FileNotFoundError(f"--ckpt_path {path} is no file: name one, such as RUN/checkpoints/last.ckpt")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Do what it says; leave no folder of a run that was refused before its first step."""
+        root = Path(self.trainer.default_root_dir)
+        try:
+            super()._run_subcommand(subcommand)
+        except BAD_INPUT:
+            if self.trainer.is_global_zero and not self.root_was_there and self.trainer.global_step == 0:
+                shutil.rmtree(root, ignore_errors=True)
+            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the progress bar, checkpoints and loggers, all below trainer.default_root_dir."""
         config = self.config[self.subcommand]
         root = Path(config.trainer.default_root_dir)
+        self.root_was_there = root.exists()
+        if self.root_was_there and not root.is_dir():
+            raise NotADirectoryError(f"--trainer.default_root_dir {root} is a file: name a folder, or a new one")
         callbacks = [*(self.config_init[self.subcommand].trainer.callbacks or [])]
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(Progress())
@@ -116,8 +139,8 @@ def with_inherited_configs(arguments: list[str]) -> list[str]:
     And `--a=value --b=value` in place of `--a+b=value`, with which a sweep sets several options by one parameter.
 
     Raises:
-        FileNotFoundError: there is no such configuration; names those that are there.
-        ValueError: the model is given a vocabulary of its own.
+        OSError: there is no such configuration; names those that are there.
+        ValueError: it is not one, or the model is given a vocabulary of its own.
     """
     if any(word.startswith(("--model.vocab_size", "--model.init_args.vocab_size")) for word in arguments):
         raise ValueError("the model's vocab_size follows the data's: set --data.init_args.vocab_size")
@@ -133,12 +156,15 @@ def with_inherited_configs(arguments: list[str]) -> list[str]:
             expanded.append(word)
             continue
         path = Path(value).resolve()
+        if path.is_dir():
+            raise IsADirectoryError(f"--config {path} is a folder: name one of its files")
         if not path.is_file():
             there = ", ".join(sorted(f.name for f in path.parent.glob("*") if f.is_dir() or f.suffix == ".yaml"))
             raise FileNotFoundError(f"--config {path} does not exist; in {path.parent} there is: {there or 'nothing'}")
         folders = [folder for folder in reversed(path.parents) if folder == CONFIGS or CONFIGS in folder.parents]
         inherited = [folder / "common.yaml" for folder in folders if (folder / "common.yaml").exists()]
         for config in dict.fromkeys([*inherited, path]):
+            check_config(config)
             expanded += ["--config", str(config)]
     return expanded
 
@@ -159,12 +185,10 @@ def main(arguments: list[str], trainer_class: type[Trainer] = Trainer) -> None:
             file=sys.stderr,
         )
         sys.exit(1)
-    except (ValueError, OSError, MisconfigurationException, UnpicklingError) as error:
+    except BAD_INPUT as error:
         if "TRACEBACK" in os.environ:
             raise
-        # jsonargparse lists what each alternative type had against a value; the first one is ours.
-        cause = re.search(r"Errors:\n\s*- (.+)", str(error))
-        print(f"error: {cause[1] if cause else error}\n(TRACEBACK=1 shows where it was raised)", file=sys.stderr)
+        print(f"error: {in_short(str(error))}\n(TRACEBACK=1 shows where it was raised)", file=sys.stderr)
         sys.exit(2)
 
 
@@ -176,6 +200,7 @@ def run(trainer_class: type[Trainer]) -> None:
         subclass_mode_data=True,
         seed_everything_default=0,
         save_config_callback=SaveRunConfig,
+        parser_class=Parser,
         parser_kwargs={
             name: {"usage": f"main.py {name} --config configs/.../ROW.yaml [options]"}
             for name in CommandLine.subcommands()

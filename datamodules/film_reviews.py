@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, DownloadConfig, DownloadManager
 
-from datamodules.common import check_content, check_sha256, no_progress_bars, read_archive
-from datamodules.rated_sequences import RatedSequences, cut, encode, rank_words
+from datamodules.common import check_at_least, check_content, check_sha256, no_progress_bars, read_archive
+from datamodules.rated_sequences import SPECIAL_WORDS, RatedSequences, cut, encode, rank_words
 
 ARCHIVE = "https://www.cs.cornell.edu/people/pabo/movie-review-data/scale_data.tar.gz"
 ROOT = "scaledata"  # folder, in the archive too
@@ -70,6 +70,8 @@ class FilmReviews(RatedSequences):
         train_eval_chunks: int = 100,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, train_eval_chunks)
+        check_at_least(1, chunk_length=chunk_length)
+        check_at_least(len(SPECIAL_WORDS) + 4, vocab_size=vocab_size)  # a word, and the three that are never used
         self.folder = Path(data_dir) / "film_reviews"
         self.chunk_length = chunk_length
         self.vocab_size = vocab_size

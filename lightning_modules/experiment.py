@@ -48,6 +48,17 @@ class NetworkMasks(NamedTuple):
         return NetworkMasks(words, self.rnn.select(sequences), output)
 
 
+def check_at_least(least: int, **options: float | None) -> None:
+    """Check that none of these options is below `least`, or no number; None is no choice.
+
+    Raises:
+        ValueError: one is.
+    """
+    for name, value in options.items():
+        if value is not None and not value >= least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
 class Experiment(L.LightningModule):
     """Base of the LightningModules: records every epoch, measures words/s, and checks checkpoints before loading.
 
@@ -149,16 +160,10 @@ class Experiment(L.LightningModule):
         self.words_per_second = self._words / (time.perf_counter() - self._epoch_start)
 
     def scaled_learning_rate(self) -> float:
-        """The learning rate for the batch size of the data.
-
-        Raises:
-            ValueError: reference_batch_size is less than 1.
-        """
+        """The learning rate for the batch size of the data."""
         reference = self.reference_batch_size
         if reference is None:
             return self.learning_rate
-        if reference < 1:
-            raise ValueError(f"reference_batch_size must be at least 1, got {reference}")
         batch_size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
         rate = self.learning_rate * batch_size / reference
         self.print(f"learning_rate {self.learning_rate:g} is for {reference} sequences: {rate:g} for {batch_size}")

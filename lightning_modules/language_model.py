@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lightning_modules.experiment import TEST, TRAINING, Experiment, NetworkMasks
+from lightning_modules.experiment import TEST, TRAINING, Experiment, NetworkMasks, check_at_least
 from lightning_modules.optim import DecoupledSGD
 from lightning_modules.softmax import softmax_nll
 from variational_rnn import (
@@ -72,7 +72,8 @@ class LanguageModel(Experiment):
         backend: of the recurrent layers.
 
     Raises:
-        ValueError: a probability is not in [0, 1), memory_dropout with a GRU, or an unknown or impossible choice.
+        ValueError: a probability is not in [0, 1), a number out of range, memory_dropout with a GRU, or an unknown or
+            impossible choice.
     """
 
     monitor = "valid_ppl"
@@ -113,8 +114,15 @@ class LanguageModel(Experiment):
             raise ValueError(f"epoch_start must be 'zeros' or 'validation', got {epoch_start!r}")
         if mc_masks not in ("stream", "window", "both"):
             raise ValueError(f"mc_masks must be 'stream', 'window' or 'both', got {mc_masks!r}")
-        if mc_samples < 0:
-            raise ValueError(f"mc_samples must be at least 0, got {mc_samples}")
+        check_at_least(1, hidden_size=hidden_size, num_layers=num_layers, reference_batch_size=reference_batch_size)
+        check_at_least(0, init_scale=init_scale, learning_rate=learning_rate, constant_epochs=constant_epochs)
+        check_at_least(0, mc_samples=mc_samples)
+        if not learning_rate_decay > 0:
+            raise ValueError(
+                f"learning_rate_decay divides the learning rate and must be above 0, got {learning_rate_decay}"
+            )
+        if not 0 <= weight_decay < 1:
+            raise ValueError(f"weight_decay is a fraction of each parameter, in [0, 1), got {weight_decay}")
         if mc_word_dropout and word_masks == "token" and mc_masks != "window":
             raise ValueError("word_masks='token' draws for every position: use mc_masks='window' with mc_word_dropout")
         # What is chosen at test time must not come back from a checkpoint over the command line's value.

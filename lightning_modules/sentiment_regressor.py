@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric, MeanSquaredError, Metric
 from torchmetrics.functional import mean_squared_error
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_modules.experiment import TEST, TRAINING, VALIDATION, Experiment, NetworkMasks
+from lightning_modules.experiment import TEST, TRAINING, VALIDATION, Experiment, NetworkMasks, check_at_least
 from lightning_modules.keras_layers import KerasGRU, KerasLSTM
 from variational_rnn import (
     LayerMasks,
@@ -165,7 +165,7 @@ class SentimentRegressor(Experiment):
         backend: of the recurrent layer.
 
     Raises:
-        ValueError: a probability is not in [0, 1), or an unknown or impossible choice.
+        ValueError: a probability is not in [0, 1), a number out of range, or an unknown or impossible choice.
     """
 
     training_means = ("train_mse", "train_loss")
@@ -215,11 +215,10 @@ class SentimentRegressor(Experiment):
         for name, (value, allowed) in choices.items():
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-        for name, count in {"mc_samples": mc_samples, "mc_every": mc_every}.items():
-            if count < 0:
-                raise ValueError(f"{name} must be at least 0, got {count}")
-        if mc_epoch_samples < 1:
-            raise ValueError(f"mc_epoch_samples must be at least 1, got {mc_epoch_samples}")
+        check_at_least(1, embedding_size=embedding_size, hidden_size=hidden_size, mc_epoch_samples=mc_epoch_samples)
+        check_at_least(1, reference_batch_size=reference_batch_size)
+        check_at_least(0, mc_samples=mc_samples, mc_every=mc_every, learning_rate=learning_rate)
+        check_at_least(0, l2=l2, weight_decay=weight_decay)
         # What is chosen at test time must not come back from a checkpoint over the command line's value.
         self.save_hyperparameters(ignore=["mc_samples", "mc_every", "mc_epoch_samples", "backend"])
         self.monitor = monitor

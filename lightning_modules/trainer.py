@@ -19,7 +19,7 @@ import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from lightning_modules.checkpoints import LAST, BestCheckpoint, WholeFiles, find_checkpoint
-from lightning_modules.experiment import Experiment
+from lightning_modules.experiment import Experiment, check_at_least
 from lightning_modules.tracking import WandbLogger, hold, place
 
 CODE = ("main.py", "pyproject.toml", "configs", "datamodules", "lightning_modules", "variational_rnn")
@@ -59,11 +59,8 @@ class Trainer(L.Trainer):
         checkpoint_minutes: float = 10.0,
         **kwargs: Any,
     ) -> None:
-        if checkpoint_minutes < 0:
-            raise ValueError(f"checkpoint_minutes must be at least 0, got {checkpoint_minutes}")
-        parts = kwargs.get("accumulate_grad_batches", 1)
-        if parts < 1:
-            raise ValueError(f"accumulate_grad_batches must be at least 1, got {parts}")
+        check_at_least(0, checkpoint_minutes=checkpoint_minutes, gradient_clip_val=kwargs.get("gradient_clip_val"))
+        check_at_least(1, accumulate_grad_batches=kwargs.get("accumulate_grad_batches"))
         super().__init__(*args, **kwargs)
         self.tested_weights = tested_weights
         self.checkpoint_minutes = checkpoint_minutes

@@ -1,0 +1,97 @@
+"""What the command line says of options and configurations that are wrong."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+from jsonargparse.typing import import_object
+from lightning.pytorch.cli import LightningArgumentParser
+
+TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text", "NoneType": "null"}
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser, whose errors are one message."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong and where help is, and end with status 2."""
+        if not self.exit_on_error:  # of one alternative of several
+            super().error(message, ex)
+        name = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")
+        print(f"error: {in_short(message)}\n(`{name} --help` lists the options)", file=sys.stderr)
+        self.exit(2)
+
+
+def in_short(message: str) -> str:
+    """What is wrong, without all that every alternative type has against a value.
+
+    Args:
+        message: jsonargparse's.
+    """
+    if re.search(r"arguments are required: \w+\.model", message):
+        return "there is no model: name a configuration, such as --config configs/demo/sentiment/variational.yaml"
+    if unknown := re.search(r"class_path '([\w.]+)':\s*Option '([\w.]+)' is not accepted", message):
+        path, option = unknown.groups()
+        options = list(inspect.signature(import_object(path)).parameters)
+        near = difflib.get_close_matches(option, options, n=1)
+        return f"{path} has no option {option!r}" + (f": did you mean {near[0]!r}?" if near else "")
+    key, found, details = message.rpartition('Parser key "')[2].partition('":')  # the innermost
+    kinds = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", details, re.MULTILINE)
+    value = re.search(r"G(?:ot|iven) value: (.*)", details)
+    if found and kinds and value and "class_path" not in details:
+        allowed = dict.fromkeys(kind for kind in map(_plain, kinds) if kind != TYPES["NoneType"])
+        return f"{key} must be {' or '.join(allowed)}, got {value[1]}"
+    first = re.search(r"(?:Errors:\n\s*- |class_path '[\w.]+':\s*)(.+)", message)
+    return first[1] if first else message.strip()
+
+
+def _plain(kind: str) -> str:
+    """A type as people call it: of "<class 'float'>", a number."""
+    name = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind)
+    literal = re.fullmatch(r"typing\.Literal\[(.*)\]", name)
+    return literal[1] if literal else TYPES.get(name, name)
+
+
+def check_config(path: Path) -> None:
+    """Check what a configuration is before it is read: YAML, of options, none of them twice.
+
+    Raises:
+        ValueError: it is something else; names the file and the line.
+    """
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"))
+        if not isinstance(root, yaml.MappingNode):
+            raise ValueError(f"--config {path} has no options, in lines like `model:` and what it is, indented")
+        _check_keys(root, path, set())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ValueError(f"--config {path} is nested too deeply") from error
+
+
+def _check_keys(node: yaml.Node, path: Path, seen: set[int]) -> None:
+    """YAML readers take the last of equal keys without a word."""
+    if id(node) in seen:  # by an alias
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_keys(value, path, seen)
+    lines: dict[str, int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise ValueError(f"--config {path}, line {line}: the name of an option must be a word")
+        if key.value in lines:
+            raise ValueError(
+                f"--config {path}, line {line}: {key.value!r} is there already, in line {lines[key.value]}: "
+                "put all that is below it in one place"
+            )
+        lines[key.value] = line
+        _check_keys(value, path, seen)

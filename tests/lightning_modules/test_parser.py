@@ -1,0 +1,143 @@
+"""What is said of configurations and options that are wrong."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from lightning_modules.parser import check_config
+from tests.tiny import CONFIGS, tiny_run
+
+Call = Callable[..., Any]
+DEMO = ("--config", str(CONFIGS / "demo/language_model/variational.yaml"))
+SENTIMENT = ("--config", str(CONFIGS / "demo/sentiment/variational.yaml"))
+
+
+def written(folder: Path, content: bytes | str) -> Path:
+    path = folder / "row.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_every_configuration_of_the_repository_is_in_order() -> None:
+    configs = list(CONFIGS.rglob("*.yaml"))
+    assert len(configs) > 50
+    for path in configs:
+        check_config(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "model:\n  hidden_size: 1\ndata: 2\nmodel:\n  cell: gru\n",
+            r", line 4: 'model' is there already, in line 1: ",
+        ),
+        ("model:\n  init_args:\n    cell: gru\n    cell: lstm\n", r", line 4: 'cell' is there already, in line 3: "),
+        ("a:\n- b: 1\n  b: 2\n", r", line 3: 'b' is there already, in line 2: "),
+        ("model: [1,\n  - x: {", r" is no YAML: .* line 2, column 3"),
+        (bytes(range(256)), r" is no YAML: 'utf-8' codec can't decode byte 0x80 in position 128"),
+        ("a: b\0c", r" is no YAML: "),
+        ("", r" has no options"),
+        ("# a comment", r" has no options"),
+        ("- a\n- b", r" has no options"),
+        ("hello", r" has no options"),
+        ("? [a, b]\n: c", r", line 1: the name of an option must be a word"),
+        ("a: " + "[" * 5000 + "]" * 5000, r" is nested too deeply"),
+        ("a: 1\n---\nb: 2\n", r" is no YAML: expected a single document"),
+    ],
+)
+def test_a_configuration_that_is_wrong_is_named_with_the_line(
+    tmp_path: Path, content: bytes | str, message: str
+) -> None:
+    path = written(tmp_path, content)
+    with pytest.raises(ValueError, match=f"^--config {path}{message}"):
+        check_config(path)
+
+
+@pytest.mark.parametrize("content", ["a: &x {b: 1}\nc: *x\n", "a: &x [1, *x]\n"])
+def test_aliases_are_no_duplicates(tmp_path: Path, content: str) -> None:
+    check_config(written(tmp_path, content))
+
+
+@given(content=st.binary(max_size=200) | st.text("ab:-[]{}&*?!<>|'\"\n #,", max_size=80))
+@example(content="a: &b\n- *b\n- *b")
+@example(content="<<: 1\n<<: 2")
+@example(content="!!python/object/apply:os.system [echo]")
+def test_whatever_is_in_a_configuration_it_is_read_or_refused_by_name(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes | str
+) -> None:
+    path = written(tmp_path_factory.mktemp("config"), content)
+    try:
+        check_config(path)
+    except ValueError as error:
+        assert str(error).startswith(f"--config {path}")  # noqa: PT017
+    else:
+        assert isinstance(yaml.compose(path.read_text()), yaml.MappingNode)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fit",), "there is no model: name a configuration, such as --config configs/"),
+        (("fit", "--config", str(CONFIGS)), f"--config {CONFIGS} is a folder: name one of its files"),
+        (("fit", *DEMO, "--nothing", "1"), "unrecognized arguments: --nothing 1"),
+        (
+            ("fit", *DEMO, "--model.init_args.wordd_dropout", "0.1"),
+            "lightning_modules.LanguageModel has no option 'wordd_dropout': did you mean 'word_dropout'?",
+        ),
+        (("fit", *DEMO, "--model.init_args.zzz", "0.1"), "lightning_modules.LanguageModel has no option 'zzz'\n"),
+        (("fit", *DEMO, "--model.init_args.word_dropout", "half"), "word_dropout must be a number, got half"),
+        (("fit", *DEMO, "--model.init_args.word_dropout", "nan"), "word_dropout must be a number, got nan"),
+        (
+            ("fit", *DEMO, "--model.init_args.word_dropout", "1.5"),
+            "word_dropout is the probability to drop and must lie",
+        ),
+        (("fit", *DEMO, "--model.init_args.cell", "rnn"), "cell must be 'lstm', 'gru', got rnn"),
+        (("fit", *DEMO, "--model.init_args.hidden_size", "0"), "hidden_size must be at least 1, got 0"),
+        (("fit", *DEMO, "--model.init_args.num_layers", "0"), "num_layers must be at least 1, got 0"),
+        (("fit", *DEMO, "--model.init_args.init_scale", "-1"), "init_scale must be at least 0, got -1.0"),
+        (("fit", *DEMO, "--model.init_args.learning_rate", "-1"), "learning_rate must be at least 0, got -1.0"),
+        (("fit", *DEMO, "--model.init_args.learning_rate_decay", "0"), "learning_rate_decay divides the learning rate"),
+        (
+            ("fit", *DEMO, "--model.init_args.weight_decay", "1"),
+            "weight_decay is a fraction of each parameter, in [0, 1)",
+        ),
+        (("fit", *DEMO, "--data.init_args.window", "0"), "window must be at least 1, got 0"),
+        (("fit", *DEMO, "--data.init_args.vocab_size", "2"), "vocab_size must be at least 3, got 2"),
+        (("fit", *DEMO, "--trainer.gradient_clip_val", "-1"), "gradient_clip_val must be at least 0, got -1"),
+        (("fit", *DEMO, "--trainer.precision", "8"), "trainer.precision must be 64, 32, 16 or 'transformer-engine'"),
+        (("fit", *SENTIMENT, "--model.init_args.l2", "-1"), "l2 must be at least 0, got -1.0"),
+        (("fit", *SENTIMENT, "--model.init_args.mc_every", "-1"), "mc_every must be at least 0, got -1"),
+        (("fit", *SENTIMENT, "--data.init_args.length", "0"), "length must be at least 1, got 0"),
+        (("fit", *SENTIMENT, "--data.init_args.vocab_size", "3"), "vocab_size must be at least 5, got 3"),
+        (("test", *DEMO, "--ckpt_path", "absent.ckpt"), "--ckpt_path absent.ckpt is no file"),
+        (("test", *DEMO, "--ckpt_path", str(CONFIGS)), f"--ckpt_path {CONFIGS} is no file"),
+        (("fit", *DEMO, "--trainer.default_root_dir", __file__), f"--trainer.default_root_dir {__file__} is a file"),
+    ],
+)
+def test_an_option_that_is_wrong_is_one_message_and_leaves_nothing(
+    call: Call, arguments: tuple[str, ...], message: str
+) -> None:
+    outcome = call(*arguments)
+    assert (outcome.status, outcome.err.startswith(f"error: {message}")) == (2, True), outcome.err
+    assert len(outcome.err.splitlines()) == 2
+    assert list(Path.cwd().rglob("*")) == []
+
+
+def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder_of_its_own(
+    call: Call, tmp_path: Path, tiny_treebank: Path
+) -> None:
+    arguments = (*tiny_run(tmp_path, logger=()), "--data.init_args.window", "100000")
+    outcome = call("fit", *arguments)
+    assert outcome.status == 2
+    assert "too short for a window of 100000" in outcome.err
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/mine.txt").write_text("mine")
+    assert call("fit", *arguments).status == 2
+    assert (tmp_path / "run/mine.txt").read_text() == "mine"
