@@ -68,8 +68,9 @@ class CommandLine(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, and `reproduce`."""
-        return LightningCLI.subcommands() | {"reproduce": {"model", "datamodule"}}
+        """Lightning's, without their option to execute what is in a checkpoint, and `reproduce`."""
+        of_lightning = {name: skipped | {"weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+        return of_lightning | {"reproduce": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The vocabulary is the data's."""
