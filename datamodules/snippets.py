@@ -13,7 +13,8 @@ from datasets import Dataset
 
 from datamodules.common import check_sha256, no_progress_bars, tokenize
 from datamodules.rated_sequences import RatedSequences, cut, encode, rank_words
-from datamodules.streams import EOS, TokenStreams, encode_stream, frequent_words
+from datamodules.reader import EOS
+from datamodules.streams import TokenStreams, encode_stream, frequent_words
 
 PACKAGE = "vaderSentiment"
 VERSION = "3.3.2"
@@ -43,6 +44,8 @@ class SnippetLanguage(TokenStreams):
         ConnectionError: The corpus is not there and cannot be fetched.
         ValueError: The file is not the published one, or has fewer words than `vocab_size`.
     """
+
+    tokens = "words"
 
     def __init__(
         self,
@@ -108,7 +111,7 @@ class SnippetRatings(RatedSequences):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, train_eval_chunks)
         self.folder = Path(data_dir) / "snippets"
-        self.length = length
+        self.chunk_length = length
         self.vocab_size = vocab_size
 
     @property
@@ -127,8 +130,8 @@ class SnippetRatings(RatedSequences):
         words = {split: [tokenize(text) for text in part["text"]] for split, part in parts.items()}
         self.vocabulary = rank_words(words["train"], self.vocab_size)
         for split, part in parts.items():
-            ids = [snippet[: self.length] for snippet in encode(words[split], self.vocabulary)]
-            self.chunks[split] = cut(ids, part["rating"], part["review"], self.length)
+            ids = [snippet[: self.chunk_length] for snippet in encode(words[split], self.vocabulary)]
+            self.chunks[split] = cut(ids, part["rating"], part["review"], self.chunk_length)
 
 
 def fetch_snippets(folder: Path) -> Path:

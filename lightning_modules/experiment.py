@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from datamodules.reader import Reader
 from lightning_modules.optim import DecoupledSGD
 from variational_rnn import RNNMasks
 
@@ -58,6 +59,7 @@ class Experiment(L.LightningModule):
             last step), the learning rate, words/s of training alone, and seconds with validation. It is part of the
             checkpoint, so an interrupted run keeps it.
         options: of data and trainer that a resumed run must have kept.
+        reader: how the model reads texts: of the data, or of the checkpoint; None if neither says.
         provenance: where this run was started, and where it was resumed; also part of the checkpoint.
         training_means: names of the metrics that training fills in the course of an epoch.
         words_per_second: of the current epoch, for the progress bar.
@@ -75,6 +77,7 @@ class Experiment(L.LightningModule):
         self.curve = []
         self.provenance: list[dict[str, Any]] = []
         self.options: dict[str, Any] = {}
+        self.reader: Reader | None = None
         self.words_per_second = 0.0
         self._words = 0
         self._epoch_start = 0.0
@@ -107,6 +110,16 @@ class Experiment(L.LightningModule):
     def is_fitting(self) -> bool:
         """Whether the trainer is to train."""
         return self._trainer is not None and self._trainer.state.fn == "fit"
+
+    def setup(self, stage: str) -> None:
+        """Take over how the data read texts.
+
+        Raises:
+            ValueError: the model was trained on another vocabulary.
+        """
+        reader = getattr(getattr(self.trainer, "datamodule", None), "reader", None)
+        if reader:
+            self.reader = _agreed(self.reader, reader)
 
     def on_train_start(self) -> None:
         """Go on with the clock of an epoch that was interrupted.
@@ -202,16 +215,18 @@ class Experiment(L.LightningModule):
         checkpoint["provenance"] = self.provenance
         checkpoint["options"] = self.options
         checkpoint["corpus"] = self.corpus
+        checkpoint["model"] = type(self).__name__
+        checkpoint["reader"] = self.reader and self.reader.state()
         checkpoint["words"] = self._words
         checkpoint["seconds"] = time.perf_counter() - self._epoch_start
         checkpoint["means"] = {name: _reduced(getattr(self, name)) for name in self.training_means}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is of this model, then take over its curve.
+        """Check that the checkpoint is of this model and of the vocabulary of the data, then take over its curve.
 
         Raises:
-            ValueError: the checkpoint belongs to another model, or training would go on with other options or another
-                text; names what differs.
+            ValueError: the checkpoint belongs to another model, the data have another vocabulary, or training would go
+                on with other options or another text; names what differs.
         """
         if "curve" not in checkpoint:
             raise ValueError("the checkpoint was not written by this repository: it has no curve of its run")
@@ -260,8 +275,25 @@ class Experiment(L.LightningModule):
                 metric = getattr(self, name)
                 for state, value in states.items():
                     setattr(metric, state, value.to(metric.device))
+        if state := checkpoint.get("reader"):  # older checkpoints have none
+            reader = Reader(**state)
+            if len(reader.vocabulary) > len(ours["embedding.weight"]):
+                raise ValueError(
+                    f"the checkpoint's vocabulary of {len(reader.vocabulary):,} words is larger than its embedding"
+                )
+            self.reader = _agreed(reader, self.reader)
         self.curve = checkpoint["curve"]
         self.provenance = checkpoint["provenance"] + self.provenance
+
+
+def _agreed(of_model: Reader | None, of_data: Reader | None) -> Reader | None:
+    """The reader of the data, or of the model if there are none."""
+    if of_model and of_data and (change := of_model.difference(of_data)):
+        raise ValueError(
+            "the data have another vocabulary than the model was trained on (that of the model, then that of the data: "
+            f"{change}): use the data that it was trained on, or give these its vocabulary."
+        )
+    return of_data or of_model
 
 
 def _reduced(metric: Metric) -> dict[str, Any]:
