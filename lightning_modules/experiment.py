@@ -16,6 +16,7 @@ from torchmetrics import Metric
 
 from datamodules.reader import Reader
 from lightning_modules.optim import DecoupledSGD
+from lightning_modules.sharing import Shareable
 from variational_rnn import RNNMasks
 
 FIRST, LAST = 10, 50  # batches between which is measured what the run will take
@@ -49,7 +50,7 @@ class NetworkMasks(NamedTuple):
         return NetworkMasks(words, self.rnn.select(sequences), output)
 
 
-class Experiment(L.LightningModule):
+class Experiment(L.LightningModule, Shareable):
     """Base of the LightningModules: records every epoch, measures words/s, and checks checkpoints before loading.
 
     Attributes:
