@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
@@ -24,6 +27,7 @@ READER = Reader(("<unk>", "<eos>", *map(str, range(9))), "words", window=5)
 RATED = Reader(("<pad>", "<start>", "<unk>", "<unused>", *map(str, range(26))), "words", chunk_length=6)
 DROPOUT = {"word_dropout": 0.2, "input_dropout": 0.3, "recurrent_dropout": 0.4, "output_dropout": 0.5}
 NAME = "someone/model"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -421,3 +425,26 @@ def test_what_is_wrong_with_an_export_is_said_in_one_message(
     message = failed(capsys, checkpoint, "alone", "--push", NAME)
     assert f"alone is written, but the Hugging Face hub does not take it as {NAME}: " in message
     assert load(tmp_path / "alone").reader
+
+
+@pytest.mark.slow
+def test_the_command_and_the_hub_in_processes_of_their_own(
+    run: tuple[str, str], hub: hub_server.Server, tmp_path: Path
+) -> None:
+    def outcome(*command: str, **changes: str) -> Any:
+        home = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.address, "HF_HUB_DISABLE_XET": "1"}
+        environment = os.environ | home | {"OMP_NUM_THREADS": "1"} | changes
+        return subprocess.run(
+            [sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=180
+        )
+
+    command = ("-m", "lightning_modules.export", run[0])
+    exported = outcome(*command, str(tmp_path / "exported"), "--push", NAME)
+    assert exported.returncode == 0, exported.stderr
+    fetched = outcome(
+        "-c", f"from lightning_modules import load; print(load({NAME!r}).state_dict()['softmax.bias'].sum())"
+    )
+    assert fetched.stdout == f"{load(run[0]).state_dict()['softmax.bias'].sum()}\n", fetched.stderr
+    offline = outcome(*command, str(tmp_path / "offline"), "--push", NAME, HF_HUB_OFFLINE="1")
+    assert offline.returncode == 2
+    assert "is written, but the Hugging Face hub does not take it" in offline.stderr
