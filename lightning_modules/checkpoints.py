@@ -104,6 +104,17 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     return content
 
 
+def add_to_checkpoint(path: Path, entries: dict[str, Any]) -> None:
+    """Write a checkpoint anew, with further entries.
+
+    Raises:
+        OSError: it cannot be written; the file that was there still is.
+        ValueError: it is damaged.
+    """
+    check_whole(path)
+    WholeFiles().save_checkpoint(torch.load(path, weights_only=True) | entries, path)
+
+
 def find_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that a run goes on from: the last one, or the one before where the last one is damaged.
 

@@ -21,6 +21,7 @@ from variational_rnn import RNNMasks
 
 FIRST, LAST = 10, 50  # batches between which is measured what the run will take
 TRAINING, VALIDATION, TEST = range(3)  # what random numbers are for
+MOST_SAMPLES = 1000  # of networks for a text; memory grows with them
 
 
 class NetworkMasks(NamedTuple):
@@ -62,11 +63,13 @@ class Experiment(L.LightningModule, Shareable):
         options: of data and trainer that a resumed run must have kept.
         reader: how the model reads texts: of the data, or of the checkpoint; None if neither says.
         provenance: where this run was started, and where it was resumed; also part of the checkpoint.
+        sampled_dropout: names of the probabilities that make sampled networks differ.
         training_means: names of the metrics that training fills in the course of an epoch.
         words_per_second: of the current epoch, for the progress bar.
     """
 
     monitor: str
+    sampled_dropout: tuple[str, ...]
     learning_rate: float
     reference_batch_size: int | None
     training_means: tuple[str, ...]
@@ -88,7 +91,7 @@ class Experiment(L.LightningModule, Shareable):
         self._batches = 0  # of this process, until it has said what the run will take
         self._measured_from = 0.0
 
-    def generator(self, *key: int) -> torch.Generator:
+    def generator(self, *key: int, seed: int | None = None) -> torch.Generator:
         """The random numbers of one batch, of the run's seed and a key alone.
 
         They are the same for every process, whatever the number of processes, and for a resumed run those that it
@@ -96,8 +99,10 @@ class Experiment(L.LightningModule, Shareable):
 
         Args:
             key: what they are for (TRAINING, ...), epoch, and batch.
+            seed: of the run by default.
         """
-        seed = int(os.environ.get("PL_GLOBAL_SEED") or torch.initial_seed())  # the first is Lightning's
+        if seed is None:
+            seed = int(os.environ.get("PL_GLOBAL_SEED") or torch.initial_seed())  # the first is Lightning's
         state = np.random.SeedSequence([seed, len(key), *key]).generate_state(1, np.uint64)
         return torch.Generator(self.device).manual_seed(int(state[0] >> 1))
 
@@ -111,6 +116,36 @@ class Experiment(L.LightningModule, Shareable):
     def is_fitting(self) -> bool:
         """Whether the trainer is to train."""
         return self._trainer is not None and self._trainer.state.fn == "fit"
+
+    def known_reader(self) -> Reader:
+        """How the model reads texts.
+
+        Raises:
+            ValueError: that is not known.
+        """
+        if self.reader is None:
+            raise ValueError(
+                "the model does not say how it reads texts, since its checkpoint is older than that: set its `reader` "
+                "to the one of the data module that it was trained on, after setup()"
+            )
+        return self.reader
+
+    def checked_samples(self, mc_samples: int | None) -> int:
+        """The number K of networks to sample for a text, by default 50, and 0 if the model has no dropout.
+
+        Raises:
+            ValueError: it is out of range, or the model has no dropout.
+        """
+        has_dropout = any(self.hparams[name] for name in self.sampled_dropout)
+        if mc_samples is None:
+            return 50 if has_dropout else 0
+        if mc_samples != 0 and not 2 <= mc_samples <= MOST_SAMPLES:
+            raise ValueError(
+                f"mc_samples must be 0 (the approximation alone) or from 2 to {MOST_SAMPLES}, got {mc_samples}"
+            )
+        if mc_samples and not has_dropout:
+            raise ValueError(f"mc_samples={mc_samples}, but the model has no dropout: all its samples would be alike")
+        return mc_samples
 
     def setup(self, stage: str) -> None:
         """Take over how the data read texts.
