@@ -1,5 +1,6 @@
 """Command line: `python main.py {fit,validate,test,predict,reproduce} --config configs/...`.
 
+Without --config, `main.py predict MODEL [FILE]` reads a text with a trained model: see `lightning_modules.predict`.
 A configuration below `configs` inherits every `common.yaml` of its folder and of the folders above.
 """
 
@@ -22,6 +23,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from lightning_modules import predict
 from lightning_modules.checkpoints import LAST, PREVIOUS, checkpoints
 from lightning_modules.parser import Parser, check_config, in_short
 from lightning_modules.progress import Progress
@@ -71,8 +73,9 @@ class CommandLine(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, and `reproduce`."""
-        return LightningCLI.subcommands() | {"reproduce": {"model", "datamodule"}}
+        """Lightning's, without their option to execute what is in a checkpoint, and `reproduce`."""
+        of_lightning = {name: skipped | {"weights_only"} for name, skipped in LightningCLI.subcommands().items()}
+        return of_lightning | {"reproduce": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The vocabulary is the data's."""
@@ -172,6 +175,9 @@ def with_inherited_configs(arguments: list[str]) -> list[str]:
 def main(arguments: list[str], trainer_class: type[Trainer] = Trainer) -> None:
     """Run one command; bad input ends it with one message and exit status 2."""
     try:
+        if arguments[:1] == ["predict"] and not any(re.match("(--config|-c)($|=)", word) for word in arguments):
+            predict.main(arguments[1:])
+            return
         sys.argv[1:] = with_inherited_configs(arguments)
         run(trainer_class)
     except SIGTERMException:

@@ -19,6 +19,7 @@ import torch
 
 from datamodules.streams import TokenStreams
 from lightning_modules import LanguageModel
+from lightning_modules.checkpoints import LAST, read_checkpoint
 from lightning_modules.experiment import duration
 from lightning_modules.optim import DecoupledSGD
 from lightning_modules.trainer import Trainer
@@ -37,8 +38,8 @@ class MeasuringTrainer(Trainer):
     ) -> None:
         """Print the time of one run: its epochs with validation, and its test with all MC samples."""
         planned = min(epochs or self.max_epochs or 0, self.max_epochs or 0)
-        last = Path(self.default_root_dir) / "checkpoints" / "last.ckpt"
-        done = len(torch.load(last, mmap=True, weights_only=False)["curve"]) if last.exists() else 0
+        last = Path(self.default_root_dir) / "checkpoints" / LAST
+        done = len(read_checkpoint(last, mmap=True)["curve"]) if last.exists() else 0
         datamodule.prepare_data()
         datamodule.setup("fit")
         model.to(self.strategy.root_device)

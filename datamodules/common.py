@@ -81,15 +81,15 @@ def read_archive(archive: Path, names: Iterable[str], where_to_get_it: str) -> d
     return found
 
 
-def check_at_least(least: int, **numbers: int) -> None:
-    """Check that none of these options is below `least`.
+def check_at_least(least: int, **options: float | None) -> None:
+    """Check that none of these options is below `least`, or no number; None is no choice.
 
     Raises:
         ValueError: One is.
     """
-    for name, number in numbers.items():
-        if number < least:
-            raise ValueError(f"{name} must be at least {least}, got {number}")
+    for name, value in options.items():
+        if value is not None and not value >= least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 @contextmanager

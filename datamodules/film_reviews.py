@@ -6,7 +6,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict, DownloadConfig, DownloadManager
 
 from datamodules.common import check_at_least, check_content, check_sha256, no_progress_bars, read_archive
-from datamodules.rated_sequences import SPECIAL_WORDS, RatedSequences, cut, encode, rank_words
+from datamodules.rated_sequences import RatedSequences, cut, encode, rank_words
+from datamodules.reader import SPECIAL_WORDS, tokenize_review
 
 ARCHIVE = "https://www.cs.cornell.edu/people/pabo/movie-review-data/scale_data.tar.gz"
 ROOT = "scaledata"  # folder, in the archive too
@@ -58,6 +59,8 @@ class FilmReviews(RatedSequences):
             is not in [0, 1) is refused by the constructor.)
     """
 
+    tokens = "reviews"
+
     def __init__(
         self,
         data_dir: str | Path = "data",
@@ -92,7 +95,7 @@ class FilmReviews(RatedSequences):
     def build(self) -> None:
         """Read, check, shuffle, encode and cut the reviews."""
         self.texts = load_reviews(self.folder)
-        reviews = [tokenize(text) for text in self.texts["text"]]
+        reviews = [tokenize_review(text) for text in self.texts["text"]]
         self.vocabulary = rank_words(reviews, self.vocab_size - 3)
         ids = encode(reviews, self.vocabulary)
         # NumPy's legacy generator, because the published split was drawn from it.
@@ -160,8 +163,3 @@ def fetch_archive(folder: Path) -> Path:
         raise ConnectionError(
             f"There is no folder {folder.absolute()}, and {ARCHIVE} cannot be fetched ({error}). {WHERE_TO_GET_IT}"
         ) from error
-
-
-def tokenize(review: str) -> list[str]:
-    """Split a review, one line, into lower-case words and the newline that the published code keeps as a word."""
-    return [word for word in review.lower().split(" ") if word] + ["\n"]

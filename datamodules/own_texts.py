@@ -8,17 +8,16 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from datasets import Dataset, load_dataset
 
-from datamodules.common import check_at_least, no_progress_bars, tokenize
-from datamodules.rated_sequences import SPECIAL_WORDS, RatedSequences, cut, encode, rank_words
+from datamodules.common import check_at_least, no_progress_bars
+from datamodules.rated_sequences import RatedSequences, cut, encode, rank_words
+from datamodules.reader import EOS, SPECIAL_WORDS, SPLITTERS, UNKNOWN
 from datamodules.streams import (
-    EOS,
-    UNKNOWN,
     StreamWindows,
     TokenStreams,
     encode_stream,
@@ -31,7 +30,6 @@ NAMES = {"train": "train", "validation": "valid", "test": "test"}  # of files, w
 LARGEST = torch.finfo(torch.float32).max
 
 Tokens = Literal["spaces", "words"]
-SPLITTERS: dict[str, Callable[[str], list[str]]] = {"spaces": str.split, "words": tokenize}
 
 
 class PlainText(TokenStreams):
@@ -79,7 +77,7 @@ class PlainText(TokenStreams):
         self.folder = Path(data_dir)
         check_at_least(3, vocab_size=vocab_size)  # <unk>, <eos>, and a word
         self.vocab_size = vocab_size
-        self.split = splitter(tokens)
+        self.tokens, self.split = tokens, splitter(tokens)
         self.vocabulary_file = Path(vocabulary) if vocabulary else None
 
     def prepare_data(self) -> None:
@@ -205,7 +203,7 @@ class RatedText(RatedSequences):
         self.chunk_length = chunk_length
         check_at_least(len(SPECIAL_WORDS) + 1, vocab_size=vocab_size)
         self.vocab_size = vocab_size
-        self.split = splitter(tokens)
+        self.tokens, self.split = tokens, splitter(tokens)
         self.shares = {"test": test_share, "validation": validation_share}
         self.split_seed = split_seed
 
@@ -357,6 +355,6 @@ def splitter(tokens: str) -> Callable[[str], list[str]]:
     Raises:
         ValueError: There is no such way.
     """
-    if tokens not in SPLITTERS:
-        raise ValueError(f"tokens must be one of {quoted(SPLITTERS)}, got {tokens!r}")
+    if tokens not in get_args(Tokens):
+        raise ValueError(f"tokens must be one of {quoted(get_args(Tokens))}, got {tokens!r}")
     return SPLITTERS[tokens]

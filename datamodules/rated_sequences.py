@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from datamodules.common import TrainingLoader, accumulated, check_at_least, rank_and_world_size
+from datamodules.reader import SPECIAL_WORDS, Reader
 
 PAD, START, UNKNOWN = 0, 1, 2
-SPECIAL_WORDS = ["<pad>", "<start>", "<unk>", "<unused>"]  # Keras adds 3 to ranks that begin at 1: id 3 stays free.
 
 
 class RatedSequences(LightningDataModule):
@@ -32,6 +32,8 @@ class RatedSequences(LightningDataModule):
     Attributes:
         texts: Rated texts as published, with the columns "text" and "rating"; filled by `setup`.
         vocabulary: Words by id, without the rare ones that share the id 2; filled by `setup`.
+        tokens: How texts are split, as in `Reader`.
+        chunk_length: T, words of a sequence.
         chunks: What is served; splits "train", "test" and maybe "validation" with the columns "words" (T ids),
             "rating", and "review" (row of `texts`); filled by `setup`.
 
@@ -45,6 +47,8 @@ class RatedSequences(LightningDataModule):
     """
 
     texts: Dataset
+    tokens = "words"
+    chunk_length: int
 
     def __init__(self, batch_size: int, eval_batch_size: int, train_eval_chunks: int) -> None:
         super().__init__()
@@ -63,6 +67,11 @@ class RatedSequences(LightningDataModule):
         """Build the corpus once, for all stages."""
         if not self.chunks:
             self.build()
+
+    @property
+    def reader(self) -> Reader | None:
+        """How a model of these data reads texts; None before `setup`."""
+        return Reader(tuple(self.vocabulary), self.tokens, self.chunk_length) if self.vocabulary else None
 
     @property
     def rating_mean(self) -> float:

@@ -11,8 +11,9 @@ from pathlib import Path
 from datasets import Dataset
 
 from datamodules.common import check_at_least, check_content, check_sha256, no_progress_bars, read_archive, tokenize
-from datamodules.rated_sequences import SPECIAL_WORDS, RatedSequences, cut, encode, rank_words
-from datamodules.streams import EOS, TokenStreams, encode_stream, frequent_words
+from datamodules.rated_sequences import RatedSequences, cut, encode, rank_words
+from datamodules.reader import EOS, SPECIAL_WORDS
+from datamodules.streams import TokenStreams, encode_stream, frequent_words
 
 PACKAGE = "vaderSentiment"
 VERSION = "3.3.2"
@@ -42,6 +43,8 @@ class SnippetLanguage(TokenStreams):
         ConnectionError: The corpus is not there and cannot be fetched.
         ValueError: The file is not the published one, or has fewer words than `vocab_size`.
     """
+
+    tokens = "words"
 
     def __init__(
         self,
@@ -110,7 +113,7 @@ class SnippetRatings(RatedSequences):
         check_at_least(1, length=length)
         check_at_least(len(SPECIAL_WORDS) + 1, vocab_size=vocab_size)
         self.folder = Path(data_dir) / "snippets"
-        self.length = length
+        self.chunk_length = length
         self.vocab_size = vocab_size
 
     @property
@@ -129,8 +132,8 @@ class SnippetRatings(RatedSequences):
         words = {split: [tokenize(text) for text in part["text"]] for split, part in parts.items()}
         self.vocabulary = rank_words(words["train"], self.vocab_size)
         for split, part in parts.items():
-            ids = [snippet[: self.length] for snippet in encode(words[split], self.vocabulary)]
-            self.chunks[split] = cut(ids, part["rating"], part["review"], self.length)
+            ids = [snippet[: self.chunk_length] for snippet in encode(words[split], self.vocabulary)]
+            self.chunks[split] = cut(ids, part["rating"], part["review"], self.chunk_length)
 
 
 def fetch_snippets(folder: Path) -> Path:

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from datamodules.common import TrainingLoader, accumulated, batch_share, check_at_least, rank_and_world_size
-
-UNKNOWN, EOS = "<unk>", "<eos>"  # the ids 0 and 1 of the vocabularies that are made here
+from datamodules.reader import EOS, UNKNOWN, Reader
 
 
 def frequent_words(words: Iterable[str], vocab_size: int, source: str) -> list[str]:
@@ -153,6 +152,7 @@ class TokenStreams(LightningDataModule):
 
     Attributes:
         vocabulary: Words by id; filled by `setup`.
+        tokens: How lines are split, as in `Reader`.
         ids: Token ids of the splits "train", "validation" and "test", shape [n] each; filled by `setup`.
 
     Args:
@@ -164,6 +164,8 @@ class TokenStreams(LightningDataModule):
     Raises:
         ValueError: A number is out of range.
     """
+
+    tokens = "spaces"
 
     def __init__(self, batch_size: int, window: int, train_eval_windows: int = 0, sliding_test: bool = False) -> None:
         super().__init__()
@@ -184,6 +186,11 @@ class TokenStreams(LightningDataModule):
         """Build the corpus once, for all stages."""
         if not self.ids:
             self.build()
+
+    @property
+    def reader(self) -> Reader | None:
+        """How a model of these data reads texts; None before `setup`."""
+        return Reader(tuple(self.vocabulary), self.tokens, window=self.window) if self.vocabulary else None
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Windows over this process's streams of the training text."""

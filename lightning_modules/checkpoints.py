@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 import threading
 import time
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ CHECK_EVERY = 10
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place before it takes it, and refuses to read a damaged one.
+    """Writes a checkpoint beside its place before it takes it, and reads by `read_checkpoint`.
 
     The checkpoint before `last.ckpt` is kept as `previous.ckpt`.
     """
@@ -57,32 +59,59 @@ class WholeFiles(TorchCheckpointIO):
                 "room, or give the right to write there, and go on from the checkpoint before, which is whole."
             ) from error
 
-    def load_checkpoint(self, path: Any, *options: Any, **more: Any) -> dict[str, Any]:
-        """Read a file that is whole.
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint onto the CPU, as `read_checkpoint` does.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is damaged.
+            ValueError: what is in it is to be executed (weights_only=False).
         """
-        check_whole(Path(path))
-        return super().load_checkpoint(path, *options, **more)
+        if weights_only is False:
+            raise ValueError(f"weights_only=False would execute what is in the checkpoint {path}: leave it out")
+        return read_checkpoint(Path(path))
 
 
-def check_whole(path: Path) -> None:
-    """Compare a checkpoint with the checksums in it, which torch.load does not do.
+def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, and execute nothing that is in it.
+
+    It is compared with the checksums in it, which torch.load does not do.
+
+    Args:
+        path: of the file.
+        mmap: whether tensors are read only when they are needed.
 
     Raises:
         OSError: it cannot be opened.
         ValueError: it is damaged, or no checkpoint at all.
+        UnpicklingError: it is whole, but holds something other than tensors and plain values.
     """
     with path.open("rb") as file:
         try:
             damaged = zipfile.ZipFile(file).testzip()
-            torch.load(path, mmap=True)
+            content = None if damaged else torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+        except UnpicklingError as error:
+            name = re.search(r"GLOBAL (\S+)", str(error))
+            raise UnpicklingError(
+                f"the checkpoint {path} is refused: it holds {name[1] if name else 'something'} beside tensors and "
+                "plain values, and to read that is to execute code. Nothing was executed. Checkpoints of this "
+                "repository need none: take another, or ask who made it for safetensors."
+            ) from error
         except Exception as error:  # there is no end to what readers of damaged files raise
             raise ValueError(f"the checkpoint {path} is damaged, or none: {error}") from error
     if damaged:
         raise ValueError(f"the checkpoint {path} is damaged: its part {damaged} has another content than was written")
+    if not isinstance(content, dict):
+        raise ValueError(f"the checkpoint {path} is none: it holds a {type(content).__name__}")
+    return content
+
+
+def add_to_checkpoint(path: Path, entries: dict[str, Any]) -> None:
+    """Write a checkpoint anew, with further entries.
+
+    Raises:
+        OSError: it cannot be written; the file that was there still is.
+        ValueError: it is damaged.
+    """
+    WholeFiles().save_checkpoint(read_checkpoint(path) | entries, path)
 
 
 def find_checkpoint(folder: Path) -> Path | None:
@@ -90,13 +119,14 @@ def find_checkpoint(folder: Path) -> Path | None:
 
     Raises:
         ValueError: all that are there are damaged.
+        UnpicklingError: one is refused, as by `read_checkpoint`.
     """
     damages = []
     for path in (folder / LAST, folder / PREVIOUS):
         if not path.exists():
             continue
         try:
-            check_whole(path)
+            read_checkpoint(path, mmap=True)
         except ValueError as error:
             damages.append(str(error))
             continue

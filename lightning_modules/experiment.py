@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from datamodules.reader import Reader
 from lightning_modules.optim import DecoupledSGD
+from lightning_modules.sharing import Shareable
 from variational_rnn import RNNMasks
 
 FIRST, LAST = 10, 50  # batches between which is measured what the run will take
 TRAINING, VALIDATION, TEST = range(3)  # what random numbers are for
+MOST_SAMPLES = 1000  # of networks for a text; memory grows with them
 
 
 class NetworkMasks(NamedTuple):
@@ -48,18 +51,7 @@ class NetworkMasks(NamedTuple):
         return NetworkMasks(words, self.rnn.select(sequences), output)
 
 
-def check_at_least(least: int, **options: float | None) -> None:
-    """Check that none of these options is below `least`, or no number; None is no choice.
-
-    Raises:
-        ValueError: one is.
-    """
-    for name, value in options.items():
-        if value is not None and not value >= least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-class Experiment(L.LightningModule):
+class Experiment(L.LightningModule, Shareable):
     """Base of the LightningModules: records every epoch, measures words/s, and checks checkpoints before loading.
 
     Attributes:
@@ -69,12 +61,15 @@ class Experiment(L.LightningModule):
             last step), the learning rate, words/s of training alone, and seconds with validation. It is part of the
             checkpoint, so an interrupted run keeps it.
         options: of data and trainer that a resumed run must have kept.
+        reader: how the model reads texts: of the data, or of the checkpoint; None if neither says.
         provenance: where this run was started, and where it was resumed; also part of the checkpoint.
+        sampled_dropout: names of the probabilities that make sampled networks differ.
         training_means: names of the metrics that training fills in the course of an epoch.
         words_per_second: of the current epoch, for the progress bar.
     """
 
     monitor: str
+    sampled_dropout: tuple[str, ...]
     learning_rate: float
     reference_batch_size: int | None
     training_means: tuple[str, ...]
@@ -86,6 +81,7 @@ class Experiment(L.LightningModule):
         self.curve = []
         self.provenance: list[dict[str, Any]] = []
         self.options: dict[str, Any] = {}
+        self.reader: Reader | None = None
         self.words_per_second = 0.0
         self._words = 0
         self._epoch_start = 0.0
@@ -95,7 +91,7 @@ class Experiment(L.LightningModule):
         self._batches = 0  # of this process, until it has said what the run will take
         self._measured_from = 0.0
 
-    def generator(self, *key: int) -> torch.Generator:
+    def generator(self, *key: int, seed: int | None = None) -> torch.Generator:
         """The random numbers of one batch, of the run's seed and a key alone.
 
         They are the same for every process, whatever the number of processes, and for a resumed run those that it
@@ -103,8 +99,10 @@ class Experiment(L.LightningModule):
 
         Args:
             key: what they are for (TRAINING, ...), epoch, and batch.
+            seed: of the run by default.
         """
-        seed = int(os.environ.get("PL_GLOBAL_SEED") or torch.initial_seed())  # the first is Lightning's
+        if seed is None:
+            seed = int(os.environ.get("PL_GLOBAL_SEED") or torch.initial_seed())  # the first is Lightning's
         state = np.random.SeedSequence([seed, len(key), *key]).generate_state(1, np.uint64)
         return torch.Generator(self.device).manual_seed(int(state[0] >> 1))
 
@@ -118,6 +116,46 @@ class Experiment(L.LightningModule):
     def is_fitting(self) -> bool:
         """Whether the trainer is to train."""
         return self._trainer is not None and self._trainer.state.fn == "fit"
+
+    def known_reader(self) -> Reader:
+        """How the model reads texts.
+
+        Raises:
+            ValueError: that is not known.
+        """
+        if self.reader is None:
+            raise ValueError(
+                "the model does not say how it reads texts, since its checkpoint is older than that: set its `reader` "
+                "to the one of the data module that it was trained on, after setup()"
+            )
+        return self.reader
+
+    def checked_samples(self, mc_samples: int | None) -> int:
+        """The number K of networks to sample for a text, by default 50, and 0 if the model has no dropout.
+
+        Raises:
+            ValueError: it is out of range, or the model has no dropout.
+        """
+        has_dropout = any(self.hparams[name] for name in self.sampled_dropout)
+        if mc_samples is None:
+            return 50 if has_dropout else 0
+        if mc_samples != 0 and not 2 <= mc_samples <= MOST_SAMPLES:
+            raise ValueError(
+                f"mc_samples must be 0 (the approximation alone) or from 2 to {MOST_SAMPLES}, got {mc_samples}"
+            )
+        if mc_samples and not has_dropout:
+            raise ValueError(f"mc_samples={mc_samples}, but the model has no dropout: all its samples would be alike")
+        return mc_samples
+
+    def setup(self, stage: str) -> None:
+        """Take over how the data read texts.
+
+        Raises:
+            ValueError: the model was trained on another vocabulary.
+        """
+        reader = getattr(getattr(self.trainer, "datamodule", None), "reader", None)
+        if reader:
+            self.reader = _agreed(self.reader, reader)
 
     def on_train_start(self) -> None:
         """Go on with the clock of an epoch that was interrupted.
@@ -207,16 +245,18 @@ class Experiment(L.LightningModule):
         checkpoint["provenance"] = self.provenance
         checkpoint["options"] = self.options
         checkpoint["corpus"] = self.corpus
+        checkpoint["model"] = type(self).__name__
+        checkpoint["reader"] = self.reader and self.reader.state()
         checkpoint["words"] = self._words
         checkpoint["seconds"] = time.perf_counter() - self._epoch_start
         checkpoint["means"] = {name: _reduced(getattr(self, name)) for name in self.training_means}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is of this model, then take over its curve.
+        """Check that the checkpoint is of this model and of the vocabulary of the data, then take over its curve.
 
         Raises:
-            ValueError: the checkpoint belongs to another model, or training would go on with other options or another
-                text; names what differs.
+            ValueError: the checkpoint belongs to another model, the data have another vocabulary, or training would go
+                on with other options or another text; names what differs.
         """
         if "curve" not in checkpoint:
             raise ValueError("the checkpoint was not written by this repository: it has no curve of its run")
@@ -265,8 +305,25 @@ class Experiment(L.LightningModule):
                 metric = getattr(self, name)
                 for state, value in states.items():
                     setattr(metric, state, value.to(metric.device))
+        if state := checkpoint.get("reader"):  # older checkpoints have none
+            reader = Reader(**state)
+            if len(reader.vocabulary) > len(ours["embedding.weight"]):
+                raise ValueError(
+                    f"the checkpoint's vocabulary of {len(reader.vocabulary):,} words is larger than its embedding"
+                )
+            self.reader = _agreed(reader, self.reader)
         self.curve = checkpoint["curve"]
         self.provenance = checkpoint["provenance"] + self.provenance
+
+
+def _agreed(of_model: Reader | None, of_data: Reader | None) -> Reader | None:
+    """The reader of the data, or of the model if there are none."""
+    if of_model and of_data and (change := of_model.difference(of_data)):
+        raise ValueError(
+            "the data have another vocabulary than the model was trained on (that of the model, then that of the data: "
+            f"{change}): use the data that it was trained on, or give these its vocabulary."
+        )
+    return of_data or of_model
 
 
 def _reduced(metric: Metric) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lightning_modules.experiment import TEST, TRAINING, Experiment, NetworkMasks, check_at_least
+from datamodules.common import check_at_least
+from datamodules.reader import EOS, UNKNOWN
+from datamodules.streams import StreamWindows
+from lightning_modules.experiment import MOST_SAMPLES, TEST, TRAINING, Experiment, NetworkMasks
 from lightning_modules.optim import DecoupledSGD
 from lightning_modules.softmax import softmax_nll
 from variational_rnn import (
@@ -18,12 +22,42 @@ from variational_rnn import (
     VariationalGRU,
     VariationalLSTM,
     log_mean_exp,
+    mutual_information,
 )
 
 State = Any  # (h, c), each [L, B, H], of an LSTM; h of a GRU
 
 # Rows of logits held at once when many samples are evaluated: 512 x 10,000 words x 4 bytes = 20 MB.
 LOGIT_ROWS = 512
+
+
+class Surprisals(NamedTuple):
+    """What a language model says about the N words of a text that follow its first one.
+
+    Attributes:
+        words: as the model reads them.
+        known: whether the vocabulary has them; the others are read, and predicted, as <unk>.
+        approximation: -ln p(word) in nats by the dropout approximation, [N].
+        mc: -ln of the mean probability over K sampled networks, [N]; None without samples.
+        information: mutual information of word and weights in nats, before the word is seen, [N]: how far the sampled
+            networks disagree about what comes next; None without samples.
+    """
+
+    words: list[str]
+    known: list[bool]
+    approximation: Tensor
+    mc: Tensor | None
+    information: Tensor | None
+
+    @property
+    def perplexity(self) -> float:
+        """Of the text, by the dropout approximation."""
+        return float(self.approximation.mean().exp())
+
+    @property
+    def perplexity_mc(self) -> float | None:
+        """Of the text, by MC."""
+        return None if self.mc is None else float(self.mc.mean().exp())
 
 
 class LanguageModel(Experiment):
@@ -77,6 +111,7 @@ class LanguageModel(Experiment):
     """
 
     monitor = "valid_ppl"
+    sampled_dropout = ("input_dropout", "recurrent_dropout", "output_dropout", "memory_dropout")
     training_means = ("train_nll",)
 
     def __init__(
@@ -433,6 +468,128 @@ class LanguageModel(Experiment):
             log_probs = self._mc_log_probs(*batch, name, (TEST, batch_index)).double()
             surprisal[name.removeprefix("test_ppl_")] = -log_mean_exp(log_probs, dim=1)[:, None]
         return surprisal
+
+    # --- other texts --------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def surprisals(self, text: str, mc_samples: int | None = None, seed: int = 0) -> Surprisals:
+        """Predict every word of a text but the first from those before it, as in the test with mc_masks "stream".
+
+        The model is put into eval mode. Each sampled network is kept for the whole text, and words are not dropped. The
+        state starts from zeros and is carried on if it was in training. Memory does not grow with the text but for its
+        words.
+
+        Args:
+            text: its lines end with newline characters.
+            mc_samples: K; by default 50, and 0 for a model without dropout.
+            seed: of the sampled networks.
+
+        Raises:
+            ValueError: mc_samples is out of range, the text has less than two words or an unknown one where the
+                vocabulary has no <unk>, or it is not known how the model reads texts.
+        """
+        reader, samples = self.known_reader(), self.checked_samples(mc_samples)
+        words, ids = reader.words(text), torch.tensor(reader.ids(text), device=self.device)
+        if len(ids) < 2:
+            raise ValueError("a text needs two words, the end of a line included: the first one is not predicted")
+        self.eval()
+        steps = max(1, LOGIT_ROWS // max(1, samples))
+        windows = StreamWindows(ids[:, None], steps if self.carry_state else reader.window or steps, True)
+        self._eval_state, state, masks = None, None, None
+        approximation, mc, information = [], [], []
+        for index in range(len(windows)):
+            inputs, targets = windows[index]
+            approximation.append(self._surprisal((inputs, targets)).squeeze(1))
+            if not samples:
+                continue
+            if masks is None or self.rnn.time_masks == "fresh":
+                generator = self.generator(TEST, index, 0, seed=seed)
+                masks = self.sample_masks(samples, len(inputs), generator)._replace(words=None)
+            hidden, state = self._hidden(inputs.expand(-1, samples), state, masks)
+            state = state if self.carry_state else None
+            for hidden_TKH, targets_T1 in zip(hidden.split(steps), targets.split(steps), strict=True):
+                log_probs_KTV = self.softmax(hidden_TKH).log_softmax(dim=-1).transpose(0, 1)
+                log_probs_KT = log_probs_KTV.gather(-1, targets_T1.expand(samples, -1, 1)).squeeze(-1)
+                mc.append(-log_mean_exp(log_probs_KT.double()))
+                information.append(mutual_information(log_probs_KTV))
+        self._eval_state = None
+        return Surprisals(
+            words[1:],
+            [reader.knows(word) for word in words[1:]],
+            torch.cat(approximation).double(),
+            torch.cat(mc) if mc else None,
+            torch.cat(information) if information else None,
+        )
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        text: str,
+        words: int,
+        sequences: int = 1,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        unknown: bool = True,
+        sampled: bool = True,
+        seed: int = 0,
+    ) -> list[list[str]]:
+        """Continue the last line of a text.
+
+        The model is put into eval mode. Each sequence is of one sampled network, which reads the text and is kept to
+        the end; words are not dropped. The state is carried on throughout.
+
+        Args:
+            text: what to continue; if it is empty a line begins.
+            words: of each sequence.
+            sequences: number of them.
+            temperature: that logits are divided by; 0 always takes the likeliest word.
+            top_k: draw from so many likeliest words only.
+            unknown: whether <unk> may be drawn.
+            sampled: whether networks are sampled; if not, or if the model has no dropout, all sequences are by the
+                dropout approximation.
+            seed: of networks and words.
+
+        Returns:
+            The words of each sequence; <eos> ends a line.
+
+        Raises:
+            ValueError: an argument is out of range, or it is not known how the model reads texts.
+        """
+        reader = self.known_reader()
+        vocabulary = reader.vocabulary
+        for name, count, most in (
+            ("words", words, None),
+            ("sequences", sequences, MOST_SAMPLES),
+            ("top_k", 1 if top_k is None else top_k, len(vocabulary)),
+        ):
+            if count < 1 or (most and count > most):
+                raise ValueError(f"{name} must be at least 1{f' and at most {most}' if most else ''}, got {count}")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
+        self.eval()
+        prompt = reader.ids(text)[:-1] or [vocabulary.index(EOS)]  # the last line goes on
+        inputs = torch.tensor(prompt, device=self.device)[:, None].expand(-1, sequences)
+        generator = self.generator(TEST, seed=seed)
+        state, masks = None, None
+        chosen: list[Tensor] = []
+        while len(chosen) < words:
+            for window in inputs.split(max(1, LOGIT_ROWS // sequences)):
+                if sampled and (masks is None or self.rnn.time_masks == "fresh"):
+                    masks = self.sample_masks(sequences, len(window), generator)._replace(words=None)
+                hidden, state = self._hidden(window, state, masks)
+            logits = self.softmax(hidden[-1]).double()[:, : len(vocabulary)]
+            if not unknown and UNKNOWN in vocabulary:
+                logits[:, vocabulary.index(UNKNOWN)] = -math.inf
+            if top_k is not None:
+                logits[logits < logits.topk(top_k).values[:, -1:]] = -math.inf
+            if temperature == 0:
+                inputs = logits.argmax(dim=-1)[None]
+            else:
+                # The largest is subtracted first, or a small temperature would make it infinite.
+                logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
+                inputs = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).T
+            chosen.append(inputs[0])
+        return [[vocabulary[i] for i in ids] for ids in torch.stack(chosen, dim=1).tolist()]
 
 
 def _each(function: Callable[..., Tensor], *states: State) -> State:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,8 @@ from torchmetrics import MeanMetric, MeanSquaredError, Metric
 from torchmetrics.functional import mean_squared_error
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_modules.experiment import TEST, TRAINING, VALIDATION, Experiment, NetworkMasks, check_at_least
+from datamodules.common import check_at_least
+from lightning_modules.experiment import TEST, TRAINING, VALIDATION, Experiment, NetworkMasks
 from lightning_modules.keras_layers import KerasGRU, KerasLSTM
 from variational_rnn import (
     LayerMasks,
@@ -27,6 +28,8 @@ from variational_rnn import (
 )
 
 PAD = 0  # stands in front of shorter texts
+
+BATCH = 256  # chunks of texts that are predicted at once
 
 Place = tuple[slice, int]  # which texts of a batch, and how many it has
 
@@ -109,6 +112,70 @@ def coverage(predictions: Tensor, ratings: Tensor, tau: float, level: float) -> 
     return ((below - 0.5).abs() <= level / 2).double().mean()
 
 
+def quantile(predictions: Tensor, probability: float, tau: float | None) -> Tensor:
+    """Quantile of the predictive distribution: of K predictions, or of K Gaussians around them if there is noise.
+
+    Args:
+        predictions: of K networks, [K, N].
+        probability: between 0 and 1.
+        tau: precision of the noise; None for none.
+
+    Returns:
+        [N].
+    """
+    predictions = predictions.double()
+    if tau is None:
+        return predictions.quantile(probability, dim=0)
+    # That of the mixture is between the Gaussians' own; a bisection halves what is left, to less than rounding.
+    own = predictions + torch.special.ndtri(torch.tensor(probability, dtype=torch.float64)) / tau**0.5
+    low, high = own.amin(dim=0), own.amax(dim=0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        is_below = torch.special.ndtr((middle - predictions) * tau**0.5).mean(dim=0) < probability
+        low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
+    return (low + high) / 2
+
+
+class Ratings(NamedTuple):
+    """What a regressor says about N texts, in rating units.
+
+    Attributes:
+        approximation: by the dropout approximation, [N].
+        samples: of each of K sampled networks, [K, N].
+        tau: precision of the noise, measured on held-out texts; None if that was not done.
+    """
+
+    approximation: Tensor
+    samples: Tensor
+    tau: float | None
+
+    @property
+    def mean(self) -> Tensor:
+        """MC prediction: the mean of the sampled networks, [N]."""
+        return self.samples.mean(dim=0)
+
+    @property
+    def std(self) -> Tensor:
+        """How far the sampled networks disagree, [N]: the model's uncertainty, without noise."""
+        return self.samples.std(dim=0, correction=0)
+
+    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Central predictive interval, its ends [N] each: of the networks, and of the noise where tau is known.
+
+        Args:
+            level: probability of the interval.
+
+        Raises:
+            ValueError: level is not between 0 and 1, or there is neither a sample nor a tau.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"the level of an interval must be between 0 and 1, got {level}")
+        if not len(self.samples) and self.tau is None:
+            raise ValueError("there is no interval without sampled networks or noise")
+        predictions = self.samples if len(self.samples) else self.approximation[None]
+        return quantile(predictions, (1 - level) / 2, self.tau), quantile(predictions, (1 + level) / 2, self.tau)
+
+
 class SentimentRegressor(Experiment):
     """Embedding, one recurrent layer, and a linear output on its last state (protocol section 2.2).
 
@@ -164,11 +231,15 @@ class SentimentRegressor(Experiment):
         monitor: metric, lower is better, of the best epoch.
         backend: of the recurrent layer.
 
+    Attributes:
+        noise: `tau` and `tau_mc` that a test has found; in the checkpoint that `reproduce` has tested, too.
+
     Raises:
         ValueError: a probability is not in [0, 1), a number out of range, or an unknown or impossible choice.
     """
 
     training_means = ("train_mse", "train_loss")
+    sampled_dropout = ("word_dropout", "input_dropout", "recurrent_dropout", "output_dropout")
     target_mean: Tensor
     target_std: Tensor
 
@@ -267,6 +338,7 @@ class SentimentRegressor(Experiment):
         self.output_scale = 1.0 - output_dropout if scales else 1.0
         self._initialise(recurrent_gain)
 
+        self.noise: dict[str, float] = {}
         self.register_buffer("target_mean", torch.tensor(0.0))
         self.register_buffer("target_std", torch.tensor(1.0))
         self.train_mse, self.train_loss = (MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in "12")
@@ -373,6 +445,16 @@ class SentimentRegressor(Experiment):
         self.target_mean.fill_(data.rating_mean)
         self.target_std.fill_(data.rating_std)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the precisions of the noise that a test has found."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["noise"] = self.noise
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint fits, and take over the noise of its weights."""
+        super().on_load_checkpoint(checkpoint)
+        self.noise = {} if self.is_fitting else checkpoint.get("noise", {})
+
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int) -> Tensor:
         """Mean squared error on standardised ratings, plus the penalty."""
         words, ratings, _ = batch
@@ -469,6 +551,7 @@ class SentimentRegressor(Experiment):
             tau = fitted_tau(networks.T, ratings, float(self.target_std))
             networks, ratings, _ = (value.double() for value in test.compute())
             self.log(f"tau{suffix}", tau)
+            self.noise[f"tau{suffix}"] = tau
             likelihood = regression_log_likelihood(networks.T, ratings, tau).mean()
             self.log(f"test_log_likelihood{suffix}", likelihood)
             for percent in (50, 90):
@@ -483,3 +566,39 @@ class SentimentRegressor(Experiment):
             samples = self.sample(words, self.mc_samples, TEST, 0, batch_index, place=place)
             prediction |= {"mean": samples.mean(dim=0), "std": samples.std(dim=0, correction=0)}
         return prediction
+
+    # --- other texts --------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def rate(self, texts: Sequence[str], mc_samples: int | None = None, seed: int = 0) -> Ratings:
+        """Predict the ratings of texts, each by the mean over its chunks.
+
+        The model is put into eval mode. Each of the sampled networks rates all chunks of all texts, so a rating does
+        not depend on the texts beside it.
+
+        Args:
+            texts: N of them.
+            mc_samples: K; by default 50, and 0 for a model without dropout.
+            seed: of the sampled networks.
+
+        Raises:
+            ValueError: mc_samples is out of range, or it is not known how the model reads texts.
+        """
+        reader, samples = self.known_reader(), self.checked_samples(mc_samples)
+        self.eval()
+        generator = self.generator(TEST, seed=seed)
+        masks = [self.sample_masks(1, reader.chunk_length or 1, generator) for _ in range(samples)]
+        chunks = [(chunk, text) for text in range(len(texts)) for chunk in reader.chunks(texts[text])]
+        sums = torch.zeros(1 + samples, len(texts), dtype=torch.float64, device=self.device)
+        counts = torch.zeros(len(texts), dtype=torch.float64, device=self.device)
+        for start in range(0, len(chunks), BATCH):
+            batch, of = zip(*chunks[start : start + BATCH], strict=True)
+            words = torch.tensor(batch, device=self.device).T
+            predictions = [self(words)]
+            with mc_dropout(self):
+                predictions += [self(words, network.select([0] * len(batch))) for network in masks]
+            index = torch.tensor(of, device=self.device)
+            sums.index_add_(1, index, torch.stack(predictions).double())
+            counts += index.bincount(minlength=len(texts))
+        means = sums / counts
+        return Ratings(means[0], means[1:], self.noise.get("tau_mc" if samples else "tau"))

@@ -18,8 +18,10 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
-from lightning_modules.checkpoints import LAST, BestCheckpoint, WholeFiles, find_checkpoint
-from lightning_modules.experiment import Experiment, check_at_least
+from datamodules.common import check_at_least
+from lightning_modules.checkpoints import LAST, BestCheckpoint, WholeFiles, add_to_checkpoint, find_checkpoint
+from lightning_modules.experiment import Experiment
+from lightning_modules.sentiment_regressor import SentimentRegressor
 from lightning_modules.tracking import WandbLogger, hold, place
 
 CODE = ("main.py", "pyproject.toml", "configs", "datamodules", "lightning_modules", "variational_rnn")
@@ -141,6 +143,8 @@ class Trainer(L.Trainer):
         self.print(f"{model.run_name}  tested after epoch {tested_epoch['epoch']:.0f}  {values}")
         if not self.is_global_zero:
             return
+        if isinstance(model, SentimentRegressor) and model.noise:
+            add_to_checkpoint(Path(best or folder / LAST), {"noise": model.noise})
         corpus = getattr(datamodule, "corpus", None)
         report = {
             "experiment": experiment,

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,7 +22,13 @@ def load_predictions(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is not of that kind.
     """
-    content = torch.load(file, weights_only=True)
+    try:
+        content = torch.load(file, weights_only=True)
+    except (UnpicklingError, RuntimeError) as error:
+        raise ValueError(
+            f"{file} is damaged, or holds something other than tensors and plain values, which is refused: "
+            "run `main.py predict` anew"
+        ) from error
     windows = content.get("predictions") if isinstance(content, dict) else None
     if not isinstance(windows, list) or not all(isinstance(w, dict) and "approximation" in w for w in windows):
         raise ValueError(f"{file}: not the predictions of a language model; run `main.py predict` for it")

@@ -119,11 +119,11 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
         lines.append(
             {
                 "row": LABELS.get(row, row),
-                "valid, paper": _published(paper, "valid"),
+                "valid, paper": published_figure(paper, "valid"),
                 "valid, as printed": _mean(runs, "valid_ppl_lua", 1),
                 "valid, exact": _mean(runs, "valid_ppl", 1),
                 "valid, lowest": _mean_sd(runs, _lowest(runs, "valid_ppl"), 1),
-                "test, paper": _published(paper, "test"),
+                "test, paper": published_figure(paper, "test"),
                 "test, ours": _mean(runs, "test_ppl", 1),
                 "test, sliding": _mean(runs, "test_ppl_sliding", 1),
                 "K": "–",
@@ -145,7 +145,7 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
                     | {"config": lines[-1]["config"]}
                     | {
                         "row": LABELS.get(row, row).replace(")", f", {label})"),
-                        "test, paper": _published(paper, "test"),
+                        "test, paper": published_figure(paper, "test"),
                         "test, ours": _mean(runs, metric, 1),
                         "K": _samples(runs),
                         "epochs": _epochs(runs),
@@ -189,7 +189,7 @@ def ensemble_table(results: list[Result], sizes: list[str] | None = None) -> pd.
             {
                 "row": f"{size}, {label.replace(')', ', MC)') if metric == 'test_ppl_mc' else label}",
                 "models": str(models),
-                "test, paper": _published(paper, "test_mc" if metric == "test_ppl_mc" else "test"),
+                "test, paper": published_figure(paper, "test_mc" if metric == "test_ppl_mc" else "test"),
                 "test, ours": f"{values[models - 1]:.1f}" if len(values) >= models else "not run",
                 "K": f"{ensemble['mc_samples']}" if values and metric == "test_ppl_mc" else "–",
                 "epochs": ensemble["epochs"] if len(values) >= models else "–",
@@ -343,7 +343,7 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
         notes = runs[0].path.parents[1] / "notes.md" if runs else None
         if notes and notes.is_file():
             remarks.append(notes.read_text(encoding="utf-8").strip())
-        origins = [f"{run.label}, seed {run.seed}: {_origin(run)}" for run in runs]
+        origins = [f"{run.label}, seed {run.seed}: {origin_of(run)}" for run in runs]
         parts.append(Section(f"{experiment}_{group}", title(experiment, group), table, remarks, origins))
         if (experiment, group) == ("ptb", "gal1250"):
             trajectory = trajectory_table([run for run in runs if run.row == "variational_untied"])
@@ -522,7 +522,8 @@ def _ends(runs: list[Result], metric: str) -> list[float]:
     return [sum(curve[-LAST_EPOCHS:]) / LAST_EPOCHS for curve in curves if len(curve) > LAST_EPOCHS]
 
 
-def _published(paper: dict[str, Any], metric: str) -> str:
+def published_figure(paper: dict[str, Any], metric: str) -> str:
+    """A published mean, with its deviation if that is known, e.g. "79.0 ± 0.1"."""
     return " ± ".join(f"{value:.1f}" for value in paper[metric]) if metric in paper else "n/a"
 
 
@@ -582,12 +583,13 @@ def _ptb_sources(size: str) -> list[str]:
     names = {"valid": "valid", "test": "test", "test_mc": "test with MC"}
     for paper in PUBLISHED["ptb_further"]:
         if paper["group"] == size:
-            numbers = ", ".join(f"{name} {_published(paper, key)}" for key, name in names.items() if key in paper)
+            numbers = ", ".join(f"{name} {published_figure(paper, key)}" for key, name in names.items() if key in paper)
             remarks.append(f"Also published: {paper['what']}: {numbers}. Source: {paper['source']}.")
     return remarks
 
 
-def _origin(run: Result) -> str:
+def origin_of(run: Result) -> str:
+    """Where a result comes from, on one line: commit, date, hardware, time, epochs, figures."""
     origin = run.provenance
     minutes, seconds = divmod(round(origin["wall_time_s"]), 60)
     hours, minutes = divmod(minutes, 60)

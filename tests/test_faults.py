@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from pickle import UnpicklingError
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 import torch
 
 from lightning_modules import tracking
-from lightning_modules.checkpoints import WholeFiles, check_whole, find_checkpoint
+from lightning_modules.checkpoints import WholeFiles, find_checkpoint, read_checkpoint
 from tests.tiny import tiny_program, tiny_run
 
 Call = Callable[..., Any]
@@ -45,7 +46,7 @@ def outcome(tmp_path: Path, folder: str) -> dict[str, Any]:
     for values in (report["metrics"], *report["curve"]):
         for measured in ("seconds", "words_per_s"):
             del values[measured]
-    last = torch.load(tmp_path / folder / "checkpoints/last.ckpt", weights_only=False)
+    last = torch.load(tmp_path / folder / "checkpoints/last.ckpt", weights_only=True)
     return {
         "metrics": report["metrics"],
         "curve": report["curve"],
@@ -90,7 +91,7 @@ def test_a_bit_that_is_turned_over_is_found(checkpoint: Path) -> None:
 def test_a_checkpoint_that_is_cut_off_is_found(kept: int, checkpoint: Path) -> None:
     checkpoint.write_bytes(checkpoint.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"last\.ckpt is damaged"):
-        check_whole(checkpoint)
+        read_checkpoint(checkpoint)
 
 
 class Trap:
@@ -103,11 +104,73 @@ class Trap:
         return Path.touch, (self.file,)
 
 
-def test_code_in_a_checkpoint_is_not_executed(checkpoint: Path, tmp_path: Path) -> None:
-    torch.save(Trap(tmp_path / "sprung"), checkpoint)
-    with pytest.raises(ValueError, match=r"last\.ckpt is damaged, or none"):
+def test_a_trap_is_one(tmp_path: Path) -> None:
+    torch.save(Trap(tmp_path / "sprung"), tmp_path / "trap.ckpt")
+    torch.load(tmp_path / "trap.ckpt", weights_only=False)
+    assert (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_code_in_a_checkpoint_is_not_executed(
+    protocol: int, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # what other programs may want changes nothing here
+    torch.save({"state_dict": {}, "more": Trap(tmp_path / "sprung")}, checkpoint, pickle_protocol=protocol)
+    with pytest.raises(UnpicklingError, match=r"last\.ckpt is refused: it holds .* beside tensors and plain values"):
         WholeFiles().load_checkpoint(checkpoint)
+    with pytest.raises(UnpicklingError, match=r"last\.ckpt is refused"):
+        find_checkpoint(checkpoint.parent)
+    with pytest.raises(ValueError, match=r"weights_only=False would execute what is in the checkpoint .*last\.ckpt"):
+        WholeFiles().load_checkpoint(checkpoint, weights_only=False)
+    assert checkpoint.exists(), "it is not taken for a damaged one, which is put aside"
     assert not (tmp_path / "sprung").exists()
+
+
+def test_a_refusal_names_what_a_checkpoint_holds(checkpoint: Path) -> None:
+    torch.save({"state_dict": {}, "when": signal.SIGTERM}, checkpoint)
+    with pytest.raises(UnpicklingError, match=r"it holds signal\.Signals beside tensors"):
+        read_checkpoint(checkpoint)
+
+
+def test_what_is_no_checkpoint_is_refused(checkpoint: Path) -> None:
+    torch.save(torch.zeros(3), checkpoint)
+    with pytest.raises(ValueError, match=r"last\.ckpt is none: it holds a Tensor"):
+        read_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "reproduce"])
+def test_every_command_refuses_a_checkpoint_that_would_execute_code(
+    command: str, call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    run = options(tmp_path, "run", "--epochs", "1")
+    assert call(*run).status == 0
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    torch.save(torch.load(last, weights_only=True) | {"more": Trap(tmp_path / "sprung")}, last)
+    content = last.read_bytes()
+    if command != "reproduce":
+        run = [command, *tiny_run(tmp_path, "--ckpt_path", str(last))]
+    refused = call(*run)
+    assert refused.status == 2
+    assert re.fullmatch(rf"error: the checkpoint {last} is refused: it holds .+\n\(TRACEBACK=1 shows .+\n", refused.err)
+    assert "resumed from" not in refused.out
+    assert last.read_bytes() == content
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_no_command_has_an_option_to_execute_what_is_in_a_checkpoint(
+    call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    outcome = call("test", *tiny_run(tmp_path, "--weights_only", "false"))
+    assert outcome.status == 2
+    assert "--weights_only" in outcome.err
+
+
+def test_checkpoints_hold_tensors_and_plain_values_alone(call: Call, tiny_treebank: Path, tmp_path: Path) -> None:
+    outcome = call(*options(tmp_path, "run", "--epochs", "1"))
+    assert "weights_only" not in outcome.out + outcome.err
+    for file in (tmp_path / "run/checkpoints").iterdir():
+        assert torch.serialization.get_unsafe_globals_in_checkpoint(file) == []
+        assert read_checkpoint(file)["global_step"] > 0
 
 
 def test_a_full_disk_leaves_the_former_checkpoint_whole_and_no_part(
@@ -136,7 +199,7 @@ def test_the_checkpoint_before_is_taken_where_the_last_one_is_damaged_or_missing
     assert sorted(file.name for file in folder.iterdir()) == ["damaged.ckpt", "previous.ckpt"]
     assert find_checkpoint(folder) == previous
     WholeFiles().save_checkpoint({}, checkpoint)
-    check_whole(previous)
+    read_checkpoint(previous)
     damage(previous)
     damage(checkpoint)
     with pytest.raises(ValueError, match=r"previous\.ckpt is damaged.*Delete .*checkpoints to begin anew"):
@@ -186,7 +249,7 @@ def test_a_run_that_is_asked_to_stop_saves_where_it_is_and_goes_on_from_there(
     assert stopped.status == 128 + number
     last = tmp_path / "stopped/checkpoints/last.ckpt"
     assert f"stopped by {number.name}: the same command goes on from {last}" in stopped.out
-    assert torch.load(last, weights_only=False)["global_step"] == 12 + batch + 1
+    assert torch.load(last, weights_only=True)["global_step"] == 12 + batch + 1
     assert not (tmp_path / "stopped" / RESULT).exists()
     resumed = call(*options(tmp_path, "stopped", *rarely))
     assert resumed.status == 0

@@ -91,7 +91,7 @@ def test_a_job_that_is_signalled_in_mid_epoch_goes_on_there_and_ends_as_if_it_ha
     [job] = slurm("squeue", "--noheader", "--format=%A").split()
     slurm("scancel", "--signal=USR1", job)
     slurm.wait(lambda: slurm.states() == ["PENDING"], 60, logs)
-    loops = torch.load(folder / "checkpoints/last.ckpt", weights_only=False)["loops"]["fit_loop"]
+    loops = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["loops"]["fit_loop"]
     assert loops["epoch_progress"]["current"]["completed"] == 1
     assert 0 < loops["epoch_loop.batch_progress"]["current"]["completed"] < 1999
     slurm.wait(lambda: file.exists() and not slurm.states(), 300, logs)

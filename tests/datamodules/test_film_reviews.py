@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from datamodules import FilmReviews, film_reviews
 from datamodules.rated_sequences import SharedBatches
+from datamodules.reader import tokenize_review
 
 AUTHORS = ["Dennis+Schwartz", "James+Berardinelli", "Scott+Renshaw", "Steve+Rhodes"]
 WORDS = [
@@ -97,7 +98,7 @@ def words_of(datamodule: FilmReviews, split: str) -> torch.Tensor:
 
 
 def test_tokens_are_lower_case_words_and_a_newline() -> None:
-    assert film_reviews.tokenize("A  film , that's it . ") == ["a", "film", ",", "that's", "it", ".", "\n"]
+    assert tokenize_review("A  film , that's it . ") == ["a", "film", ",", "that's", "it", ".", "\n"]
 
 
 def test_reviews_keep_the_published_order(datamodule: FilmReviews) -> None:
@@ -385,7 +386,7 @@ def test_unreachable_archive_raises_where_the_files_were_looked_for(
 
 
 def test_published_reviews_have_the_published_size_and_vocabulary(published: FilmReviews) -> None:
-    reviews = [film_reviews.tokenize(text) for text in published.texts["text"]]
+    reviews = [tokenize_review(text) for text in published.texts["text"]]
     assert len(reviews) == 5006
     assert sum(map(len, reviews)) == 2_153_170
     assert len({word for review in reviews for word in review}) == 55_450
@@ -445,3 +446,13 @@ def test_published_reviews_give_the_published_chunks_of_other_lengths(
     datamodule = FilmReviews(real_corpus("film_reviews"), chunk_length=length)
     datamodule.setup()
     assert (len(datamodule.chunks["train"]), len(datamodule.chunks["test"])) == (train, test)
+
+
+def test_a_reader_reads_reviews_as_the_data_module_did(datamodule: FilmReviews) -> None:
+    reader = datamodule.reader
+    assert reader is not None
+    for split, chunks in datamodule.chunks.items():
+        first = chunks["review"][1 if split == "test" else 0]  # the first test review may begin in the training chunks
+        assert first in chunks["review"]
+        whole = [row["words"] for row in chunks if row["review"] == first]
+        assert reader.chunks(datamodule.texts[first]["text"])[-len(whole) :] == whole

@@ -184,3 +184,10 @@ def test_published_snippets_are_fetched_with_pip(tmp_path: Path) -> None:
     assert ratings.rating_std == pytest.approx(1.9256, abs=5e-5)
     assert len(language.vocabulary) == 5000
     assert len(language.train_dataloader()) == 272
+
+
+def test_a_reader_reads_snippets_as_the_data_module_did(ratings: SnippetRatings) -> None:
+    assert ratings.reader is not None
+    for row in ratings.chunks["test"]:
+        first, *_ = ratings.reader.chunks(ratings.texts[row["review"]]["text"])
+        assert first == row["words"]

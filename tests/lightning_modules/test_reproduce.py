@@ -404,7 +404,7 @@ def test_a_checkpoint_older_than_an_option_is_resumed_only_with_its_default(
 
     sentiment(1)
     [file] = tmp_path.rglob("last.ckpt")
-    checkpoint = torch.load(file, weights_only=False)
+    checkpoint = torch.load(file, weights_only=True)
     del checkpoint["hyper_parameters"]["word_mask_sharing"]
     torch.save(checkpoint, file)
     with pytest.raises(ValueError, match="word_mask_sharing: sequence in the checkpoint, batch here"):

@@ -99,6 +99,11 @@ def test_what_is_no_prediction_of_a_language_model_is_named(predictions: list[Pa
     for name, message in (("ratings", "these are ratings"), ("old", "not the predictions"), ("gone", "No such file")):
         with pytest.raises(SystemExit, match=message):
             main([str(predictions[0]), str(tmp_path / f"{name}.pt")])
+    torch.save({"predictions": [tmp_path]}, tmp_path / "foreign.pt")
+    (tmp_path / "cut.pt").write_bytes(predictions[1].read_bytes()[:-100])
+    for name in ("foreign", "cut"):
+        with pytest.raises(SystemExit, match=rf"{name}\.pt is damaged, or holds something other than tensors"):
+            main([str(predictions[0]), str(tmp_path / f"{name}.pt")])
     with pytest.raises(SystemExit, match="different lengths: 5, 12 words"):
         main([str(predictions[0]), str(tmp_path / "short.pt")])
 

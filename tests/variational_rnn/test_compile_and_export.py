@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 import torch.utils.checkpoint
+from safetensors.torch import load_model, save_model
 from torch import nn
 
 from variational_rnn import (
@@ -203,3 +204,12 @@ def test_under_autocast_state_and_masks_go_on_to_the_next_window_and_gradients_a
     expected = gradients()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(gradients(), expected, rtol=0.1, atol=0.1)
+
+
+def test_a_layer_and_torchs_read_each_others_safetensors(tmp_path):
+    layer = VariationalLSTM(3, 4, num_layers=2, recurrent_dropout=0.3).eval()
+    save_model(layer, tmp_path / "layer.safetensors")
+    x = torch.randn(5, 2, 3)
+    for other in (VariationalLSTM(3, 4, num_layers=2), torch.nn.LSTM(3, 4, num_layers=2)):
+        load_model(other.eval(), tmp_path / "layer.safetensors")
+        assert torch.equal(other(x)[0], layer(x)[0])

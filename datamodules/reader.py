@@ -1,0 +1,130 @@
+"""How a model reads a text: into which words it is split, and which ids they have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from datamodules.common import tokenize
+
+UNKNOWN, EOS = "<unk>", "<eos>"  # of language models
+SPECIAL_WORDS = ["<pad>", "<start>", UNKNOWN, "<unused>"]  # Keras adds 3 to ranks that begin at 1: id 3 stays free.
+
+
+def tokenize_review(review: str) -> list[str]:
+    """Split a review, one line, into lower-case words and the newline that the published code keeps as a word."""
+    return [word for word in review.lower().split(" ") if word] + ["\n"]
+
+
+SPLITTERS: dict[str, Callable[[str], list[str]]] = {
+    "spaces": str.split,
+    "words": tokenize,
+    "reviews": tokenize_review,
+}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a model needs to read other texts as it read those it was trained on: a plain value.
+
+    A language model reads a text as one stream: every line ends with <eos>; words that it does not know are <unk>.
+    A model of rated texts reads a text as chunks, the last one padded in front (id 0): the text starts with id 1, words
+    that it does not know have id 2. Which of them it is follows from `chunk_length`.
+
+    Args:
+        vocabulary: words by id.
+        tokens: how a line is split, a name in `SPLITTERS`: at blanks ("spaces"), into lower-case words and punctuation
+            marks ("words"), or as the published film reviews are ("reviews").
+        chunk_length: ids of a chunk of a rated text; None for a language model.
+        window: words after which a language model that does not carry its state on starts from zeros; None for rated
+            texts.
+
+    Raises:
+        ValueError: these are not the parts of a reader.
+    """
+
+    vocabulary: tuple[str, ...]
+    tokens: str
+    chunk_length: int | None = None
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        words = tuple(self.vocabulary)
+        special = () if self.chunk_length is None else SPECIAL_WORDS
+        lengths = [length for length in (self.chunk_length, self.window) if length is not None]
+        checks = {
+            "vocabulary": all(isinstance(word, str) for word in words)
+            and len(set(words[len(special) :])) == len(words) - len(special)
+            and (words[: len(special)] == tuple(special) if special else EOS in words),
+            "tokens": self.tokens in SPLITTERS,
+            "chunk_length or window": len(lengths) == 1 and isinstance(lengths[0], int) and lengths[0] > 0,
+        }
+        if wrong := [name for name, is_right in checks.items() if not is_right]:
+            raise ValueError(f"this is no description of how a model reads texts: wrong {', '.join(wrong)}")
+        object.__setattr__(self, "vocabulary", words)
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        first = 0 if self.chunk_length is None else len(SPECIAL_WORDS)
+        return {word: i for i, word in enumerate(self.vocabulary) if i >= first}
+
+    def state(self) -> dict[str, Any]:
+        """The arguments as lists, strings and numbers, for a checkpoint or JSON: `Reader(**state)` is equal to this."""
+        return {
+            "vocabulary": list(self.vocabulary),
+            "tokens": self.tokens,
+            "chunk_length": self.chunk_length,
+            "window": self.window,
+        }
+
+    def words(self, text: str) -> list[str]:
+        """Split a text; a language model's ends with <eos>, as each of its lines does."""
+        split = SPLITTERS[self.tokens]
+        if self.chunk_length is not None:
+            return split(text.replace("\n", " "))
+        return [word for line in text.removesuffix("\n").split("\n") for word in (*split(line), EOS)]
+
+    def knows(self, word: str) -> bool:
+        """Whether a word has an id of its own."""
+        return word != UNKNOWN and word in self._index
+
+    def ids(self, text: str) -> list[int]:
+        """Encode a text: ids of its words, after the start id for a rated text.
+
+        Raises:
+            ValueError: a word is unknown, and the vocabulary has no <unk>.
+        """
+        words = self.words(text)
+        if self.chunk_length is not None:
+            unknown = SPECIAL_WORDS.index(UNKNOWN)
+            return [SPECIAL_WORDS.index("<start>"), *(self._index.get(word, unknown) for word in words)]
+        try:
+            return [self._index[word if word in self._index else UNKNOWN] for word in words]
+        except KeyError:
+            word = next(word for word in words if word not in self._index)
+            raise ValueError(f"the word {word!r} is unknown, and the vocabulary has no {UNKNOWN}") from None
+
+    def chunks(self, text: str) -> list[list[int]]:
+        """Encode a rated text as chunks of `chunk_length` ids, the last one padded in front.
+
+        Raises:
+            TypeError: this is the reader of a language model.
+        """
+        if self.chunk_length is None:
+            raise TypeError("a language model reads a text as one stream, not as chunks")
+        ids, length = self.ids(text), self.chunk_length
+        cut = [ids[start : start + length] for start in range(0, len(ids), length)]
+        return [[SPECIAL_WORDS.index("<pad>")] * (length - len(chunk)) + chunk for chunk in cut]
+
+    def difference(self, other: Reader) -> str | None:
+        """Sizes of the vocabularies and the first word that differs, this one's first; None if nothing does."""
+        mine, others = self.vocabulary, other.vocabulary
+        if mine == others:
+            return None
+        i = next((i for i, (one, two) in enumerate(zip(mine, others, strict=False)) if one != two), None)
+        if i is None:
+            i = min(len(mine), len(others))
+        one, two = (repr(words[i]) if i < len(words) else "no word" for words in (mine, others))
+        return f"{len(mine):,} words, id {i} is {one}; {len(others):,} words, id {i} is {two}"

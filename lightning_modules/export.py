@@ -1,0 +1,61 @@
+"""A trained model as safetensors with a model card: `python -m lightning_modules.export --help`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from pickle import UnpicklingError
+
+from huggingface_hub import get_token
+
+from lightning_modules import load
+
+
+def export(checkpoint: str, folder: Path, result: Path | None = None, name: str | None = None) -> None:
+    """Save a checkpoint as a folder, and push that to the Hugging Face hub.
+
+    Args:
+        checkpoint: of a run.
+        folder: a new folder.
+        result: the run's result file, for the model card.
+        name: OWNER/NAME on the hub; None for nowhere. A new one is private.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or the result is not of it.
+        UnpicklingError: the checkpoint holds more than tensors and plain values.
+        OSError: the folder cannot be written, or the hub does not take it.
+    """
+    if name and not get_token():
+        raise ConnectionError("nobody is logged in to the Hugging Face hub: `.venv/bin/hf auth login`, or set HF_TOKEN")
+    model = load(checkpoint)
+    card = {"result": result}
+    model.save_pretrained(folder, model_card_kwargs=card)
+    print(f"wrote {folder}: lightning_modules.load({str(folder)!r}) is the model")
+    if name:
+        try:
+            print(model.push_to_hub(name, private=True, model_card_kwargs=card))
+        except Exception as error:  # whatever is between here and the server
+            raise ConnectionError(
+                f"{folder} is written, but the Hugging Face hub does not take it as {name}: {error}"
+            ) from error
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; what is wrong ends it with one message and exit status 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lightning_modules.export",
+        description="Save a trained model as safetensors, with its options, vocabulary and a model card.",
+    )
+    parser.add_argument("checkpoint", help="RUNS/.../checkpoints/last.ckpt or best.ckpt")
+    parser.add_argument("folder", type=Path, help="new folder to write")
+    parser.add_argument("--result", type=Path, help="result file of the run, whose figures the model card shows")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="on the Hugging Face hub; private if it is new")
+    options = parser.parse_args(arguments)
+    try:
+        export(options.checkpoint, options.folder, options.result, options.push)
+    except (ValueError, OSError, UnpicklingError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""A trained model from a checkpoint, a saved folder or the hub alone, without its configuration or data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datamodules.text_files import quoted
+from lightning_modules.checkpoints import read_checkpoint
+from lightning_modules.language_model import LanguageModel
+from lightning_modules.sentiment_regressor import SentimentRegressor
+from lightning_modules.sharing import fetch, is_hub_name, saved_options
+
+MODELS: dict[str, type[LanguageModel | SentimentRegressor]] = {
+    "LanguageModel": LanguageModel,
+    "SentimentRegressor": SentimentRegressor,
+}
+
+
+def load(path: str | Path) -> LanguageModel | SentimentRegressor:
+    """Load a trained model of this repository; nothing that is in its files is executed.
+
+    Args:
+        path: a checkpoint, `RUNS/.../checkpoints/last.ckpt` or `best.ckpt`; a folder that `save_pretrained` wrote; or
+            OWNER/NAME on the Hugging Face hub.
+
+    Returns:
+        The model on the CPU, in eval mode, with the `reader` of the texts that it was trained on; None if the
+        checkpoint is older than these.
+
+    Raises:
+        FileNotFoundError: there is no such file; names what is there.
+        ConnectionError: there is none, and the hub does not deliver it.
+        ValueError: the file is damaged, or is no checkpoint of this repository.
+        UnpicklingError: the checkpoint holds something other than tensors and plain values.
+    """
+    if Path(path).is_dir() or is_hub_name(path):
+        folder = fetch(path)
+        return _model(saved_options(folder)[0], folder).from_pretrained(folder)
+    path = Path(path)
+    if not path.is_file():
+        folder = path.parent
+        there = sorted(other.name for other in folder.iterdir()) if folder.is_dir() else []
+        raise FileNotFoundError(f"{path.absolute()} is no file; in {folder.absolute()} there is: {quoted(there)}")
+    checkpoint = read_checkpoint(path)
+    if not {"state_dict", "hyper_parameters", "curve"} <= checkpoint.keys():
+        raise ValueError(f"{path} is no checkpoint of this repository: it has no parameters, or no curve of its run")
+    given = checkpoint["hyper_parameters"]
+    name = checkpoint.get("model") or str(given.get("_class_path")).rpartition(".")[2]  # older ones have the latter
+    model_class = _model(name, path)
+    try:
+        model = model_class(**{option: value for option, value in given.items() if not option.startswith("_")})
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"])
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be loaded as {name}: {error}") from error
+    return model.eval()
+
+
+def _model(name: str, path: Path) -> type[LanguageModel | SentimentRegressor]:
+    if name not in MODELS:
+        raise ValueError(f"{path} is of the model {name}; there are: {', '.join(MODELS)}")
+    return MODELS[name]

@@ -1,0 +1,189 @@
+"""Models in folders and on the Hugging Face hub: safetensors, JSON and a model card; nothing else is read."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+
+from datamodules.reader import Reader
+from datamodules.text_files import quoted
+from reproduction.model_card import model_card
+from reproduction.results import load_result
+
+CONFIG, WEIGHTS, READER = "config.json", "model.safetensors", "reader.json"
+
+
+class Shareable(ModelHubMixin):
+    """Base of models that are saved in a folder, shared on the Hugging Face hub, and loaded from either.
+
+    A folder has the class and its options in `config.json`, the parameters in `model.safetensors`, the vocabulary and
+    how texts are split in `reader.json`, and a model card in `README.md`. `push_to_hub("OWNER/NAME")` is the mixin's.
+    Not its PyTorchModelHubMixin, which takes a pickle where there are no safetensors, and leaves out what it does not
+    know of a configuration.
+    """
+
+    reader: Reader | None
+    curve: list[dict[str, float]]
+    hparams: Any
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write the model into a folder, which is there as a whole or not at all.
+
+        Args:
+            save_directory: a new folder, or an empty one.
+            options: of the mixin: `model_card_kwargs={"result": FILE}` adds a result file's figures to the model card.
+
+        Raises:
+            FileExistsError: there is something in the folder.
+            OSError: it cannot be written.
+            ValueError: the result file cannot be used, or is not of these parameters.
+        """
+        folder = Path(save_directory)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f"{folder} is there, and is no empty folder: name another one, or delete it")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as part:
+                address = super().save_pretrained(Path(part) / folder.name, **options)
+                (Path(part) / folder.name).replace(folder)
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"{folder} cannot be written ({error}): make room there, or name another folder") from error
+        return address
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        options = {name: value for name, value in self.hparams.items() if not name.startswith("_")}  # Lightning's
+        contents = {CONFIG: {"model": type(self).__name__, "options": options}}
+        if self.reader:
+            contents[READER] = self.reader.state()
+        for name, content in contents.items():
+            text = json.dumps(content, indent=1, ensure_ascii=False)
+            (save_directory / name).write_text(text + "\n", encoding="utf-8")
+        save_model(self, str(save_directory / WEIGHTS))  # type: ignore[arg-type]
+        shutil.copymode(save_directory / CONFIG, save_directory / WEIGHTS)  # safetensors lets no one else read it
+
+    def generate_model_card(self, result: str | Path | None = None) -> ModelCard:
+        """Describe the model, with the figures of the result file of its run, if that is given.
+
+        Raises:
+            ValueError: the file cannot be used, or its run ended with other parameters than these.
+        """
+        run = None if result is None else load_result(Path(result))
+        if run:
+            curve = [{name: value for name, value in entry.items() if math.isfinite(value)} for entry in self.curve]
+            if curve != run.curve[: run.tested_epoch]:
+                raise ValueError(
+                    f"{result} is not of this model: what was tested there, after epoch {run.tested_epoch}, has "
+                    "another curve. Give the result of the run that wrote the checkpoint, and the checkpoint it tested."
+                )
+        return model_card(type(self).__name__, dict(self.hparams), self.reader is not None, run)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load a model that `save_pretrained` or `push_to_hub` wrote; nothing that is in the files is executed.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or OWNER/NAME on the hub.
+            force_download: whether to fetch again what is in the cache.
+            token: of the hub.
+            cache_dir: where what was fetched is kept.
+            local_files_only: whether to take what is in the cache, and ask nobody.
+            revision: branch, tag or commit on the hub.
+            options: in place of the saved ones, for example mc_samples.
+
+        Returns:
+            The model on the CPU, in eval mode.
+
+        Raises:
+            OSError: there is no such folder and the hub does not deliver it, or a file is missing.
+            ValueError: the files are of another model, or damaged.
+        """
+        where = {"force_download": force_download, "token": token, "cache_dir": cache_dir}
+        where |= {"local_files_only": local_files_only, "revision": revision}
+        folder = fetch(pretrained_model_name_or_path, **where)
+        name, saved = saved_options(folder)
+        if name != cls.__name__:
+            raise ValueError(f"{folder} has a {name}, not a {cls.__name__}: lightning_modules.load takes either")
+        if unknown := sorted(saved.keys() - inspect.signature(cls.__init__).parameters.keys()):
+            raise ValueError(f"{folder / CONFIG} has options that {name} does not know: {quoted(unknown)}")
+        try:
+            model = cls(**saved | options)
+            if (folder / READER).is_file():
+                model.reader = Reader(**json.loads((folder / READER).read_text(encoding="utf-8")))
+                if len(model.reader.vocabulary) > model.hparams.vocab_size:
+                    raise ValueError(f"{READER} has {len(model.reader.vocabulary)} words, more than vocab_size")
+            load_model(model, folder / WEIGHTS)  # type: ignore[arg-type]
+        except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())  # torch's has lines
+            raise ValueError(f"{folder} cannot be loaded as {name}: {reason}") from error
+        return model.eval()  # type: ignore[attr-defined]
+
+
+def is_hub_name(name: str | Path) -> bool:
+    """Whether this may be a model on the Hugging Face hub, OWNER/NAME: there is no such file or folder here."""
+    is_name = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)) and not str(name).endswith(".ckpt")
+    return bool(is_name) and not Path(name).exists()
+
+
+def fetch(name: str | Path, **where: Any) -> Path:
+    """The folder of a saved model: the one of this name, or a copy of what the Hugging Face hub has by it.
+
+    Args:
+        name: of the folder, or OWNER/NAME on the hub.
+        where: options of `huggingface_hub.snapshot_download`.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or a file is missing.
+        ConnectionError: the hub does not deliver it.
+    """
+    folder = Path(name)
+    if is_hub_name(name):
+        try:
+            folder = Path(snapshot_download(str(name), allow_patterns=[CONFIG, WEIGHTS, READER], **where))
+        except Exception as error:  # whatever is between here and the server
+            raise ConnectionError(
+                f"There is no folder {folder.absolute()}, and the Hugging Face hub delivers no model {name}: {error}"
+            ) from error
+    there = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    for file in (CONFIG, WEIGHTS):
+        if file not in there:
+            raise FileNotFoundError(
+                f"{name} has no {file}; there is: {quoted(there) or 'nothing'}. A saved model has {CONFIG} and "
+                f"{WEIGHTS}; no other format is read, since it could execute code."
+            )
+    return folder
+
+
+def saved_options(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Class and options of a saved model.
+
+    Raises:
+        ValueError: the configuration is not that of a model of this repository.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        name, options = config["model"], config["options"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG} is not of a model of this repository ({error!r})") from error
+    if not isinstance(name, str) or not isinstance(options, dict):
+        raise ValueError(f"{folder / CONFIG} is not of a model of this repository: it names no class, or no options")
+    return name, options

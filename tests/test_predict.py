@@ -1,0 +1,275 @@
+"""`main.py predict MODEL [FILE]`, with models that one epoch has trained."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lightning_modules import LanguageModel, SentimentRegressor, load
+from tests.tiny import CONFIGS, tiny_run
+
+Call = Callable[..., Any]
+
+
+@pytest.fixture
+def language(call: Call, tiny_treebank: Path, tmp_path: Path) -> str:
+    assert call("fit", *tiny_run(tmp_path, "--trainer.max_epochs", "1")).status == 0
+    return str(tmp_path / "run/checkpoints/last.ckpt")
+
+
+@pytest.fixture
+def sentiment(tmp_path: Path) -> str:
+    """A checkpoint as a run writes it, but quickly; it never was tested."""
+    words = ["<pad>", "<start>", "<unk>", "<unused>", "good", "bad", "film", "a", ",", "["]
+    reader = {"vocabulary": words, "tokens": "words", "chunk_length": 4, "window": None}
+    model = SentimentRegressor(10, embedding_size=5, hidden_size=4, output_dropout=0.5, recurrent_dropout=0.3)
+    checkpoint = {"model": "SentimentRegressor", "reader": reader, "state_dict": model.state_dict()}
+    checkpoint |= {"hyper_parameters": dict(model.hparams), "curve": [], "provenance": [], "noise": {}}
+    torch.save(checkpoint, tmp_path / "sentiment.ckpt")
+    return str(tmp_path / "sentiment.ckpt")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Callable[[str | bytes], str]:
+    def write(content: str | bytes) -> str:
+        (tmp_path / "text.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(tmp_path / "text.txt")
+
+    return write
+
+
+def rows(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+
+def test_a_language_model_gives_surprisals_and_perplexities(language: str, call: Call, text: Any) -> None:
+    outcome = call("predict", language, text("w0 w1\nw2 w3\n"), "--mc_samples", "5", "--seed", "3")
+    assert outcome.status == 0
+    header, *table = outcome.out.splitlines()
+    assert header.split() == ["word", "unknown", "surprisal", "surprisal", "mc", "mutual", "information"]
+    assert [line.split()[0] for line in table[:5]] == ["w1", "<eos>", "w2", "w3", "<eos>"]
+    model = load(language)
+    assert isinstance(model, LanguageModel)
+    said = model.surprisals("w0 w1\nw2 w3\n", 5, seed=3)
+    assert (
+        f"perplexity {said.perplexity:.2f} by the approximation, {said.perplexity_mc:.2f} by MC with 5 sampled networks"
+        in table
+    )
+    assert max(map(len, outcome.out.splitlines())) <= 80
+
+
+def test_a_sentiment_model_rates_each_line(sentiment: str, call: Call, text: Any) -> None:
+    outcome = call("predict", sentiment, text("A good film\n\nbad, odd\r\n"), "--format", "jsonl")
+    assert outcome.status == 0
+    first, second = rows(outcome.out)
+    assert (first["line"], first["text"], first["words"], first["unknown"]) == (1, "A good film", 3, 0)
+    assert (second["line"], second["text"], second["words"], second["unknown"]) == (3, "bad, odd", 3, 1)
+    for row in (first, second):
+        assert row["low"] < row["mean"] < row["high"]
+        assert row["std"] > 0
+    assert "of 50 sampled networks" in outcome.err
+    assert "90 % predictive interval, of the model's uncertainty alone: the noise" in outcome.err
+
+
+def test_a_file_may_be_one_text(sentiment: str, call: Call, text: Any) -> None:
+    outcome = call("predict", sentiment, text("A good film\nbad\n"), "--whole", "--format", "jsonl")
+    [row] = rows(outcome.out)
+    assert row["words"] == 4
+
+
+def test_csv_has_the_numbers_of_jsonl(sentiment: str, call: Call, text: Any) -> None:
+    file = text('good "film", bad\nbad\n')
+    lines = rows(call("predict", sentiment, file, "--format", "jsonl").out)
+    table = list(csv.DictReader(io.StringIO(call("predict", sentiment, file, "--format", "csv").out)))
+    assert [{name: str(value) for name, value in line.items()} for line in lines] == table
+
+
+def test_markup_and_long_texts_leave_a_table_in_order(sentiment: str, call: Call, text: Any) -> None:
+    content = "good [red] [/nothing] \x1b[31m film\n" + "bad film " * 500 + "\n"
+    outcome = call("predict", sentiment, text(content))
+    assert outcome.status == 0
+    assert len(outcome.out.splitlines()) == 1 + 2 + 2
+    assert max(map(len, outcome.out.splitlines()[:3])) <= 80
+    assert "[red]" in outcome.out
+    assert "\x1b" not in outcome.out
+
+
+def test_a_text_may_come_from_standard_input(
+    sentiment: str, call: Call, text: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = call("predict", sentiment, text("a good film\n"), "--format", "jsonl").out
+    for arguments in ([], ["-"]):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a good film\n")))
+        assert call("predict", sentiment, *arguments, "--format", "jsonl").out == expected
+
+
+def test_an_output_file_has_what_would_be_printed(sentiment: str, call: Call, text: Any, tmp_path: Path) -> None:
+    arguments = ("predict", sentiment, text("good\n"), "--format", "csv")
+    printed = call(*arguments).out
+    outcome = call(*arguments, "--output", str(tmp_path / "out.csv"))
+    assert (tmp_path / "out.csv").read_text() == printed
+    assert outcome.out == ""
+    assert f"wrote {tmp_path}/out.csv" in outcome.err
+
+
+def test_sequences_are_generated_reproducibly(language: str, call: Call, text: Any) -> None:
+    arguments = ("predict", language, text("w1 w2\n"), "--generate", "8", "--sequences", "3", "--format", "jsonl")
+    outcome = call(*arguments, "--seed", "5", "--temperature", "0.7", "--top_k", "4", "--no_unknown")
+    drawn = rows(outcome.out)
+    model = load(language)
+    assert isinstance(model, LanguageModel)
+    words = model.generate("w1 w2", 8, sequences=3, seed=5, temperature=0.7, top_k=4)
+    assert [row["sequence"] for row in drawn] == [1, 2, 3]
+    assert [row["generated"].split() for row in drawn] == [[w for w in row if w != "<eos>"] for row in words]
+    approximation = rows(call(*arguments, "--mc_samples", "0", "--temperature", "0").out)
+    assert len({row["generated"] for row in approximation}) == 1
+
+
+def test_the_noise_that_a_run_has_measured_widens_its_intervals(call: Call, tmp_path: Path) -> None:
+    table = [{"text": f"film {i} is {'good ' * (i % 9)}", "rating": i / 3} for i in range(60)]
+    (tmp_path / "rated.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in table))
+    result = tmp_path / "results/mine/reviews/variational/seed0.json"
+    options = {
+        "config": CONFIGS / "demo/sentiment/variational.yaml",
+        "data": "datamodules.RatedText",
+        "data.init_args.source": tmp_path / "rated.jsonl",
+        "data.init_args.chunk_length": 5,
+        "data.init_args.vocab_size": 12,
+        "data.init_args.validation_share": 0.3,
+        "trainer.default_root_dir": tmp_path / "run",
+        "trainer.logger": "false",
+        "trainer.accelerator": "cpu",
+        "trainer.enable_progress_bar": "false",
+        "epochs": 1,
+        "result": result,
+    }
+    assert call("reproduce", *(f"--{name}={value}" for name, value in options.items())).status == 0
+    metrics = json.loads(result.read_text())["metrics"]
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    tested = "best" if config["trainer"].get("tested_weights") == "best" else "last"
+    checkpoint = tmp_path / f"run/checkpoints/{tested}.ckpt"
+    model = load(checkpoint)
+    assert isinstance(model, SentimentRegressor)
+    assert model.noise == {"tau": metrics["tau"], "tau_mc": metrics["tau_mc"]}
+    (tmp_path / "text.txt").write_text("a good film\n")
+    outcome = call("predict", str(checkpoint), str(tmp_path / "text.txt"), "--format", "jsonl")
+    [row] = rows(outcome.out)
+    assert row["high"] - row["low"] >= 0.9 * 2 * 1.6449 * metrics["tau_mc"] ** -0.5
+    assert "interval, of model and noise" in outcome.err
+
+
+def test_help_is_of_texts_without_a_configuration_and_lightnings_with_one(call: Call) -> None:
+    ours = call("predict", "--help").out
+    assert "MODEL [FILE]" in ours
+    assert "--config" in ours  # names the other one
+    assert max(map(len, ours.splitlines())) <= 80
+    assert "--trainer.max_epochs" in call("predict", "--config", str(CONFIGS / "ptb/small/zaremba.yaml"), "--help").out
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def refused(outcome: Any, *named: str) -> None:
+    assert outcome.status == 2
+    assert outcome.out == ""
+    assert outcome.err.count("error:") == 1
+    assert "Traceback" not in outcome.err
+    for part in named:
+        assert part in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "text.txt is empty"),
+        (b" \n\n", "text.txt is empty"),
+        (b"good\nfilm \xff", "line 2: the byte 0xff is not UTF-8"),
+        (b"good\0film", "line 1 has a NUL character"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "is not UTF-8"),
+        (b"xyzzy plugh\n", "none of the words that the model knows"),
+    ],
+)
+def test_a_file_that_is_no_text_of_use_is_refused(
+    content: bytes, named: str, sentiment: str, call: Call, text: Any, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.csv"
+    refused(call("predict", sentiment, text(content), "--output", str(output)), "text.txt", named)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("--mc_samples 1", "mc_samples must be 0 (the approximation alone) or from 2 to 1000, got 1"),
+        ("--mc_samples 2.5", "argument --mc_samples"),
+        ("--interval 1", "between 0 and 1, got 1.0"),
+        ("--interval nan", "between 0 and 1, got nan"),
+        ("--interval 0.5 --mc_samples 0", "--interval needs sampled networks"),
+        ("--seed -1", "--seed must be from 0"),
+        ("--format xml", "argument --format"),
+        ("--generate 5", "--generate needs a language model; "),
+        ("--top_k 5", "--top_k needs a language model and --generate"),
+        ("--modle 3", "--modle"),
+    ],
+)
+def test_options_of_no_use_to_a_sentiment_model_are_refused(
+    options: str, named: str, sentiment: str, call: Call, text: Any, tmp_path: Path
+) -> None:
+    file, output = text("good\n"), tmp_path / "out"
+    refused(call("predict", sentiment, file, *options.split(), "--output", str(output)), named)
+    assert not output.exists()
+
+
+def test_options_of_no_use_to_a_language_model_are_refused(language: str, call: Call, text: Any) -> None:
+    file = text("w1 w2\n")
+    for options, named in {
+        "--interval 0.5": "--interval needs a sentiment model",
+        "--whole": "--whole needs a sentiment model",
+        "--temperature 2": "--temperature needs a language model and --generate",
+        "--generate 0": "words must be at least 1, got 0",
+        "--generate 3 --temperature -1": "temperature must be at least 0 and finite, got -1.0",
+        "--generate 3 --top_k 13": "top_k must be at least 1 and at most 12, got 13",
+        "--generate 3 --sequences 0": "sequences must be at least 1",
+    }.items():
+        refused(call("predict", language, file, *options.split()), named)
+
+
+def test_a_word_that_a_vocabulary_without_unk_lacks_is_refused(language: str, call: Call, text: Any) -> None:
+    refused(call("predict", language, text("w1 xyzzy\n")), "'xyzzy' is unknown")
+
+
+def test_models_and_files_that_are_not_there_are_answered_with_those_that_are(
+    sentiment: str, call: Call, text: Any, tmp_path: Path
+) -> None:
+    file = text("good\n")
+    refused(call("predict", str(tmp_path / "last.ckpt"), file), "last.ckpt is no file", "'sentiment.ckpt'")
+    refused(call("predict", sentiment, str(tmp_path / "other.txt")), "other.txt does not exist", "'text.txt'")
+    refused(call("predict", sentiment, file, "--output", str(tmp_path / "no/out")), "no/out", "name a file in a folder")
+    refused(call("predict", sentiment, file, "--output", str(tmp_path)), "name a file in a folder")
+    refused(call("predict"), "MODEL")
+
+
+def test_what_is_no_checkpoint_is_refused(sentiment: str, call: Call, text: Any, tmp_path: Path) -> None:
+    file = text("good\n")
+    refused(call("predict", file, file), "text.txt is damaged, or none")
+    content = bytearray(Path(sentiment).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "damaged.ckpt").write_bytes(content)
+    refused(call("predict", str(tmp_path / "damaged.ckpt"), file), "damaged.ckpt is damaged")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.ckpt")
+    refused(call("predict", str(tmp_path / "other.ckpt"), file), "other.ckpt is no checkpoint of this repository")
+
+
+def test_a_checkpoint_without_a_vocabulary_says_so(sentiment: str, call: Call, text: Any, tmp_path: Path) -> None:
+    torch.save(torch.load(sentiment, weights_only=True) | {"reader": None}, tmp_path / "older.ckpt")
+    refused(call("predict", str(tmp_path / "older.ckpt"), text("good\n")), "older than that")
