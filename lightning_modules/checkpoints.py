@@ -111,8 +111,7 @@ def add_to_checkpoint(path: Path, entries: dict[str, Any]) -> None:
         OSError: it cannot be written; the file that was there still is.
         ValueError: it is damaged.
     """
-    check_whole(path)
-    WholeFiles().save_checkpoint(torch.load(path, weights_only=True) | entries, path)
+    WholeFiles().save_checkpoint(read_checkpoint(path) | entries, path)
 
 
 def find_checkpoint(folder: Path) -> Path | None:
