@@ -26,7 +26,7 @@ ROWS ?= $(filter $(foreach size,$(SIZE),$(call names,ptb/$(size))),$(TABLE_1))
 chosen = $(filter-out all,$(CURVES))
 curves = $(filter $(or $(chosen),%),$(call names,sentiment/$(1)))
 
-VARIABLES := PYTHON CONSTRAINTS GPU DATA_DIR RESULTS RUNS SEEDS SIZE ROWS FIGURES CURVES EPOCHS DEVICES NODES LAUNCH SLURM NAME ARGS A B
+VARIABLES := PYTHON CONSTRAINTS GPU DATA_DIR RESULTS RUNS SEEDS SIZE ROWS FIGURES CURVES EPOCHS DEVICES NODES LAUNCH SLURM NAME ARGS A B MODEL TEXT
 $(foreach variable,$(filter-out $(VARIABLES),$(.VARIABLES)),\
 	$(if $(findstring command,$(origin $(variable))),$(error $(variable) is no variable of this Makefile; there are: $(VARIABLES))))
 number = $(if $(shell printf %s '$(2)' | tr -d '0-9 '),$(error $(1)="$(2)" is not a number))
@@ -52,6 +52,10 @@ $(call check,CURVES,$(CURVES),all $(sort $(foreach figure,$(FIGURES),$(call name
 endif
 ifneq ($(filter compare,$(MAKECMDGOALS)),)
 $(foreach run,A B,$(if $($(run)),,$(error $(run)="": name two runs, A=EXPERIMENT/GROUP/ROW/seedK B=..., or their result files)))
+endif
+
+ifneq ($(filter predict,$(MAKECMDGOALS)),)
+$(if $(MODEL),,$(error MODEL="": name a checkpoint, MODEL=runs/.../checkpoints/last.ckpt))
 endif
 
 # $(call results,EXPERIMENT/GROUP,rows,seeds): result files
@@ -137,6 +141,9 @@ grid: .venv/ready ## the runs of configs/sweeps/NAME.yaml [NAME= SEEDS= EPOCHS= 
 sweep: .venv/ready ## register it with W&B and train its points by an agent here [NAME= DATA_DIR= ARGS="--count 3"]
 	@DATA_DIR="$(DATA_DIR)" .venv/bin/python -m reproduction.grid '$(NAME)' --agent $(ARGS)
 
+predict: | .venv/ready ## what a trained model says about a text, and how sure it is [MODEL=runs/.../last.ckpt TEXT=file]
+	@.venv/bin/python main.py predict '$(MODEL)' $(if $(TEXT),'$(TEXT)') $(ARGS)
+
 ##@ Compare
 report: .venv/ready ## write all tables and curves into one HTML page, to be opened from disk
 	@.venv/bin/python -m reproduction.report --results $(RESULTS)
@@ -172,7 +179,7 @@ bench-scaling: .venv/ready ## measure data-parallel training on one and two proc
 clean: ## remove runs (checkpoints, logs) and caches; results stay
 	rm -rf $(RUNS) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: help demo test test-slow reproduce-ptb reproduce-sentiment status cost ensemble table figures report compare grid sweep wandb-table wandb-report sync setup lint bench bench-gpu bench-scaling clean FORCE
+.PHONY: help demo test test-slow reproduce-ptb reproduce-sentiment predict status cost ensemble table figures report compare grid sweep wandb-table wandb-report sync setup lint bench bench-gpu bench-scaling clean FORCE
 
 .venv/ready: pyproject.toml $(wildcard $(CONSTRAINTS))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed, $(PYTHON) is older or missing: make PYTHON=/path/to/python3.11 ..."; exit 1; }

@@ -1,6 +1,7 @@
 """Command line: `python main.py {fit,validate,test,predict,reproduce} --config configs/...`.
 
 Without --config, `main.py predict MODEL [FILE]` reads a text with a trained model: see `lightning_modules.predict`.
+`main.py export CHECKPOINT FOLDER` saves one, and shares it: see `lightning_modules.export`.
 A configuration below `configs` inherits every `common.yaml` of its folder and of the folders above.
 """
 
@@ -23,7 +24,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from lightning_modules import predict
+from lightning_modules import export, predict
 from lightning_modules.checkpoints import LAST, PREVIOUS, checkpoints
 from lightning_modules.parser import Parser, check_config, in_short
 from lightning_modules.progress import Progress
@@ -177,6 +178,9 @@ def main(arguments: list[str], trainer_class: type[Trainer] = Trainer) -> None:
     try:
         if arguments[:1] == ["predict"] and not any(re.match("(--config|-c)($|=)", word) for word in arguments):
             predict.main(arguments[1:])
+            return
+        if arguments[:1] == ["export"]:
+            export.main(arguments[1:])
             return
         sys.argv[1:] = with_inherited_configs(arguments)
         run(trainer_class)

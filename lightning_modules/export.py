@@ -1,14 +1,13 @@
-"""A trained model as safetensors with a model card: `python -m lightning_modules.export --help`."""
+"""`main.py export CHECKPOINT FOLDER`: a trained model as safetensors, with a model card."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from pickle import UnpicklingError
 
 from huggingface_hub import get_token
 
-from lightning_modules import load
+from lightning_modules.loading import load
 
 
 def export(checkpoint: str, folder: Path, result: Path | None = None, name: str | None = None) -> None:
@@ -40,10 +39,10 @@ def export(checkpoint: str, folder: Path, result: Path | None = None, name: str 
             ) from error
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command; what is wrong ends it with one message and exit status 2."""
+def main(arguments: list[str]) -> None:
+    """Save a model, and push it; raises what `export` does."""
     parser = argparse.ArgumentParser(
-        prog="python -m lightning_modules.export",
+        prog="main.py export",
         description="Save a trained model as safetensors, with its options, vocabulary and a model card.",
     )
     parser.add_argument("checkpoint", help="RUNS/.../checkpoints/last.ckpt or best.ckpt")
@@ -51,11 +50,4 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--result", type=Path, help="result file of the run, whose figures the model card shows")
     parser.add_argument("--push", metavar="OWNER/NAME", help="on the Hugging Face hub; private if it is new")
     options = parser.parse_args(arguments)
-    try:
-        export(options.checkpoint, options.folder, options.result, options.push)
-    except (ValueError, OSError, UnpicklingError) as error:
-        parser.exit(2, f"error: {error}\n")
-
-
-if __name__ == "__main__":
-    main()
+    export(options.checkpoint, options.folder, options.result, options.push)

@@ -8,7 +8,7 @@ from datamodules.text_files import quoted
 from lightning_modules.checkpoints import read_checkpoint
 from lightning_modules.language_model import LanguageModel
 from lightning_modules.sentiment_regressor import SentimentRegressor
-from lightning_modules.sharing import fetch, is_hub_name, saved_options
+from lightning_modules.sharing import fetch, is_hub_name, saved_config
 
 MODELS: dict[str, type[LanguageModel | SentimentRegressor]] = {
     "LanguageModel": LanguageModel,
@@ -35,7 +35,7 @@ def load(path: str | Path) -> LanguageModel | SentimentRegressor:
     """
     if Path(path).is_dir() or is_hub_name(path):
         folder = fetch(path)
-        return _model(saved_options(folder)[0], folder).from_pretrained(folder)
+        return _model(saved_config(folder)["model"], folder).from_pretrained(folder)
     path = Path(path)
     if not path.is_file():
         folder = path.parent

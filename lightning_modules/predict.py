@@ -125,9 +125,8 @@ def ratings(model: SentimentRegressor, reader: Reader, text: str, options: Any) 
         raise ValueError("--interval needs sampled networks (--mc_samples), or a model whose noise was measured")
     rows = []
     for (number, line), *values in zip(lines.items(), *(column.tolist() for column in columns.values()), strict=True):
-        words = [word for word in reader.words(line) if word != "\n"]
-        unknown = sum(not reader.knows(word) for word in words)
-        row = {"line": number, "text": line, "words": len(words), "unknown": unknown}
+        unknown = sum(not reader.knows(word) for word in reader.words(line))
+        row = {"line": number, "text": line, "unknown": unknown}
         rows.append(row | dict(zip(columns, values, strict=True)))
     notes = []
     if count:
@@ -196,7 +195,8 @@ def show(rows: list[Row], notes: list[str], form: str, output: Path | None) -> N
         for name in rows[0]:
             column = [row[name] for row in rows]
             is_text = isinstance(column[0], str)
-            table.add_column(name.replace("_", " "), justify="left" if is_text else "right", no_wrap=not is_text)
+            header = "approx." if name == "approximation" else name.replace("_", " ")
+            table.add_column(header, justify="left" if is_text else "right", no_wrap=not is_text)
             cells.append(_cells(column, is_whole=name == "generated"))
         for row_of_cells in zip(*cells, strict=True):
             table.add_row(*row_of_cells)

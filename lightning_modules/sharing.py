@@ -26,13 +26,15 @@ CONFIG, WEIGHTS, READER = "config.json", "model.safetensors", "reader.json"
 class Shareable(ModelHubMixin):
     """Base of models that are saved in a folder, shared on the Hugging Face hub, and loaded from either.
 
-    A folder has the class and its options in `config.json`, the parameters in `model.safetensors`, the vocabulary and
-    how texts are split in `reader.json`, and a model card in `README.md`. `push_to_hub("OWNER/NAME")` is the mixin's.
+    A folder has the class, its options and measured noise in `config.json`, the parameters in `model.safetensors`, the
+    vocabulary and how texts are split in `reader.json`, and a model card in `README.md`. `push_to_hub("OWNER/NAME")` is
+    the mixin's.
     Not its PyTorchModelHubMixin, which takes a pickle where there are no safetensors, and leaves out what it does not
     know of a configuration.
     """
 
     reader: Reader | None
+    noise: dict[str, float]
     curve: list[dict[str, float]]
     hparams: Any
 
@@ -62,7 +64,8 @@ class Shareable(ModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         options = {name: value for name, value in self.hparams.items() if not name.startswith("_")}  # Lightning's
-        contents = {CONFIG: {"model": type(self).__name__, "options": options}}
+        config = {"model": type(self).__name__, "options": options, "noise": getattr(self, "noise", {})}
+        contents: dict[str, Any] = {CONFIG: config}
         if self.reader:
             contents[READER] = self.reader.state()
         for name, content in contents.items():
@@ -120,13 +123,15 @@ class Shareable(ModelHubMixin):
         where = {"force_download": force_download, "token": token, "cache_dir": cache_dir}
         where |= {"local_files_only": local_files_only, "revision": revision}
         folder = fetch(pretrained_model_name_or_path, **where)
-        name, saved = saved_options(folder)
+        config = saved_config(folder)
+        name, saved = config["model"], config["options"]
         if name != cls.__name__:
             raise ValueError(f"{folder} has a {name}, not a {cls.__name__}: lightning_modules.load takes either")
         if unknown := sorted(saved.keys() - inspect.signature(cls.__init__).parameters.keys()):
             raise ValueError(f"{folder / CONFIG} has options that {name} does not know: {quoted(unknown)}")
         try:
             model = cls(**saved | options)
+            model.noise = {key: float(value) for key, value in config["noise"].items()}
             if (folder / READER).is_file():
                 model.reader = Reader(**json.loads((folder / READER).read_text(encoding="utf-8")))
                 if len(model.reader.vocabulary) > model.hparams.vocab_size:
@@ -173,17 +178,17 @@ def fetch(name: str | Path, **where: Any) -> Path:
     return folder
 
 
-def saved_options(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Class and options of a saved model.
+def saved_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a saved model: name of its class (`model`), `options`, and `noise`.
 
     Raises:
         ValueError: the configuration is not that of a model of this repository.
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        name, options = config["model"], config["options"]
+        is_known = [type(config[name]) for name in ("model", "options", "noise")] == [str, dict, dict]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG} is not of a model of this repository ({error!r})") from error
-    if not isinstance(name, str) or not isinstance(options, dict):
-        raise ValueError(f"{folder / CONFIG} is not of a model of this repository: it names no class, or no options")
-    return name, options
+    if not is_known:
+        raise ValueError(f"{folder / CONFIG} is not of a model of this repository: it has other kinds of values")
+    return config

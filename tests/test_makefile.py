@@ -182,6 +182,14 @@ def test_a_comparison_needs_two_runs(make: Make, tmp_path: Path) -> None:
     )
 
 
+def test_predict_reads_a_text_or_standard_input_with_a_model(make: Make) -> None:
+    command = ".venv/bin/python main.py predict 'runs/a b/last.ckpt'"
+    assert make("-n", "predict", "MODEL=runs/a b/last.ckpt").stdout.strip() == command
+    [line] = make("-n", "predict", "MODEL=runs/a b/last.ckpt", "TEXT=my text", "ARGS=--whole").stdout.splitlines()
+    assert line == f"{command} 'my text' --whole"
+    assert 'MODEL="": name a checkpoint' in make("-n", "predict").stderr
+
+
 def test_one_model_is_no_ensemble(make: Make) -> None:
     assert 'SEEDS="0": an ensemble needs several' in make("-n", "ensemble", "SIZE=small").stderr
 

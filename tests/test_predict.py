@@ -72,8 +72,8 @@ def test_a_sentiment_model_rates_each_line(sentiment: str, call: Call, text: Any
     outcome = call("predict", sentiment, text("A good film\n\nbad, odd\r\n"), "--format", "jsonl")
     assert outcome.status == 0
     first, second = rows(outcome.out)
-    assert (first["line"], first["text"], first["words"], first["unknown"]) == (1, "A good film", 3, 0)
-    assert (second["line"], second["text"], second["words"], second["unknown"]) == (3, "bad, odd", 3, 1)
+    assert (first["line"], first["text"], first["unknown"]) == (1, "A good film", 0)
+    assert (second["line"], second["text"], second["unknown"]) == (3, "bad, odd", 1)
     for row in (first, second):
         assert row["low"] < row["mean"] < row["high"]
         assert row["std"] > 0
@@ -84,7 +84,7 @@ def test_a_sentiment_model_rates_each_line(sentiment: str, call: Call, text: Any
 def test_a_file_may_be_one_text(sentiment: str, call: Call, text: Any) -> None:
     outcome = call("predict", sentiment, text("A good film\nbad\n"), "--whole", "--format", "jsonl")
     [row] = rows(outcome.out)
-    assert row["words"] == 4
+    assert row["text"] == "A good film\nbad\n"
 
 
 def test_csv_has_the_numbers_of_jsonl(sentiment: str, call: Call, text: Any) -> None:
@@ -100,7 +100,7 @@ def test_markup_and_long_texts_leave_a_table_in_order(sentiment: str, call: Call
     assert outcome.status == 0
     assert len(outcome.out.splitlines()) == 1 + 2 + 2
     assert max(map(len, outcome.out.splitlines()[:3])) <= 80
-    assert "[red]" in outcome.out
+    assert "[red] [/" in outcome.out
     assert "\x1b" not in outcome.out
 
 
@@ -160,7 +160,7 @@ def test_the_noise_that_a_run_has_measured_widens_its_intervals(call: Call, tmp_
     checkpoint = tmp_path / f"run/checkpoints/{tested}.ckpt"
     model = load(checkpoint)
     assert isinstance(model, SentimentRegressor)
-    assert model.noise == {"tau": metrics["tau"], "tau_mc": metrics["tau_mc"]}
+    assert model.noise == pytest.approx({"tau": metrics["tau"], "tau_mc": metrics["tau_mc"]}, rel=1e-6)
     (tmp_path / "text.txt").write_text("a good film\n")
     outcome = call("predict", str(checkpoint), str(tmp_path / "text.txt"), "--format", "jsonl")
     [row] = rows(outcome.out)

@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from datamodules import snippets
+from datamodules.reader import Reader
+from lightning_modules import SentimentRegressor
 from reproduction.table import main as table
 
 ROOT = Path(__file__).parent.parent
@@ -46,11 +49,33 @@ def test_every_file_named_in_the_readme_exists():
 
 
 def test_the_example_in_the_readme_runs():
-    [example] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    example, _ = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names: dict = {}
     exec(example, names)
     assert names["samples"].shape == (10, 7, 3, 20)
     assert names["samples"].std(dim=0).max() > 0
+
+
+def test_the_example_of_prediction_runs(tmp_path, monkeypatch):
+    _, example = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    words = ["<pad>", "<start>", "<unk>", "<unused>", "a", "warm", ",", "funny", "film", "dull"]
+    model = SentimentRegressor(10, embedding_size=5, hidden_size=4, output_dropout=0.5)
+    [path] = re.findall(r'load\("(.*?)"\)', example)
+    (tmp_path / path).parent.mkdir(parents=True)
+    checkpoint = {
+        "state_dict": model.state_dict(),
+        "hyper_parameters": dict(model.hparams),
+        "model": "SentimentRegressor",
+        "reader": Reader(tuple(words), "words", chunk_length=4).state(),
+        "curve": [],
+        "provenance": [],
+    }
+    torch.save(checkpoint, tmp_path / path)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(example, names)
+    assert names["ratings"].samples.shape == (50, 2)
+    assert names["ratings"].std.min() > 0
 
 
 @pytest.mark.slow

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from datamodules.reader import Reader
 from lightning_modules import LanguageModel, SentimentRegressor, load
-from lightning_modules.export import main as export
 from tests import hub_server
 from tests.test_faults import Trap
 from tests.tiny import tiny_run
@@ -83,11 +82,12 @@ def test_a_regressor_comes_back_bit_for_bit_with_its_scale(
     model.reader = RATED
     model.target_mean.fill_(3.7)
     model.target_std.fill_(0.3)
+    model.noise = {"tau": 1.5, "tau_mc": 2.5}
     model.save_pretrained(tmp_path / "saved")
     words = torch.randint(30, (6, 4))
     masks = model.sample_masks(4, 6)
     for loaded in (load(tmp_path / "saved"), SentimentRegressor.from_pretrained(tmp_path / "saved")):
-        assert loaded.reader == RATED
+        assert (loaded.reader, loaded.noise) == (RATED, model.noise)
         assert torch.equal(loaded(words), model(words))
         with mc_dropout(model), mc_dropout(loaded):
             assert torch.equal(loaded(words, masks), model(words, masks))
@@ -367,22 +367,21 @@ def run(call: Callable[..., Any], tiny_treebank: Path, tmp_path: Path) -> tuple[
     return str(tmp_path / "run/checkpoints/last.ckpt"), str(result)
 
 
-def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The message that the command ends with."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        export(list(arguments))
-    assert end.value.code == 2
-    [message] = capsys.readouterr().err.splitlines()
+def failed(outcome: Any) -> str:
+    """The message that the command ended with."""
+    assert outcome.status == 2
+    message, advice = outcome.err.splitlines()
+    assert advice == "(TRACEBACK=1 shows where it was raised)"
     return message
 
 
 def test_a_run_is_exported_pushed_and_loaded(
-    run: tuple[str, str], hub: hub_server.Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: tuple[str, str], hub: hub_server.Server, tmp_path: Path, call: Callable[..., Any]
 ) -> None:
     checkpoint, result = run
-    export([checkpoint, "exported", "--result", result, "--push", NAME])
-    assert f"{hub.address}/{NAME}/commit/" in capsys.readouterr().out
+    outcome = call("export", checkpoint, "exported", "--result", result, "--push", NAME)
+    assert outcome.status == 0, outcome.err
+    assert f"{hub.address}/{NAME}/commit/" in outcome.out
     assert [repository["visibility"] for repository in hub.created] == ["private"]
     assert hub.models == {NAME: files(tmp_path / "exported")}
     metrics = json.loads(Path(result).read_text())["metrics"]
@@ -398,31 +397,31 @@ def test_what_is_wrong_with_an_export_is_said_in_one_message(
     run: tuple[str, str],
     hub: hub_server.Server,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    call: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checkpoint, result = run
-    assert "nothing.ckpt is no file" in failed(capsys, "nothing.ckpt", "new")
+    assert "nothing.ckpt is no file" in failed(call("export", "nothing.ckpt", "new"))
     (tmp_path / "cut.ckpt").write_bytes(Path(checkpoint).read_bytes()[:-999])
-    assert "cut.ckpt is damaged" in failed(capsys, "cut.ckpt", "new")
+    assert "cut.ckpt is damaged" in failed(call("export", "cut.ckpt", "new"))
     torch.save({"state_dict": Trap(tmp_path / "sprung")}, "trap.ckpt")
-    assert "trap.ckpt is refused: it holds" in failed(capsys, "trap.ckpt", "new")
+    assert "trap.ckpt is refused: it holds" in failed(call("export", "trap.ckpt", "new"))
     assert not (tmp_path / "sprung").exists()
-    assert "run is there, and is no empty folder" in failed(capsys, checkpoint, "run")
-    assert "no result.json" in failed(capsys, checkpoint, "new", "--result", "no result.json")
+    assert "run is there, and is no empty folder" in failed(call("export", checkpoint, "run"))
+    assert "no result.json" in failed(call("export", checkpoint, "new", "--result", "no result.json"))
     best = json.loads(Path(result).read_text())
     (tmp_path / "other.json").write_text(json.dumps(best | {"tested_epoch": 1}))
-    assert "other.json is not of this model" in failed(capsys, checkpoint, "new", "--result", "other.json")
+    assert "other.json is not of this model" in failed(call("export", checkpoint, "new", "--result", "other.json"))
     monkeypatch.delenv("HF_TOKEN")
-    assert "nobody is logged in to the Hugging Face hub" in failed(capsys, checkpoint, "new", "--push", NAME)
+    assert "nobody is logged in to the Hugging Face hub" in failed(call("export", checkpoint, "new", "--push", NAME))
     assert not (tmp_path / "new").exists()
 
     monkeypatch.setenv("HF_TOKEN", "hf_" + "a" * 34)
-    message = failed(capsys, checkpoint, "named", "--push", "three/part/name")
+    message = failed(call("export", checkpoint, "named", "--push", "three/part/name"))
     assert "named is written, but the Hugging Face hub does not take it as three/part/name" in message
     hub.server_close()
     hub.shutdown()
-    message = failed(capsys, checkpoint, "alone", "--push", NAME)
+    message = failed(call("export", checkpoint, "alone", "--push", NAME))
     assert f"alone is written, but the Hugging Face hub does not take it as {NAME}: " in message
     assert load(tmp_path / "alone").reader
 
@@ -438,13 +437,11 @@ def test_the_command_and_the_hub_in_processes_of_their_own(
             [sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=180
         )
 
-    command = ("-m", "lightning_modules.export", run[0])
+    command = ("main.py", "export", run[0])
     exported = outcome(*command, str(tmp_path / "exported"), "--push", NAME)
     assert exported.returncode == 0, exported.stderr
-    fetched = outcome(
-        "-c", f"from lightning_modules import load; print(load({NAME!r}).state_dict()['softmax.bias'].sum())"
-    )
-    assert fetched.stdout == f"{load(run[0]).state_dict()['softmax.bias'].sum()}\n", fetched.stderr
+    fetched = outcome("-c", f"from lightning_modules import load; print(load({NAME!r}).softmax.bias.tolist())")
+    assert fetched.stdout == f"{load(run[0]).softmax.bias.tolist()}\n", fetched.stderr
     offline = outcome(*command, str(tmp_path / "offline"), "--push", NAME, HF_HUB_OFFLINE="1")
     assert offline.returncode == 2
     assert "is written, but the Hugging Face hub does not take it" in offline.stderr
