@@ -715,7 +715,7 @@ void vrnn_softmax_nll(int threads, int64_t N, int64_t words, float* logits, cons
         for (int64_t row = 0; row < N; row++) {
             float* x = logits + row * words;
             const float* y = expected ? expected + which[row] * words : nullptr;
-            const float highest = highest_of(words, x), target = x[targets[row]];
+            const float highest = highest_of(words, x), target = x[targets[row]], coldness = 1.f / temperature;
             vf sums = {}, tempered_sums = {}, products = {};
             for (int64_t k = 0; k < words; k += V) {
                 const int n = (int)std::min<int64_t>(V, words - k);
@@ -723,7 +723,7 @@ void vrnn_softmax_nll(int threads, int64_t N, int64_t words, float* logits, cons
                 const vf e = vexp(z);
                 sums += first(n, e);
                 if (y) {
-                    const vf t = vexp(z / temperature);
+                    const vf t = vexp(z * coldness);
                     tempered_sums += first(n, t);
                     products += first(n, z) * load(y + k, n);
                     if (with_gradient) store(&tempered[k], t, n);
@@ -732,13 +732,16 @@ void vrnn_softmax_nll(int threads, int64_t N, int64_t words, float* logits, cons
             }
             const float sum = sum_of(sums), tempered_sum = sum_of(tempered_sums);
             nll[row] = std::log(sum) + highest - target;
-            if (y) cross_entropy[row] = std::log(tempered_sum) - sum_of(products) / temperature;
+            if (y) cross_entropy[row] = std::log(tempered_sum) - sum_of(products) * coldness;
             if (!with_gradient) continue;
             const float factor = scale / sum;
             if (y) {
                 const float weight = scale * gamma, tempered_factor = weight / tempered_sum;
-                for (int64_t k = 0; k < words; k++)
-                    x[k] = x[k] * factor + tempered[k] * tempered_factor - y[k] * weight;
+                for (int64_t k = 0; k < words; k += V) {
+                    const int n = (int)std::min<int64_t>(V, words - k);
+                    const vf q = load(&tempered[k], n) * tempered_factor;
+                    store(x + k, load(x + k, n) * factor + q - load(y + k, n) * weight, n);
+                }
             } else
                 for (int64_t k = 0; k < words; k++) x[k] *= factor;
             x[targets[row]] -= scale;
