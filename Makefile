@@ -209,6 +209,7 @@ $(PTB_ROWS:%=$(RESULTS)/%/ensemble.json): $(RESULTS)/%/ensemble.json: $$(foreach
 # Of the weights that the row is tested with.
 $(foreach row,$(PTB_ROWS),$(SEEDS:%=$(RUNS)/$(row)/seed%/predictions.pt)): $(RUNS)/%/predictions.pt: $$(wildcard $(RUNS)/$$*/checkpoints/last.ckpt) | .venv/ready
 	@.venv/bin/python main.py predict $(call options,$*) --trainer.logger false $(ARGS) --ckpt_path \
-		$(RUNS)/$*/checkpoints/$(if $(shell grep -s 'tested_weights: best' configs/$(patsubst %/,%,$(dir $*)).yaml),best,last).ckpt
+		$(RUNS)/$*/checkpoints/$(if $(shell grep -s 'tested_weights: best' \
+			configs/$(patsubst %/,%,$(dir $*)).yaml configs/$(dir $(patsubst %/,%,$(dir $*)))common.yaml),best,last).ckpt
 
 FORCE:

@@ -219,6 +219,7 @@ def test_an_ensemble_predicts_with_the_weights_that_were_tested_and_averages(mak
         f"--output {tmp_path}/ptb/medium/zaremba/ensemble.json"
     )
     assert commands("SIZE=medium", "ROWS=non_regularized", "SEEDS=0 1")[0].endswith("/checkpoints/best.ckpt")
+    assert commands("SIZE=inan_small", "ROWS=vd", "SEEDS=0 1")[0].endswith("/checkpoints/best.ckpt")  # for all its rows
     for seed in (0, 1):
         for name in ("checkpoints/last.ckpt", "predictions.pt"):
             (tmp_path / f"runs/ptb/medium/zaremba/seed{seed}" / name).parent.mkdir(parents=True, exist_ok=True)
