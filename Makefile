@@ -22,7 +22,8 @@ SIZES := $(patsubst configs/ptb/%/common.yaml,%,$(wildcard configs/ptb/*/common.
 ALL_FIGURES := $(patsubst configs/sentiment/%/common.yaml,%,$(wildcard configs/sentiment/*/common.yaml))
 FIGURES ?= $(if $(filter all,$(CURVES)),$(ALL_FIGURES),figure2 figure3 figure10)
 TABLE_1 := non_regularized moon moon_embedding zaremba variational_tied variational_untied
-ROWS ?= $(filter $(foreach size,$(SIZE),$(call names,ptb/$(size))),$(TABLE_1))
+BEYOND := vd vd_al vd_re vd_real non_regularized_wt non_regularized_pr non_regularized_wt_pr zaremba_wt bd_wd bd_wt
+ROWS ?= $(filter $(foreach size,$(SIZE),$(call names,ptb/$(size))),$(TABLE_1) $(BEYOND))
 chosen = $(filter-out all,$(CURVES))
 curves = $(filter $(or $(chosen),%),$(call names,sentiment/$(1)))
 
@@ -215,6 +216,7 @@ $(PTB_ROWS:%=$(RESULTS)/%/ensemble.json): $(RESULTS)/%/ensemble.json: $$(foreach
 # Of the weights that the row is tested with.
 $(foreach row,$(PTB_ROWS),$(SEEDS:%=$(RUNS)/$(row)/seed%/predictions.pt)): $(RUNS)/%/predictions.pt: $$(wildcard $(RUNS)/$$*/checkpoints/last.ckpt) | .venv/ready
 	@.venv/bin/python main.py predict $(call options,$*) --trainer.logger false $(ARGS) --ckpt_path \
-		$(RUNS)/$*/checkpoints/$(if $(shell grep -s 'tested_weights: best' configs/$(patsubst %/,%,$(dir $*)).yaml),best,last).ckpt
+		$(RUNS)/$*/checkpoints/$(if $(shell grep -s 'tested_weights: best' \
+			configs/$(patsubst %/,%,$(dir $*)).yaml configs/$(dir $(patsubst %/,%,$(dir $*)))common.yaml),best,last).ckpt
 
 FORCE:

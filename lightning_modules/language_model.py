@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from lightning_modules.experiment import MOST_SAMPLES, TEST, TRAINING, Experimen
 from lightning_modules.optim import DecoupledSGD
 from lightning_modules.softmax import softmax_nll
 from variational_rnn import (
+    RNNMasks,
     VariationalDropout,
     VariationalEmbedding,
     VariationalGRU,
@@ -64,8 +66,8 @@ class LanguageModel(Experiment):
     """Embedding, recurrent layers, softmax over the vocabulary, trained on windows of parallel streams.
 
     The network is Zaremba et al.'s (2014), the dropout that of equations 4 to 9 of the paper; protocol sections 1.2 to
-    1.6. A batch is (inputs, targets), each [T, B] word ids; the state is carried from window to window, the gradient is
-    not. The loss is summed over time and averaged over the B streams, in nats.
+    1.6, and 1.11 for what others built on it. A batch is (inputs, targets), each [T, B] word ids; the state is carried
+    from window to window, the gradient is not. The loss is summed over time and averaged over the B streams, in nats.
 
     Logged: `train_ppl` (mean over the epoch, dropout on), `valid_ppl` (exact), `valid_ppl_lua` (as the original code
     prints it: the sum of floor(R/T) windows divided by the un-floored quotient), `train_eval_ppl` (dropout off, if the
@@ -88,6 +90,13 @@ class LanguageModel(Experiment):
         gate_masks: "tied" or "untied".
         time_masks: "constant" for variational masks, "fresh" for naive ones.
         word_masks: "type" as in the paper, "token" as in the code behind its Table 1.
+        share_masks: whether all that reads a layer's h has one mask of it: its own recurrence, the next layer and, of
+            the last layer, the softmax layer (Inan et al., 2016).
+        tie_weights: whether the softmax layer's matrix is the embedding's.
+        softmax_bias: whether the softmax layer has a bias.
+        projection_penalty: if given, the softmax layer's input goes through one more matrix P [H, H] and a bias, and
+            the loss has projection_penalty / 2 * ||P||^2 more (Press & Wolf, 2016). None for no such matrix.
+        augmented_loss: weight gamma of Inan et al.'s (2016) loss beside the cross-entropy, as in `softmax_nll`.
         init_scale: every parameter starts uniform in [-init_scale, init_scale].
         learning_rate: of plain SGD.
         reference_batch_size: batch size that learning_rate is for: with k times as many streams it is multiplied by k.
@@ -129,6 +138,11 @@ class LanguageModel(Experiment):
         gate_masks: Literal["tied", "untied"] = "tied",
         time_masks: Literal["constant", "fresh"] = "constant",
         word_masks: Literal["type", "token"] = "type",
+        share_masks: bool = False,
+        tie_weights: bool = False,
+        softmax_bias: bool = True,
+        projection_penalty: float | None = None,
+        augmented_loss: float = 0.0,
         init_scale: float = 0.1,
         learning_rate: float = 1.0,
         reference_batch_size: int | None = None,
@@ -160,8 +174,23 @@ class LanguageModel(Experiment):
             raise ValueError(f"weight_decay is a fraction of each parameter, in [0, 1), got {weight_decay}")
         if mc_word_dropout and word_masks == "token" and mc_masks != "window":
             raise ValueError("word_masks='token' draws for every position: use mc_masks='window' with mc_word_dropout")
+        if share_masks and not input_dropout == recurrent_dropout == output_dropout:
+            raise ValueError(
+                "share_masks has one mask for inputs, recurrent connections and outputs, whose probabilities must be "
+                f"equal: got input_dropout={input_dropout}, recurrent_dropout={recurrent_dropout}, "
+                f"output_dropout={output_dropout}"
+            )
+        if share_masks and (gate_masks, time_masks) != ("tied", "constant"):
+            raise ValueError(
+                "share_masks has one mask for all gates and time steps: use gate_masks='tied' and "
+                f"time_masks='constant', got {gate_masks!r} and {time_masks!r}"
+            )
+        check_at_least(0, projection_penalty=projection_penalty, augmented_loss=augmented_loss)
         # What is chosen at test time must not come back from a checkpoint over the command line's value.
         self.save_hyperparameters(ignore=["mc_samples", "mc_masks", "mc_word_dropout", "backend"])
+        self.share_masks = share_masks
+        self.projection_penalty = projection_penalty
+        self.augmented_loss = augmented_loss
         self.learning_rate = learning_rate
         self.reference_batch_size = reference_batch_size
         self.learning_rate_decay = learning_rate_decay
@@ -190,7 +219,10 @@ class LanguageModel(Experiment):
         else:
             self.rnn = VariationalGRU(*sizes, **dropout)
         self.output_dropout = VariationalDropout(output_dropout, time_masks)
-        self.softmax = nn.Linear(hidden_size, vocab_size)
+        self.projection = None if projection_penalty is None else nn.Linear(hidden_size, hidden_size)
+        self.softmax = nn.Linear(hidden_size, vocab_size, bias=softmax_bias)
+        if tie_weights:
+            self.softmax.weight = self.embedding.weight
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -init_scale, init_scale)
 
@@ -234,16 +266,15 @@ class LanguageModel(Experiment):
             generator: source of randomness; torch's global one by default.
         """
         weight = self.softmax.weight
-        return NetworkMasks(
-            self.embedding.sample_masks(batch_size, steps, generator=generator),
-            self.rnn.sample_masks(batch_size, steps, generator=generator),
-            self.output_dropout.sample_masks(
-                *(batch_size, self.rnn.hidden_size, steps),
-                device=weight.device,
-                dtype=weight.dtype,
-                generator=generator,
-            ),
+        words = self.embedding.sample_masks(batch_size, steps, generator=generator)
+        rnn = self.rnn.sample_masks(batch_size, steps, generator=generator)
+        if self.share_masks and (last := rnn.layers[-1].recurrent) is not None:
+            others = (layer._replace(input=below.recurrent) for below, layer in pairwise(rnn.layers))
+            return NetworkMasks(words, RNNMasks((rnn.layers[0], *others)), last[:, 0])
+        output = self.output_dropout.sample_masks(
+            *(batch_size, self.rnn.hidden_size, steps), device=weight.device, dtype=weight.dtype, generator=generator
         )
+        return NetworkMasks(words, rnn, output)
 
     def forward(self, words: Tensor, state: State = None, masks: NetworkMasks | None = None) -> tuple[Tensor, State]:
         """Predict each next word.
@@ -260,9 +291,12 @@ class LanguageModel(Experiment):
         return self.softmax(hidden), state
 
     def _hidden(self, words: Tensor, state: State, masks: NetworkMasks | None) -> tuple[Tensor, State]:
+        if masks is None and self.share_masks and self.rnn.dropout_is_live:
+            masks = self.sample_masks(words.size(1), len(words))
         word_mask, rnn_masks, output_mask = masks or (None, None, None)
         hidden, state = self.rnn(self.embedding(words, word_mask), state, rnn_masks)
-        return self.output_dropout(hidden, output_mask), state
+        hidden = self.output_dropout(hidden, output_mask)
+        return hidden if self.projection is None else self.projection(hidden), state
 
     # --- training -----------------------------------------------------------------------------------------------
 
@@ -276,7 +310,7 @@ class LanguageModel(Experiment):
         self._train_states = _split(state, self.trainer.accumulate_grad_batches)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """Loss of one window: cross-entropy in nats, summed over time, averaged over streams."""
+        """Loss of one window, as in `loss`."""
         window, part = divmod(batch_index, self.trainer.accumulate_grad_batches)
         loss, nll, state = self.loss(*batch, self._train_states[part], self._masks_of_part(batch[0], window, part))
         self._train_states[part] = _each(Tensor.detach, state) if self.carry_state else None
@@ -298,7 +332,7 @@ class LanguageModel(Experiment):
     def loss(
         self, inputs: Tensor, targets: Tensor, state: State = None, masks: NetworkMasks | None = None
     ) -> tuple[Tensor, Tensor, State]:
-        """Cross-entropy of a window in nats, summed over time and averaged over streams.
+        """Cross-entropy of a window in nats, summed over time and averaged over streams, and what is added to it.
 
         Args:
             inputs: word ids, [T, B].
@@ -310,10 +344,14 @@ class LanguageModel(Experiment):
             The loss; the surprisal of each word, [T*B], without gradient; and the state after the last word.
         """
         hidden, state = self._hidden(inputs, state, masks)
-        softmax = self.softmax
         loss, nll = softmax_nll(
-            hidden.flatten(0, 1), softmax.weight, softmax.bias, targets.flatten(), scale=1 / targets.size(1)
+            *(hidden.flatten(0, 1), self.softmax.weight, self.softmax.bias, targets.flatten()),
+            scale=1 / targets.size(1),
+            embedding=self.embedding.weight,
+            gamma=self.augmented_loss,
         )
+        if self.projection is not None and self.projection_penalty:
+            loss = loss + self.projection_penalty / 2 * self.projection.weight.square().sum()
         return loss, nll, state
 
     def on_train_epoch_end(self) -> None:
@@ -338,8 +376,18 @@ class LanguageModel(Experiment):
             checkpoint["valid_state"] = self._of_all_processes([self._valid_state])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint fits, and take over where it stood."""
+        """Check that the checkpoint fits, and take over where it stood.
+
+        Raises:
+            ValueError: it does not fit, as in `Experiment`, or the weights that are tied here are not in it.
+        """
         super().on_load_checkpoint(checkpoint)
+        weights = checkpoint["state_dict"]
+        tied = self.softmax.weight is self.embedding.weight
+        if tied and not torch.equal(weights["softmax.weight"], weights["embedding.weight"]):
+            raise ValueError(
+                "the checkpoint is of a model whose softmax layer has a matrix of its own: use tie_weights=False"
+            )
         if not self.is_fitting:
             return
         own = self._of_this_process(checkpoint.get("train_state"))

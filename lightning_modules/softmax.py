@@ -12,57 +12,100 @@ from torch.autograd.function import once_differentiable
 from variational_rnn.backends import cpu
 
 ROWS = 64  # for fewer, torch's product is faster
+TEMPERATURE = 20.0  # tau of the augmented loss
 
 
 def softmax_nll(
-    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float = 1.0
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    scale: float = 1.0,
+    embedding: Tensor | None = None,
+    gamma: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of targets under softmax(hidden W^T + b).
 
+    With gamma > 0, the loss of Inan et al. (2016) is added to it: gamma * tau * KL(y || q) for each target, where
+    q = softmax((hidden W^T + b) / tau), y = softmax(E e / tau) with the target's vector e = E[target], and tau = 20.
+    Words that are like the target are expected, too. No gradient goes through y.
+
     On the CPU the gradient is computed along with the loss, in the memory of the logits: one [N, V] buffer instead of
-    three. Elsewhere torch's own functions are used. Under autocast, logits are rounded (one of 10 by up to 0.03 in
-    bfloat16) only by torch's functions and only where there is a gradient.
+    three, and with gamma one more, of a row for each type among the targets. Elsewhere torch's own functions are used.
+    Under autocast, logits are rounded (one of 10 by up to 0.03 in bfloat16) only by torch's functions and only where
+    there is a gradient.
 
     Args:
         hidden: [N, H].
         weight: [V, H].
-        bias: [V].
+        bias: [V], or None.
         targets: word ids, [N].
         scale: what the sum is multiplied by.
+        embedding: E, [V, H], needed with gamma.
+        gamma: weight of the added loss.
 
     Returns:
-        Their scaled sum, in nats, which has a gradient, and each of them, [N], which has none.
+        Their scaled sum, in nats, which has a gradient, and the negative log-likelihood of each of them, [N], which has
+        none.
     """
     rows = len(targets)
-    if (rows >= ROWS or torch.is_autocast_enabled("cpu")) and cpu.refusal_of(hidden, weight, bias) is None:
-        with_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, weight, bias))
-        return _SoftmaxNLL.apply(hidden.float(), weight, bias, targets, scale, with_gradient)
+    if not gamma:
+        embedding = None
+    if (rows >= ROWS or torch.is_autocast_enabled("cpu")) and cpu.refusal_of(hidden, weight, bias, embedding) is None:
+        with_gradient = torch.is_grad_enabled() and any(
+            tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)
+        )
+        expected = None if embedding is None else embedding.detach()
+        return _SoftmaxNLL.apply(hidden.float(), weight, bias, targets, scale, expected, gamma, with_gradient)
     if torch.is_grad_enabled():
         logits = F.linear(hidden, weight, bias)
     else:
         with torch.autocast(hidden.device.type, enabled=False):
             logits = F.linear(hidden.to(weight.dtype), weight, bias)
     nll = F.cross_entropy(logits, targets, reduction="none")
-    return nll.sum() * scale, nll.detach()
+    loss = nll.sum()
+    if embedding is not None:
+        with torch.no_grad():
+            expected = F.log_softmax(F.linear(embedding[targets], embedding) / TEMPERATURE, dim=1)
+        predicted = F.log_softmax(logits / TEMPERATURE, dim=1)
+        loss = loss + gamma * TEMPERATURE * F.kl_div(predicted, expected, reduction="sum", log_target=True)
+    return loss * scale, nll.detach()
 
 
 class _SoftmaxNLL(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scale: float, with_gradient: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        embedding: Tensor | None,
+        gamma: float,
+        with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
-        logits = cpu.matmul(hidden, weight.t(), bias.contiguous())
-        nll = cpu.softmax_nll_(logits, targets, scale if with_gradient else None)
+        logits = cpu.matmul(hidden, weight.t(), None if bias is None else bias.contiguous())
+        factor = scale if with_gradient else None
+        if embedding is None:
+            nll, _ = cpu.softmax_nll_(logits, targets, factor)
+            loss = nll.sum()
+        else:
+            types, which = targets.unique(return_inverse=True)
+            expected = cpu.matmul(embedding[types], embedding.t())
+            entropy = cpu.softmax_(expected, TEMPERATURE)
+            nll, cross_entropy = cpu.softmax_nll_(logits, targets, factor, expected, which, gamma, TEMPERATURE)
+            loss = nll.sum() + gamma * TEMPERATURE * (cross_entropy - entropy[which]).sum()
         if with_gradient:
-            gradients = cpu.matmul(logits, weight), cpu.matmul(logits.t(), hidden), logits.sum(dim=0)
-            ctx.save_for_backward(*gradients)
+            dbias = None if bias is None else logits.sum(dim=0)
+            ctx.save_for_backward(cpu.matmul(logits, weight), cpu.matmul(logits.t(), hidden), dbias)
         ctx.mark_non_differentiable(nll)
-        return nll.sum() * scale, nll
+        return loss * scale, nll
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dloss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         gradients = ctx.saved_tensors
         if dloss.item() != 1.0:  # it is 1 where this is the loss, which spares a pass over the gradients
-            gradients = tuple(gradient * dloss for gradient in gradients)
-        return *gradients, None, None, None
+            gradients = tuple(None if gradient is None else gradient * dloss for gradient in gradients)
+        return *gradients, None, None, None, None, None

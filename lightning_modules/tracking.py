@@ -175,11 +175,12 @@ class WandbLogger(EpochsFromOne, loggers.WandbLogger):
             experiment, group, row, seed = place(result)
             scheme = row.removesuffix("_lstm").removesuffix("_gru")
             table = ["table1"] if experiment == "ptb" and group in ("medium", "large") else []
+            beyond = ["beyond"] if experiment == "ptb" and group.startswith(("inan_", "press_")) else []
             named = {
                 "name": f"{row}-seed{seed}",
                 "group": f"{experiment}/{group}",
                 "job_type": row,
-                "tags": list(dict.fromkeys([experiment, group, scheme, cell, *table])),
+                "tags": list(dict.fromkeys([experiment, group, scheme, cell, *table, *beyond])),
             }
         self._id_file = root / ID_FILE if kind in ("fit", "reproduce") else None
         known = is_resumed and self._id_file is not None and self._id_file.is_file()

@@ -20,6 +20,16 @@ LABELS = {
     "zaremba": "Zaremba et al.",
     "variational_tied": "Variational (tied)",
     "variational_untied": "Variational (untied)",
+    "vd": "VD-LSTM",
+    "vd_al": "VD-LSTM + AL",
+    "vd_re": "VD-LSTM + RE",
+    "vd_real": "VD-LSTM + REAL",
+    "non_regularized_wt": "Non-regularised + WT",
+    "non_regularized_pr": "Non-regularised + PR",
+    "non_regularized_wt_pr": "Non-regularised + WT + PR",
+    "zaremba_wt": "Zaremba et al. + WT",
+    "bd_wd": "Variational (untied), words by token",
+    "bd_wt": "Variational (untied), words by token + WT",
     "standard": "No dropout",
     "naive": "Naive dropout",
     "variational": "Variational dropout",
@@ -39,6 +49,7 @@ LABELS = {
 }
 
 PTB_ROWS = ["non_regularized", "moon", "moon_embedding", "zaremba", "variational_tied", "variational_untied"]
+INAN_ROWS = ["vd", "vd_al", "vd_re", "vd_real"]
 DEMO_ROWS = ["standard", "naive", "variational"]
 LSTM_ROWS = [f"{row}_lstm" for row in DEMO_ROWS]
 GRU_ROWS = [f"{row}_gru" for row in DEMO_ROWS]
@@ -72,6 +83,22 @@ GROUPS: dict[str, dict[str, Group]] = {
         ),
         "large": Group("Penn Treebank, large (2 × 1500 units)", PTB_ROWS),
         "gal1250": Group("Penn Treebank, 2 × 1250 units (the authors' public log)", ["variational_untied"]),
+        **{
+            f"inan_{size}": Group(
+                f"Beyond the paper: Inan et al. (2016), {size} (2 × {units} units)", INAN_ROWS, is_extra=True
+            )
+            for size, units in (("small", 200), ("medium", 650), ("large", 1500))
+        },
+        "press_small": Group(
+            "Beyond the paper: Press & Wolf (2016), small (2 × 200 units)",
+            ["non_regularized_wt", "non_regularized_pr", "non_regularized_wt_pr"],
+            is_extra=True,
+        ),
+        "press_large": Group(
+            "Beyond the paper: Press & Wolf (2016), large (2 × 1500 units)",
+            ["zaremba_wt", "bd_wd", "bd_wt"],
+            is_extra=True,
+        ),
     },
     "sentiment": {
         "figure2": Group("Film reviews, LSTM as executed (Figure 3a–b; Figure 2 of the first version)", LSTM_ROWS),

@@ -59,7 +59,9 @@ NOTES = {
     "A row is tested after its last epoch or, with early stopping, at its best validation epoch, as listed below it. "
     "*MC* rows average the probabilities of K samples of the dropout masks, each kept for the whole text, words not "
     "dropped, as in the original code; *masks per window*, and v1, have those of the theory, words dropped. "
-    "*Sliding*: each word predicted from the window of words before it alone. Words/s counts training words.",
+    "*Sliding*: each word predicted from the window of words before it alone. Words/s counts training words. Tables "
+    "*beyond the paper* are of what others built on it; *exact* is what to compare there, but in rows with words by "
+    "token, whose code was the paper's.",
     "sentiment": "RMSE in rating units (0 to 1), lower is better; mean ± sample standard deviation where a row has "
     "several seeds. The paper gives these results as curves only. *Train* is the error on the first 100 training "
     "chunks, as in the paper, *all* that on all of them. *Test* is the dropout approximation after the last epoch, "

@@ -33,6 +33,12 @@ SCHEDULES = {
     "large": (1500, 35, 0.04, 55, 14, 1.15, 10.0),
     "v1": (200, 20, 0.1, 180, 0, 1.0, 5.0),
     "gal1250": (1250, 35, 0.04, 55, 10, 1.15, 10.0),
+    # Protocol 1.11
+    "inan_small": (200, 35, 0.1, 48, 4, pytest.approx(1 / 0.9), 5.0),
+    "inan_medium": (650, 35, 0.05, 53, 9, pytest.approx(1 / 0.9), 5.0),
+    "inan_large": (1500, 35, 0.04, 152, 0, pytest.approx(1 / 0.97), 6.0),
+    "press_small": (200, 20, 0.1, 13, 4, 2.0, 5.0),
+    "press_large": (1500, 35, 0.04, 55, 14, 1.15, 10.0),
 }
 # Protocol 1.5, 1.7, 1.8, 1.10: p of words, layer inputs, recurrent, softmax input, memory cells; weight decay
 NOTHING = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -57,6 +63,17 @@ DROPOUT = {
     "medium_constant/non_regularized": NOTHING,
     "medium_constant/zaremba": (0.0, 0.5, 0.0, 0.5, 0.0, 0.0),
     "medium_constant/variational_untied": (0.2, 0.35, 0.2, 0.35, 0.0, 1e-7),
+    **{
+        f"inan_{size}/{row}": (0.0, p, p, p, 0.0, 0.0)
+        for size, p in (("small", 0.3), ("medium", 0.5), ("large", 0.65))
+        for row in ("vd", "vd_al", "vd_re", "vd_real")
+    },
+    "press_small/non_regularized_wt": NOTHING,
+    "press_small/non_regularized_pr": NOTHING,
+    "press_small/non_regularized_wt_pr": NOTHING,
+    "press_large/zaremba_wt": (0.0, 0.65, 0.0, 0.65, 0.0, 0.0),
+    "press_large/bd_wd": (0.3, 0.5, 0.3, 0.5, 0.0, 1e-7),
+    "press_large/bd_wt": (0.3, 0.5, 0.3, 0.5, 0.0, 0.0),
     "v1/non_regularized": NOTHING,
     "v1/zaremba": (0.0, 0.25, 0.0, 0.25, 0.0, 0.0),
     "v1/variational_tied": (0.25, 0.25, 0.25, 0.25, 0.0, 1e-5),
@@ -205,6 +222,9 @@ def test_sizes_have_the_six_rows_of_the_table_and_those_of_it_the_readings_of_mo
     assert by_size == dict.fromkeys(("small", "v1"), ROWS) | dict.fromkeys(("medium", "large"), ROWS | readings) | {
         "medium_constant": {"non_regularized", "zaremba", "variational_untied"},  # Figure 2
         "gal1250": {"variational_untied"},
+        **{f"inan_{size}": {"vd", "vd_al", "vd_re", "vd_real"} for size in ("small", "medium", "large")},
+        "press_small": {"non_regularized_wt", "non_regularized_pr", "non_regularized_wt_pr"},
+        "press_large": {"zaremba_wt", "bd_wd", "bd_wt"},
     }
 
 
@@ -223,7 +243,8 @@ def test_penn_treebank_rows_follow_the_published_schedules(name: str, parse: Cal
         trainer.gradient_clip_val,
     )
     expected = SCHEDULES[size]
-    if size == "large" and row.startswith("variational"):  # max_epoch 10 of the released scripts, protocol 4 (1)
+    # max_epoch 10 of the released scripts, protocol 4 (1)
+    if (size == "large" and row.startswith("variational")) or row.startswith("bd_"):
         expected = (*expected[:4], 10, *expected[5:])
     assert found == expected
     assert (data.batch_size, data.vocab_size, model.num_layers, model.learning_rate, model.cell) == (
@@ -250,16 +271,45 @@ def test_penn_treebank_rows_have_the_published_dropout(name: str, parse: Callabl
 @pytest.mark.parametrize("name", PTB)
 def test_rows_differ_in_masks_as_their_names_say(name: str, parse: Callable[..., Any]) -> None:
     row = Path(name).stem
+    is_variational = row.startswith(("variational", "bd"))
     model = parse(name).fit.model.init_args
-    assert model.time_masks == ("fresh" if row in ("zaremba", "moon_fresh") else "constant")
+    assert model.time_masks == ("fresh" if row in ("zaremba", "zaremba_wt", "moon_fresh") else "constant")
     assert model.memory_scale == ("loop" if row == "moon_loop" else "read")
-    assert model.gate_masks == ("untied" if row == "variational_untied" else "tied")
+    assert model.gate_masks == ("untied" if row in ("variational_untied", "bd_wd", "bd_wt") else "tied")
     assert (model.memory_dropout > 0) == row.startswith("moon")
-    assert (model.recurrent_dropout > 0) == row.startswith("variational")
-    assert (model.word_dropout > 0) == (row == "moon_embedding" or row.startswith("variational"))
-    assert (model.input_dropout > 0) == (row != "non_regularized")
+    assert (model.recurrent_dropout > 0) == (is_variational or row.startswith("vd"))
+    assert (model.word_dropout > 0) == (row == "moon_embedding" or is_variational)
+    assert (model.input_dropout > 0) == (not row.startswith("non_regularized"))
     assert model.input_dropout == model.output_dropout
-    assert model.word_masks == ("token" if "gal1250" in name else "type")  # as in the log; protocol 1.5
+    by_token = "gal1250" in name or row.startswith("bd")  # as in the log, and as Press & Wolf ran it; protocol 1.5
+    assert model.word_masks == ("token" if by_token else "type")
+
+
+@pytest.mark.parametrize("name", PTB)
+def test_rows_beyond_the_paper_have_what_their_names_say(name: str, parse: Callable[..., Any]) -> None:
+    size, row = name.removesuffix(".yaml").split("/")[1:]
+    model = parse(name).fit.model.init_args
+    _, *parts = row.replace("real", "re_al").split("_") if size.startswith(("inan", "press")) else [row]
+    assert model.share_masks is size.startswith("inan")
+    assert model.tie_weights is ("re" in parts or "wt" in parts)
+    assert model.softmax_bias is ("re" not in parts)
+    assert model.projection_penalty == (pytest.approx(1 / (20 * 6.5)) if "pr" in parts else None)
+    assert model.augmented_loss == (0.65 if "al" in parts else 0.0)
+
+
+@pytest.mark.parametrize(("size", "factor", "after"), [("small", 0.9, 5), ("medium", 0.9, 10), ("large", 0.97, 1)])
+def test_rows_of_inan_are_trained_while_the_learning_rate_is_at_least_a_hundredth(
+    size: str, factor: float, after: int, build: Callable[..., tuple[Any, Any]], parse: Callable[..., Any]
+) -> None:
+    name = f"ptb/inan_{size}/vd.yaml"
+    model, _ = build(name)
+    _, [schedule] = model.configure_optimizers()
+    [rate] = schedule.lr_lambdas
+    epochs = parse(name).fit.trainer.max_epochs
+    rates = [rate(epoch - 1) for epoch in range(1, epochs + 2)]
+    assert rates[after - 1] == 1.0
+    assert rates[after] == pytest.approx(factor)
+    assert rates[epochs - 1] >= 0.01 > rates[epochs]
 
 
 @pytest.mark.parametrize("size", ["small", "v1", "medium", "large"])
@@ -276,7 +326,8 @@ def test_final_weights_are_tested_but_where_the_protocol_says_best(name: str, pa
     early_stopping = {("medium", "non_regularized"), ("large", "non_regularized")}
     tested = parse(name).fit.trainer.tested_weights
     overfits = size == "large" and row in ("moon", "moon_loop", "moon_fresh")
-    assert tested == ("best" if overfits or (size, row) in early_stopping else "last")
+    is_best = overfits or (size, row) in early_stopping or size.startswith("inan")
+    assert tested == ("best" if is_best else "last")
 
 
 @pytest.mark.parametrize("row", ["variational_tied", "variational_untied"])

@@ -74,6 +74,10 @@ def write_result(tmp_path: Path) -> Callable[..., None]:
     return write
 
 
+SIZES = [
+    *("gal1250", "large", "medium", "medium_constant", "small", "v1"),
+    *("inan_small", "inan_medium", "inan_large", "press_small", "press_large"),
+]
 SMALL = ("reproduce-ptb", "SIZE=small", "ROWS=variational_tied")
 
 
@@ -97,7 +101,7 @@ def test_every_documented_target_exists(make: Make) -> None:
 @pytest.mark.parametrize(
     ("arguments", "value", "choices"),
     [
-        (["reproduce-ptb", "SIZE=foo"], 'SIZE="foo"', ["gal1250", "large", "medium", "medium_constant", "small", "v1"]),
+        (["reproduce-ptb", "SIZE=foo"], 'SIZE="foo"', SIZES),
         (["reproduce-ptb", "SIZE=small", "ROWS=foo"], 'ROWS="foo"', ROWS),
         (["reproduce-ptb", "SIZE=small", "ROWS=moon foo zaremba"], 'ROWS="foo"', ROWS),
         (["reproduce-sentiment", "CURVES=foo"], 'CURVES="foo"', ["all", *CURVES, *CORNERS]),
@@ -138,6 +142,21 @@ def test_a_size_runs_every_row_once_for_every_seed(runs_of: Callable[..., list[s
         re.findall(r"--config configs/ptb/medium/(\w+)\.yaml --seed_everything (\d) ", line)[0] for line in commands
     ]
     assert sorted(found) == sorted((row, seed) for row in ROWS for seed in "012")
+
+
+@pytest.mark.parametrize(
+    ("size", "rows"),
+    [
+        ("inan_small", ["vd", "vd_al", "vd_re", "vd_real"]),
+        ("press_small", ["non_regularized_wt", "non_regularized_pr", "non_regularized_wt_pr"]),
+        ("press_large", ["zaremba_wt", "bd_wd", "bd_wt"]),
+    ],
+)
+def test_sizes_beyond_the_paper_run_all_their_rows(
+    size: str, rows: list[str], runs_of: Callable[..., list[str]]
+) -> None:
+    commands = runs_of("reproduce-ptb", f"SIZE={size}")
+    assert [re.findall(rf"--config configs/ptb/{size}/(\w+)\.yaml", line)[0] for line in commands] == rows
 
 
 def test_several_sizes_run_those_of_the_rows_that_they_have(runs_of: Callable[..., list[str]]) -> None:
@@ -208,6 +227,7 @@ def test_an_ensemble_predicts_with_the_weights_that_were_tested_and_averages(mak
         f"--output {tmp_path}/ptb/medium/zaremba/ensemble.json"
     )
     assert commands("SIZE=medium", "ROWS=non_regularized", "SEEDS=0 1")[0].endswith("/checkpoints/best.ckpt")
+    assert commands("SIZE=inan_small", "ROWS=vd", "SEEDS=0 1")[0].endswith("/checkpoints/best.ckpt")  # for all its rows
     for seed in (0, 1):
         for name in ("checkpoints/last.ckpt", "predictions.pt"):
             (tmp_path / f"runs/ptb/medium/zaremba/seed{seed}" / name).parent.mkdir(parents=True, exist_ok=True)

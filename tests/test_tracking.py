@@ -110,6 +110,8 @@ def test_a_run_without_an_account_is_recorded_offline_under_the_names_of_its_res
     assert gru._wandb_init["tags"] == ["sentiment", "figure10", "naive", "gru"]
     large = WandbLogger(tmp_path, tmp_path / "ptb/large/moon/seed2.json")
     assert large._wandb_init["tags"] == ["ptb", "large", "moon", "lstm", "table1"]
+    real = WandbLogger(tmp_path, tmp_path / "ptb/inan_small/vd_real/seed2.json")
+    assert real._wandb_init["tags"] == ["ptb", "inan_small", "vd_real", "lstm", "beyond"]
     assert run["run_id"] == (tmp_path / "run" / ID_FILE).read_text().strip()
 
 

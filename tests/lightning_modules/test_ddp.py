@@ -170,6 +170,10 @@ def same(one: dict[str, float], two: dict[str, float]) -> None:
     [
         (SCRIPT, 2, {}),
         (SCRIPT, 4, {"gate_masks": "untied", "word_masks": "token", "time_masks": "fresh"}),
+        (
+            *(SCRIPT, 2),
+            {"share_masks": True, "tie_weights": True, "projection_penalty": 0.1, "augmented_loss": 0.65},
+        ),
         (SENTIMENT, 2, {"word_mask_sharing": "batch", "gate_masks": "untied"}),
         (SENTIMENT, 3, {"word_mask_sharing": "sequence", "time_masks": "fresh"}),
     ],

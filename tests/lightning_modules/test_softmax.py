@@ -70,6 +70,109 @@ def test_a_word_outside_the_vocabulary_is_refused(word):
         softmax_nll(torch.randn(100, 8, requires_grad=True), torch.randn(33, 8), torch.randn(33), targets)
 
 
+# --- the loss of Inan et al. (2016) -----------------------------------------------------------------------------------
+
+
+def augmented(hidden, weight, bias, targets, embedding, gamma):
+    """It, by the letter: alpha = gamma * tau."""
+    tau = 20.0
+    logits = hidden @ weight.t() + bias
+    expected = ((embedding[targets] @ embedding.t()) / tau).softmax(dim=1).detach()
+    divergence = (expected * (expected.log() - (logits / tau).log_softmax(dim=1))).sum(dim=1)
+    nll = -logits.log_softmax(dim=1)[torch.arange(len(targets)), targets]
+    return (nll + gamma * tau * divergence).sum(), nll.detach()
+
+
+@settings(max_examples=100)
+@given(
+    rows=st.integers(1, 200),
+    hidden_size=st.integers(1, 40),
+    words=st.integers(1, 90),
+    gamma=st.sampled_from([0.5, 0.8]),
+    magnitude=st.sampled_from([0.1, 3.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_the_augmented_loss_and_its_gradients_are_those_of_the_published_formula(
+    rows, hidden_size, words, gamma, magnitude, dtype
+):
+    torch.manual_seed(0)
+    hidden, weight, embedding = (
+        torch.randn(rows, hidden_size, dtype=dtype),
+        *(magnitude * torch.randn(words, hidden_size, dtype=dtype) for _ in range(2)),
+    )
+    bias, targets = torch.randn(words, dtype=dtype), torch.randint(words, (rows,))
+    scale = 0.05
+
+    def brute_force(hidden, weight, bias):
+        loss, nll = augmented(hidden, weight, bias, targets, embedding.double(), gamma)
+        return scale * loss, nll
+
+    ours = results(lambda *leaves: softmax_nll(*leaves, targets, scale, embedding, gamma), hidden, weight, bias)
+    expected = results(brute_force, *(tensor.double() for tensor in (hidden, weight, bias)))
+    tolerance = 1e-10 if dtype == torch.float64 else 2e-5
+    for one, other in zip(ours, expected, strict=True):
+        assert one.dtype == dtype
+        assert (one - other).abs().max() <= tolerance * max(1.0, other.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_augmented_loss_adds_gamma_times_predicted_minus_expected_to_the_gradient_of_the_logits(dtype):
+    logits, identity, targets = (
+        9 * torch.randn(70, 33, dtype=dtype),
+        torch.eye(33, dtype=dtype),
+        torch.randint(33, (70,)),
+    )
+    embedding, gamma = torch.randn(33, 8, dtype=dtype), 0.65
+
+    def gradient(**more):
+        leaf = logits.clone().requires_grad_()
+        softmax_nll(leaf, identity, None, targets, **more)[0].backward()
+        return leaf.grad
+
+    added = gradient(embedding=embedding, gamma=gamma) - gradient()
+    expected = (embedding[targets] @ embedding.t() / 20).softmax(dim=1)
+    torch.testing.assert_close(added, gamma * ((logits / 20).softmax(dim=1) - expected), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_gradient_goes_through_what_the_augmented_loss_expects(dtype):
+    hidden, weight, embedding = (torch.randn(n, 8, dtype=dtype, requires_grad=True) for n in (70, 33, 33))
+    loss, nll = softmax_nll(hidden, weight, None, torch.randint(33, (70,)), embedding=embedding, gamma=0.65)
+    loss.backward()
+    assert embedding.grad is None
+    assert not nll.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_without_gamma_the_loss_is_the_plain_one(dtype):
+    tensors = [torch.randn(*shape, dtype=dtype) for shape in ((70, 8), (33, 8), (33,))]
+    targets, embedding = torch.randint(33, (70,)), torch.randn(33, 8, dtype=dtype)
+    plain = results(lambda *x: softmax_nll(*x, targets), *tensors)
+    without = results(lambda *x: softmax_nll(*x, targets, embedding=embedding, gamma=0.0), *tensors)
+    torch.testing.assert_close(without, plain, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.65])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_without_a_bias_loss_and_gradients_are_those_of_a_bias_of_zeros(dtype, gamma):
+    hidden, weight = torch.randn(70, 8, dtype=dtype), torch.randn(33, 8, dtype=dtype)
+    more = {"targets": torch.randint(33, (70,)), "embedding": torch.randn(33, 8, dtype=dtype), "gamma": gamma}
+    without = results(lambda h, w: softmax_nll(h, w, None, **more), hidden, weight)
+    zeros = results(lambda h, w: softmax_nll(h, w, torch.zeros(33, dtype=dtype), **more), hidden, weight)
+    torch.testing.assert_close(without, zeros)
+
+
+def test_without_gradient_the_augmented_loss_is_the_same():
+    hidden, weight, embedding = torch.randn(70, 8), torch.randn(33, 8), torch.randn(33, 8)
+    arguments = (hidden, weight.requires_grad_(), None, torch.randint(33, (70,)), 0.05, embedding, 0.65)
+    with_gradient = softmax_nll(*arguments)
+    with torch.no_grad():
+        torch.testing.assert_close(softmax_nll(*arguments), with_gradient)
+
+
+# --- in bfloat16 ------------------------------------------------------------------------------------------------------
+
+
 def softmax_nll_in_bf16(*arguments):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return softmax_nll(*arguments)
@@ -100,6 +203,17 @@ def test_under_autocast_the_factors_of_its_three_products_are_rounded_and_nothin
     # A gradient of a logit that differs in its last bits may round the other way.
     for one, other, tolerance in zip((loss, nll, *gradients), expected, (1e-5, 1e-5, 5e-4, 5e-4, 1e-5), strict=True):
         assert one.dtype == torch.float32
+        assert (one - other).norm() <= tolerance * other.norm()
+
+
+@needs_bf16
+def test_under_autocast_the_factors_of_what_the_augmented_loss_expects_are_rounded_too():
+    hidden, weight, bias, targets = torch.randn(70, 8), torch.randn(33, 8), torch.randn(33), torch.randint(33, (70,))
+    embedding = torch.randn(33, 8)
+    ours = results(lambda *x: softmax_nll_in_bf16(*x, targets, 1.0, embedding, 0.65), hidden, weight, bias)
+    tensors = [rounded(hidden), rounded(weight), bias.double()]
+    expected = results(lambda *x: augmented(*x, targets, rounded(embedding), 0.65), *tensors)
+    for one, other, tolerance in zip(ours, expected, (1e-5, 1e-5, 5e-3, 5e-3, 1e-5), strict=True):
         assert (one - other).norm() <= tolerance * other.norm()
 
 

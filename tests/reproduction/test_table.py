@@ -55,6 +55,11 @@ def readme(tmp_path: Path) -> Path:
         ("large", "variational_untied_mc", "test", [73.4, 0.0]),
         ("small", "non_regularized", "valid", [120.7]),
         ("small", "non_regularized", "test", [114.5]),
+        ("inan_small", "vd_real", "test", [82.7]),
+        ("inan_medium", "vd_re", "valid", [77.1]),
+        ("inan_large", "vd_al", "test", [71.2]),
+        ("press_small", "non_regularized_wt_pr", "valid", [104.9]),
+        ("press_large", "bd_wt", "test", [73.2]),
     ],
 )
 def test_published_numbers_are_those_of_the_papers(size: str, row: str, metric: str, number: list[float]) -> None:
@@ -80,6 +85,24 @@ def test_rows_that_were_not_run_say_so_beside_the_published_numbers() -> None:
     assert set(table["test, ours"]) == {"not run"}
     assert line(table, "Variational (untied)")["valid, paper"] == "77.9 ± 0.3"
     assert line(table, "Variational (untied, MC)")["test, paper"] == "73.4 ± 0.0"
+
+
+def test_rows_beyond_the_paper_have_tables_with_their_published_numbers_once_one_was_run(
+    folder: Path, write_result: WriteResult
+) -> None:
+    write_result("ptb", "inan_small", "vd_real", metrics=perplexities(valid=87.3, test=83.1))
+    text = to_markdown(load_results(folder), ["ptb"])
+    assert "#### Beyond the paper: Inan et al. (2016), small (2 × 200 units)" in text
+    table = ptb_table("inan_small", load_results(folder))
+    assert list(table["row"]) == ["VD-LSTM", "VD-LSTM + AL", "VD-LSTM + RE", "VD-LSTM + REAL"]
+    real = line(table, "VD-LSTM + REAL")
+    assert [real[name] for name in ("valid, paper", "valid, exact", "test, paper", "test, ours")] == [
+        *("86.3", "87.3"),
+        *("82.7", "83.1"),
+    ]
+    assert line(table, "VD-LSTM + AL")["test, ours"] == "not run"
+    assert "Not run: " in text
+    assert "Beyond the paper: Press & Wolf (2016), small (2 × 200 units)" in text.split("Not run: ")[1]
 
 
 def test_a_setting_without_published_numbers_says_so() -> None:

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <vector>
 
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
@@ -41,6 +42,15 @@ typedef int32_t vi __attribute__((vector_size(V * 4)));
 inline vf load(const float* p) { return *(const vf_unaligned*)p; }
 inline void store(float* p, vf x) { *(vf_unaligned*)p = x; }
 inline vf all(float x) { return x - vf{}; }
+inline vf first(int n, vf x) {
+    for (int i = n; i < V; i++) x[i] = 0.f;
+    return x;
+}
+inline float sum_of(vf x) {
+    float sum = 0.f;
+    for (int i = 0; i < V; i++) sum += x[i];
+    return sum;
+}
 
 inline vf load(const float* p, int n) {
     if (n >= V) return load(p);
@@ -678,40 +688,85 @@ void backward(const Layer& L) {
     if (L.dc0) memcpy(L.dc0, dc_carried.data, B * H * sizeof(float));
 }
 
+inline float highest_of(int64_t n, const float* x) {
+    vf high = all(x[0]);
+    int64_t at = 0;
+    for (; at + V <= n; at += V) high = load(x + at) > high ? load(x + at) : high;
+    float highest = high[0];
+    for (int i = 1; i < V; i++) highest = high[i] > highest ? high[i] : highest;
+    for (; at < n; at++) highest = x[at] > highest ? x[at] : highest;
+    return highest;
+}
+
 }  // namespace
 
 extern "C" {
 
 // Rows of logits [N, V]: nll = ln sum exp - logit of the target; if asked for, the logits become scale * (p -
-// 1[target]).
+// 1[target]). With `expected` [U, V] probabilities, of which row n has expected[which[n]]: also their cross-entropy [N]
+// with q = softmax(logits / temperature), and scale * gamma * (q - expected) is added to the gradient.
 void vrnn_softmax_nll(int threads, int64_t N, int64_t words, float* logits, const int64_t* targets, float scale,
-                      float* nll, int with_gradient) {
+                      float* nll, int with_gradient, const float* expected, const int64_t* which, float gamma,
+                      float temperature, float* cross_entropy) {
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        std::vector<float> tempered(expected && with_gradient ? words : 0);
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < N; row++) {
+            float* x = logits + row * words;
+            const float* y = expected ? expected + which[row] * words : nullptr;
+            const float highest = highest_of(words, x), target = x[targets[row]], coldness = 1.f / temperature;
+            vf sums = {}, tempered_sums = {}, products = {};
+            for (int64_t k = 0; k < words; k += V) {
+                const int n = (int)std::min<int64_t>(V, words - k);
+                const vf z = load(x + k, n) - highest;
+                const vf e = vexp(z);
+                sums += first(n, e);
+                if (y) {
+                    const vf t = vexp(z * coldness);
+                    tempered_sums += first(n, t);
+                    products += first(n, z) * load(y + k, n);
+                    if (with_gradient) store(&tempered[k], t, n);
+                }
+                if (with_gradient) store(x + k, e, n);
+            }
+            const float sum = sum_of(sums), tempered_sum = sum_of(tempered_sums);
+            nll[row] = std::log(sum) + highest - target;
+            if (y) cross_entropy[row] = std::log(tempered_sum) - sum_of(products) * coldness;
+            if (!with_gradient) continue;
+            const float factor = scale / sum;
+            if (y) {
+                const float weight = scale * gamma, tempered_factor = weight / tempered_sum;
+                for (int64_t k = 0; k < words; k += V) {
+                    const int n = (int)std::min<int64_t>(V, words - k);
+                    const vf q = load(&tempered[k], n) * tempered_factor;
+                    store(x + k, load(x + k, n) * factor + q - load(y + k, n) * weight, n);
+                }
+            } else
+                for (int64_t k = 0; k < words; k++) x[k] *= factor;
+            x[targets[row]] -= scale;
+        }
+    }
+}
+
+// Rows of logits [N, V] become probabilities softmax(logits / temperature), of which this is the entropy [N].
+void vrnn_softmax(int threads, int64_t N, int64_t words, float* logits, float temperature, float* entropy) {
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (int64_t row = 0; row < N; row++) {
         float* x = logits + row * words;
-        vf high = all(x[0]);
-        int64_t at = 0;
-        for (; at + V <= words; at += V) high = load(x + at) > high ? load(x + at) : high;
-        float highest = high[0];
-        for (int i = 1; i < V; i++) highest = high[i] > highest ? high[i] : highest;
-        for (; at < words; at++) highest = x[at] > highest ? x[at] : highest;
-        vf sums = {};
-        const float target = x[targets[row]];
+        const float highest = highest_of(words, x);
+        vf sums = {}, products = {};
         for (int64_t k = 0; k < words; k += V) {
             const int n = (int)std::min<int64_t>(V, words - k);
-            vf e = vexp(load(x + k, n) - highest);
-            if (n < V)
-                for (int i = n; i < V; i++) e[i] = 0.f;
+            const vf z = (load(x + k, n) - highest) / temperature;
+            const vf e = first(n, vexp(z));
             sums += e;
-            if (with_gradient) store(x + k, e, n);
+            products += e * first(n, z);
+            store(x + k, e, n);
         }
-        float sum = 0.f;
-        for (int i = 0; i < V; i++) sum += sums[i];
-        nll[row] = std::log(sum) + highest - target;
-        if (!with_gradient) continue;
-        const float factor = scale / sum;
+        const float sum = sum_of(sums), factor = 1.f / sum;
+        entropy[row] = std::log(sum) - sum_of(products) * factor;
         for (int64_t k = 0; k < words; k++) x[k] *= factor;
-        x[targets[row]] -= scale;
     }
 }
 

@@ -190,16 +190,31 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return out
 
 
-def softmax_nll_(logits: Tensor, targets: Tensor, scale: float | None) -> Tensor:
+def softmax_nll_(
+    logits: Tensor,
+    targets: Tensor,
+    scale: float | None,
+    expected: Tensor | None = None,
+    which: Tensor | None = None,
+    gamma: float = 0.0,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of targets, in nats; the logits become its gradient, if a scale for it is given.
+
+    With `expected` probabilities, also their cross-entropy with q = softmax(logits / temperature), in nats, and the
+    gradient has gamma * (q - expected) more.
 
     Args:
         logits: [N, V], contiguous; overwritten by scale * (softmax(logits) - onehot(targets)) if scale is not None.
         targets: ids in [0, V), [N].
         scale: of the gradient, or None for none.
+        expected: rows of probabilities, [U, V], contiguous.
+        which: which of these rows are expected, ids in [0, U), [N].
+        gamma: weight in the gradient of what is expected.
+        temperature: that logits are divided by to be compared with it.
 
     Returns:
-        [N].
+        Negative log-likelihoods [N], and cross-entropies [N], empty where nothing is expected.
 
     Raises:
         IndexError: a target is not in [0, V).
@@ -207,14 +222,28 @@ def softmax_nll_(logits: Tensor, targets: Tensor, scale: float | None) -> Tensor
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.size(1):
         raise IndexError(f"targets must lie in [0, {logits.size(1)}), got {int(targets.min())} to {int(targets.max())}")
     targets = targets.to(torch.int64).contiguous()
-    nll = logits.new_empty(logits.size(0))
-    integer, pointer = ctypes.c_int64, ctypes.c_void_p
+    nll, cross_entropy = logits.new_empty(len(logits)), logits.new_empty(0 if expected is None else len(logits))
+    integer, pointer, real = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
     lib: Any = extension()
     lib.vrnn_softmax_nll(
         torch.get_num_threads(), integer(logits.size(0)), integer(logits.size(1)), pointer(logits.data_ptr()),
-        pointer(targets.data_ptr()), ctypes.c_float(scale or 0.0), pointer(nll.data_ptr()), int(scale is not None),
+        pointer(targets.data_ptr()), real(scale or 0.0), pointer(nll.data_ptr()), int(scale is not None),
+        *(pointer(None if tensor is None else tensor.data_ptr()) for tensor in (expected, which)),
+        real(gamma), real(temperature), pointer(cross_entropy.data_ptr()),
     )  # fmt: skip
-    return nll
+    return nll, cross_entropy
+
+
+def softmax_(logits: Tensor, temperature: float) -> Tensor:
+    """Turn rows of logits [N, V], contiguous, into softmax(logits / temperature); returns their entropies, [N]."""
+    entropy = logits.new_empty(len(logits))
+    integer, pointer = ctypes.c_int64, ctypes.c_void_p
+    lib: Any = extension()
+    lib.vrnn_softmax(
+        torch.get_num_threads(), integer(logits.size(0)), integer(logits.size(1)), pointer(logits.data_ptr()),
+        ctypes.c_float(temperature), pointer(entropy.data_ptr()),
+    )  # fmt: skip
+    return entropy
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
