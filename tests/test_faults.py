@@ -138,7 +138,7 @@ def test_what_is_no_checkpoint_is_refused(checkpoint: Path) -> None:
         read_checkpoint(checkpoint)
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "reproduce"])
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "reproduce", "predict MODEL", "export"])
 def test_every_command_refuses_a_checkpoint_that_would_execute_code(
     command: str, call: Call, tiny_treebank: Path, tmp_path: Path
 ) -> None:
@@ -147,7 +147,11 @@ def test_every_command_refuses_a_checkpoint_that_would_execute_code(
     last = tmp_path / "run/checkpoints/last.ckpt"
     torch.save(torch.load(last, weights_only=True) | {"more": Trap(tmp_path / "sprung")}, last)
     content = last.read_bytes()
-    if command != "reproduce":
+    if command == "predict MODEL":
+        run = ["predict", str(last)]
+    elif command == "export":
+        run = ["export", str(last), "saved"]
+    elif command != "reproduce":
         run = [command, *tiny_run(tmp_path, "--ckpt_path", str(last))]
     refused = call(*run)
     assert refused.status == 2
