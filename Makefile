@@ -127,9 +127,10 @@ cost: | .venv/ready ## what the Penn Treebank runs that are missing will take he
 
 ensemble: $(PTB_ROWS:%=$(RESULTS)/%/ensemble.json) ## average the probabilities of finished Penn Treebank runs [SIZE= ROWS= SEEDS="0 1"]
 
-table: .venv/ready ## show the tables and render them into the README
+table: .venv/ready ## show the tables and render them into RESULTS.md and README.md
 	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment
-	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment --readme README.md
+	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment --readme RESULTS.md
+	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb --size medium --readme README.md
 
 figures: .venv/ready ## draw the curves of all results (PNG and SVG)
 	@.venv/bin/python -m reproduction.figures --results $(RESULTS)

@@ -634,10 +634,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.check and not options.readme:
         parser.error("--check needs --readme FILE")
-    if options.readme and (options.format or options.size or options.wandb):
-        parser.error(
-            "--readme takes all sizes, in Markdown: leave out --size, --format and --wandb, or redirect what they print"
-        )
+    if options.readme and (options.format or options.wandb):
+        parser.error("--readme takes Markdown: leave out --format and --wandb, or redirect what they print")
 
     try:
         results = load_results(options.results)

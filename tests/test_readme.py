@@ -16,40 +16,43 @@ from lightning_modules import SentimentRegressor
 from reproduction.table import main as table
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README, RESULTS, GUIDE = ((ROOT / name).read_text() for name in ("README.md", "RESULTS.md", "docs/guide.md"))
 
 
-def test_tables_in_the_readme_are_those_of_the_result_files():
-    table(
-        [
-            "--results",
-            str(ROOT / "results"),
-            "--experiment",
-            "ptb",
-            "sentiment",
-            "--readme",
-            str(ROOT / "README.md"),
-            "--check",
-        ]
-    )
+@pytest.mark.parametrize(
+    ("file", "tables"),
+    [
+        ("README.md", ["--experiment", "ptb", "--size", "medium"]),
+        ("RESULTS.md", ["--experiment", "ptb", "sentiment"]),
+    ],
+)
+def test_tables_in_the_texts_are_those_of_the_result_files(file, tables):
+    table(["--results", str(ROOT / "results"), *tables, "--readme", str(ROOT / file), "--check"])
 
 
-def test_every_make_target_in_the_readme_exists():
-    named = set(re.findall(r"`?make ([a-z][a-z-]+)", README))
+def test_every_make_target_in_the_texts_exists():
+    named = set(re.findall(r"`?make ([a-z][a-z-]+)", README + RESULTS + GUIDE))
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert {"demo", "test", "reproduce-ptb"} <= named
     assert named <= targets
 
 
-def test_every_file_named_in_the_readme_exists():
-    named = re.findall(r"\]\((?!http)([^)]+)\)|`((?:docs|configs|tests)/[\w/.]+|[A-Z]+\.md)`", README)
-    files = [one or other for one, other in named]
-    assert "docs/protocol.md" in files
-    assert [file for file in files if not (ROOT / file).exists()] == []
+@pytest.mark.parametrize(("text", "folder"), [(README, ROOT), (RESULTS, ROOT), (GUIDE, ROOT / "docs")])
+def test_every_file_named_in_the_texts_exists(text, folder):
+    links = re.findall(r"\]\((?!http)([^)]+)\)", text)
+    names = re.findall(r"`((?:docs|configs|tests|examples)/[\w/.]+\.\w+|[A-Z]+\.md)`", text)
+    assert links
+    assert [link for link in links if not (folder / link).exists()] == []
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_the_readme_is_read_in_five_minutes():
+    prose = re.sub(r"```.*?```|^\|.*?$|<details>.*?</details>", "", README, flags=re.DOTALL | re.MULTILINE)
+    assert len(prose.split()) < 5 * 240  # words a minute
 
 
 def test_the_example_in_the_readme_runs():
-    example, _ = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    [example] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names: dict = {}
     exec(example, names)
     assert names["samples"].shape == (10, 7, 3, 20)
@@ -57,7 +60,7 @@ def test_the_example_in_the_readme_runs():
 
 
 def test_the_example_of_prediction_runs(tmp_path, monkeypatch):
-    _, example = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    [example] = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
     words = ["<pad>", "<start>", "<unk>", "<unused>", "a", "warm", ",", "funny", "film", "dull"]
     model = SentimentRegressor(10, embedding_size=5, hidden_size=4, output_dropout=0.5)
     [path] = re.findall(r'load\("(.*?)"\)', example)
@@ -80,7 +83,7 @@ def test_the_example_of_prediction_runs(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_example_on_texts_of_ones_own_runs(tmp_path):
-    [example] = [block for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL) if "PlainText" in block]
+    [example] = [block for block in re.findall(r"```sh\n(.*?)```", GUIDE, flags=re.DOTALL) if "PlainText" in block]
     for here, there in (
         (".venv/bin/python", sys.executable),
         (" main.py", f" {ROOT}/main.py"),
