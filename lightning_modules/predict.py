@@ -24,6 +24,7 @@ from lightning_modules.trainer import write_atomically
 
 Row = dict[str, Any]
 FORMATS = ("table", "jsonl", "csv")
+MOST_ROWS = 10_000  # of a table, which takes its time and memory
 # Options of one kind of model, without their dashes.
 OF_RATINGS = ("interval", "whole")
 OF_GENERATION = ("sequences", "temperature", "top_k", "no_unknown")
@@ -100,6 +101,9 @@ def main(arguments: list[str]) -> None:
     reader = model.known_reader()
     if not any(reader.knows(word) for word in reader.words(text) if word not in (EOS, "\n")):
         raise ValueError(f"{source} has none of the words that the model knows: its predictions would mean nothing")
+    count = text.count("\n") if isinstance(model, SentimentRegressor) else len(reader.words(text))
+    if options.format == "table" and options.generate is None and count > MOST_ROWS:
+        raise ValueError(f"a table of {count:,} rows is for nobody to read: choose --format csv or jsonl")
     if isinstance(model, SentimentRegressor):
         rows, notes = ratings(model, reader, text, options)
     elif options.generate is not None:
@@ -132,10 +136,10 @@ def ratings(model: SentimentRegressor, reader: Reader, text: str, options: Any) 
     if count:
         notes.append(f"mean, std: of {count} sampled networks; std is the model's own uncertainty")
     if "low" in columns:
-        of = "the model's uncertainty alone: the noise of ratings was not measured on held-out texts"
+        of = "the model's uncertainty alone; noise is unknown"
         if predicted.tau is not None:
-            of = f"model and noise, whose standard deviation is {predicted.tau**-0.5:.4g} (held-out chunks)"
-        notes.append(f"low, high: {100 * level:g} % predictive interval, of {of}")
+            of = f"model and noise (its std: {predicted.tau**-0.5:.4g})"
+        notes.append(f"low, high: {100 * level:g} % interval of {of}")
     return rows, notes
 
 

@@ -94,7 +94,7 @@ def test_help_is_the_default_and_lists_every_target(make: Make) -> None:
 
 def test_every_documented_target_exists(make: Make) -> None:
     for target in re.findall(r"^  ([a-z-]+) +\S", make("help").stdout, flags=re.MULTILINE):
-        done = make("-n", target, "SEEDS=0 1", "A=one", "B=other", "NAME=ptb_dropout")
+        done = make("-n", target, "SEEDS=0 1", "A=one", "B=other", "NAME=ptb_dropout", "MODEL=last.ckpt")
         assert done.returncode == 0, f"{target}: {done.stderr}"
 
 
