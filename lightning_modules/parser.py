@@ -7,17 +7,24 @@ import inspect
 import re
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse.typing import import_object
 from lightning.pytorch.cli import LightningArgumentParser
 
+DESCRIPTION = """Train and test the models of the paper: `make demo`, or for one of its runs `main.py reproduce
+--config configs/demo/sentiment/variational.yaml --result results/demo/sentiment/variational/seed0.json`.
+Two commands need no configuration, and have a help of their own: `main.py predict MODEL [FILE]` says what a trained
+model makes of a text, `main.py export CHECKPOINT FOLDER` saves a model to be shared. The guide is docs/guide.md."""
 TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text", "NoneType": "null"}
 
 
 class Parser(LightningArgumentParser):
     """Lightning's parser, whose errors are one message."""
+
+    def __init__(self, *args: Any, description: str = DESCRIPTION, **kwargs: Any) -> None:
+        super().__init__(*args, description=description, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong and where help is, and end with status 2."""
