@@ -11,7 +11,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lightning_modules.parser import check_config
+from lightning_modules.parser import check_config, in_short
 from lightning_modules.trainer import Trainer
 from tests.tiny import CONFIGS, tiny_run
 
@@ -130,6 +130,13 @@ def test_an_option_that_is_wrong_is_one_message_and_leaves_nothing(
     assert (outcome.status, outcome.err.startswith(f"error: {message}")) == (2, True), outcome.err
     assert len(outcome.err.splitlines()) == 2
     assert list(Path.cwd().rglob("*")) == []
+
+
+def test_a_module_that_is_named_in_a_message_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "foreign.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = "config.json is of the model class_path 'foreign.Model': Option 'x' is not accepted"
+    assert in_short(message) == "foreign.Model has no option 'x'"
 
 
 def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder_of_its_own(
