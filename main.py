@@ -113,7 +113,8 @@ class CommandLine(LightningCLI):
         except BAD_INPUT:
             # It may have been made by another process since, which holds it; and a test has metrics without a step.
             is_own = not self.root_was_there and (root in LOCKS or not is_running(root))
-            if self.trainer.is_global_zero and is_own and not (self.trainer.global_step or self.trainer.callback_metrics):
+            is_empty = not (self.trainer.global_step or self.trainer.callback_metrics)
+            if self.trainer.is_global_zero and is_own and is_empty:
                 shutil.rmtree(root, ignore_errors=True)
             raise
 
