@@ -28,7 +28,7 @@ from lightning_modules import export, predict
 from lightning_modules.checkpoints import LAST, PREVIOUS, checkpoints
 from lightning_modules.parser import Parser, check_config, in_short
 from lightning_modules.progress import Progress
-from lightning_modules.tracking import WandbLogger, default_loggers, hold
+from lightning_modules.tracking import LOCKS, WandbLogger, default_loggers, hold, is_running
 from lightning_modules.trainer import Trainer, kept_options, provenance
 
 # Device lists and advertisements (a run says what it runs on), and a warning about Lightning's own use of torch.
@@ -111,14 +111,17 @@ class CommandLine(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except BAD_INPUT:
-            if self.trainer.is_global_zero and not self.root_was_there and self.trainer.global_step == 0:
+            # It may have been made by another process since, which holds it; and a test has metrics without a step.
+            is_own = not self.root_was_there and (root in LOCKS or not is_running(root))
+            is_empty = not (self.trainer.global_step or self.trainer.callback_metrics)
+            if self.trainer.is_global_zero and is_own and is_empty:
                 shutil.rmtree(root, ignore_errors=True)
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the progress bar, checkpoints and loggers, all below trainer.default_root_dir."""
         config = self.config[self.subcommand]
-        root = Path(config.trainer.default_root_dir)
+        root = Path(os.path.normpath(Path(config.trainer.default_root_dir).expanduser()))  # the trainer's
         self.root_was_there = root.exists()
         if self.root_was_there and not root.is_dir():
             raise NotADirectoryError(f"--trainer.default_root_dir {root} is a file: name a folder, or a new one")

@@ -51,6 +51,22 @@ def check_content(content: bytes, source: str, expected: str, where_to_get_it: s
         raise ValueError(f"{source} has SHA-256 {found}, but {expected} is expected. {where_to_get_it}")
 
 
+class ArchiveMember(tarfile.TarInfo):
+    """A part of an archive; `tarfile` reads all of a long name or of a list of attributes when it comes to one."""
+
+    @classmethod
+    def frombuf(cls, *args: Any) -> "ArchiveMember":
+        """Decode a header.
+
+        Raises:
+            ReadError: It is of a name, or of attributes, that would fill the memory.
+        """
+        member = super().frombuf(*args)
+        if not member.isreg() and member.size > LARGEST_MEMBER:
+            raise tarfile.ReadError(f"a name or attributes of {member.size / 1e6:,.0f} MB")
+        return member
+
+
 def read_archive(archive: Path, names: Iterable[str], where_to_get_it: str) -> dict[str, bytes]:
     """Read some files of a tar archive; what else there is in it is not unpacked.
 
@@ -64,7 +80,7 @@ def read_archive(archive: Path, names: Iterable[str], where_to_get_it: str) -> d
     """
     missing, found = set(names), {}
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, tarinfo=ArchiveMember) as tar:
             while missing and (member := tar.next()):
                 if member.size > LARGEST_MEMBER:
                     raise ValueError(

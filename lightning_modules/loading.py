@@ -42,16 +42,16 @@ def load(path: str | Path) -> LanguageModel | SentimentRegressor:
         there = sorted(other.name for other in folder.iterdir()) if folder.is_dir() else []
         raise FileNotFoundError(f"{path.absolute()} is no file; in {folder.absolute()} there is: {quoted(there)}")
     checkpoint = read_checkpoint(path)
-    if not {"state_dict", "hyper_parameters", "curve"} <= checkpoint.keys():
+    given = checkpoint.get("hyper_parameters")
+    if not isinstance(given, dict) or not {"state_dict", "curve", "provenance"} <= checkpoint.keys():
         raise ValueError(f"{path} is no checkpoint of this repository: it has no parameters, or no curve of its run")
-    given = checkpoint["hyper_parameters"]
-    name = checkpoint.get("model") or str(given.get("_class_path")).rpartition(".")[2]  # older ones have the latter
+    name = str(checkpoint.get("model") or given.get("_class_path")).rpartition(".")[2]  # older ones have the latter
     model_class = _model(name, path)
     try:
         model = model_class(**{option: value for option, value in given.items() if not option.startswith("_")})
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
-    except (TypeError, RuntimeError, ValueError) as error:
+    except (AttributeError, TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} cannot be loaded as {name}: {error}") from error
     return model.eval()
 

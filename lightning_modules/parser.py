@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse.typing import import_object
 from lightning.pytorch.cli import LightningArgumentParser
 
 DESCRIPTION = """Train and test the models of the paper: `make demo`, or for one of its runs `main.py reproduce
@@ -45,7 +44,10 @@ def in_short(message: str) -> str:
         return "there is no model: name a configuration, such as --config configs/demo/sentiment/variational.yaml"
     if unknown := re.search(r"class_path '([\w.]+)':\s*Option '([\w.]+)' is not accepted", message):
         path, option = unknown.groups()
-        options = list(inspect.signature(import_object(path)).parameters)
+        # Not imported, which is to execute: the message may quote what somebody wrote into a file.
+        module, _, name = path.rpartition(".")
+        known = vars(sys.modules[module]).get(name) if module in sys.modules else None
+        options = list(inspect.signature(known).parameters) if inspect.isclass(known) else []
         near = difflib.get_close_matches(option, options, n=1)
         return f"{path} has no option {option!r}" + (f": did you mean {near[0]!r}?" if near else "")
     key, found, details = message.rpartition('Parser key "')[2].partition('":')  # the innermost

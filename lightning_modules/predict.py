@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="checkpoint of a language or sentiment model, RUNS/.../checkpoints/last.ckpt")
+    add("model", metavar="MODEL", help="RUNS/.../checkpoints/last.ckpt, an exported folder, or OWNER/NAME of the hub")
     add("file", metavar="FILE", nargs="?", default="-", help="text, UTF-8; - or nothing: standard input")
     add("--mc_samples", type=int, metavar="K", help="sampled networks; 0: the approximation alone (default: 50)")
     add("--seed", type=int, default=0, help="of sampled networks and generated words (default: 0)")

@@ -132,6 +132,8 @@ class Shareable(ModelHubMixin):
         try:
             model = cls(**saved | options)
             model.noise = {key: float(value) for key, value in config["noise"].items()}
+            if not all(0 < tau < math.inf for tau in model.noise.values()):
+                raise ValueError(f"the noise in {CONFIG} must be positive and finite, got {model.noise}")
             if (folder / READER).is_file():
                 model.reader = Reader(**json.loads((folder / READER).read_text(encoding="utf-8")))
                 if len(model.reader.vocabulary) > model.hparams.vocab_size:

@@ -1,7 +1,9 @@
 """Archives that were fetched: whatever is in them, only the files that are asked for are read, and none is written."""
 
+import gzip
 import io
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,22 @@ def test_a_file_that_would_fill_the_memory_is_refused_before_it_is_read(
         ValueError, match=r"archive\.tar\.gz has a file 'bomb' of 20 MB, more than any of the published"
     ):
         read_archive(file, WANTED, "")
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize("before", [{}, {"data/a.txt": b""}])
+def test_a_name_that_would_fill_the_memory_is_refused_before_it_is_read(
+    kind: bytes, before: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "LARGEST_MEMBER", 1_000_000)
+    name = tarfile.TarInfo("name")
+    name.type, name.size = kind, 20_000_000
+    content = gzip.decompress(archive_of(before)).rstrip(b"\0")
+    content += bytes(-len(content) % 512) + name.tobuf(tarfile.GNU_FORMAT) + b"a" * name.size
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"archive\.tar\.gz is damaged, or no archive (?s:.*)attributes of 20 MB"):
+            read_archive(written(tmp_path, gzip.compress(content)), WANTED, "")
+        assert tracemalloc.get_traced_memory()[1] < len(content) + 10_000_000
+    finally:
+        tracemalloc.stop()

@@ -99,6 +99,10 @@ def test_data_of_another_vocabulary_than_the_checkpoints_are_refused(
     ("change", "message"),
     [
         (lambda checkpoint: checkpoint.pop("curve"), "no checkpoint of this repository"),
+        (lambda checkpoint: checkpoint.pop("provenance"), "no checkpoint of this repository"),
+        (lambda checkpoint: checkpoint.update(hyper_parameters=[]), "no checkpoint of this repository"),
+        (lambda checkpoint: checkpoint.update(state_dict=[]), "cannot be loaded as LanguageModel"),
+        (lambda checkpoint: checkpoint.update(model=["LanguageModel"]), "of the model .*; there are: LanguageModel"),
         (lambda checkpoint: checkpoint.update(model="Trainer"), "of the model Trainer; there are: LanguageModel, Sent"),
         (lambda checkpoint: checkpoint.update(model="SentimentRegressor"), "cannot be loaded as SentimentRegressor"),
         (lambda checkpoint: checkpoint["hyper_parameters"].update(hidden_size=7), "cannot be .* of another model than"),

@@ -1,6 +1,8 @@
 """What is said of configurations and options that are wrong."""
 
+import fcntl
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lightning_modules.parser import check_config
+from lightning_modules.parser import check_config, in_short
+from lightning_modules.trainer import Trainer
 from tests.tiny import CONFIGS, tiny_run
 
 Call = Callable[..., Any]
@@ -129,6 +132,13 @@ def test_an_option_that_is_wrong_is_one_message_and_leaves_nothing(
     assert list(Path.cwd().rglob("*")) == []
 
 
+def test_a_module_that_is_named_in_a_message_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "foreign.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = "config.json is of the model class_path 'foreign.Model': Option 'x' is not accepted"
+    assert in_short(message) == "foreign.Model has no option 'x'"
+
+
 def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder_of_its_own(
     call: Call, tmp_path: Path, tiny_treebank: Path
 ) -> None:
@@ -141,3 +151,58 @@ def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder_of_its_own
     (tmp_path / "run/mine.txt").write_text("mine")
     assert call("fit", *arguments).status == 2
     assert (tmp_path / "run/mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("root", ["~/mine", "absent/../mine"])
+def test_a_folder_that_was_there_stays_however_it_is_named(
+    root: str, call: Call, tmp_path: Path, tiny_treebank: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/mine.txt").touch()
+    named = f"--trainer.default_root_dir={root}"
+    assert call("fit", *tiny_run(tmp_path, named, "--data.init_args.window", "100000")).status == 2
+    assert (tmp_path / "mine/mine.txt").exists()
+    assert call("fit", *tiny_run(tmp_path, named, "--trainer.max_epochs", "1", logger=())).status == 0
+    assert (tmp_path / "mine/checkpoints/last.ckpt").is_file()
+    assert not {"~", "absent", "run"} & {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_refused_run_leaves_the_folder_that_another_process_has_made_in_the_meantime(
+    call: Call, tmp_path: Path, tiny_treebank: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fit = Trainer.fit
+
+        @wraps(fit)
+        def later(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+            (tmp_path / "run").mkdir()
+            (tmp_path / "lock").rename(tmp_path / "run/lock")
+            fit(trainer, *args, **kwargs)
+
+        monkeypatch.setattr(Trainer, "fit", later)
+        outcome = call("fit", *tiny_run(tmp_path))
+    assert (outcome.status, "another process has not ended" in outcome.err) == (2, True), outcome.err
+    assert (tmp_path / "run/lock").exists()
+
+
+def test_what_a_test_has_measured_stays_whatever_fails_after_it(
+    call: Call, tmp_path: Path, tiny_treebank: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call("fit", *tiny_run(tmp_path, "--trainer.max_epochs", "1")).status == 0
+    test = Trainer.test
+
+    @wraps(test)
+    def full(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        test(trainer, *args, **kwargs)
+        (tmp_path / "tested").mkdir(exist_ok=True)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Trainer, "test", full)
+    last = str(tmp_path / "run/checkpoints/last.ckpt")
+    outcome = call(
+        "test", *tiny_run(tmp_path, "--ckpt_path", last, "--trainer.default_root_dir", str(tmp_path / "tested"))
+    )
+    assert (outcome.status, "No space left" in outcome.err) == (2, True), outcome.err
+    assert (tmp_path / "tested").exists()

@@ -165,6 +165,7 @@ def test_a_folder_that_cannot_be_written_as_a_whole_is_not_there(
         (lambda f: change(f / "config.json", options={"vocab_size": 11}), "loaded as LanguageModel.*hidden_size"),
         (lambda f: change(f / "config.json", options={"vocab_size": 11, "hidden_size": "six"}), "cannot be loaded as"),
         (lambda f: change(f / "config.json", model="Trainer"), "of the model Trainer; there are: LanguageModel"),
+        (lambda f: change(f / "config.json", noise={"tau": -1}), "noise in config.json must be positive and finite"),
         (lambda f: change(f / "config.json", options=[1]), "not of a model of this repository"),
         (lambda f: (f / "config.json").write_text('{"architectures": []}'), "not of a model of this .*'model'"),
         (lambda f: (f / "config.json").write_text("{"), r"config\.json is not of a model of this repository"),
