@@ -445,7 +445,8 @@ def test_a_folder_of_checkpoints_that_cannot_be_written_is_named_with_what_to_ch
     (tmp_path / "run").write_text("a file where a folder should be")
     ended = call(*options(tmp_path, "run", "--result", str(tmp_path / RESULT)))
     assert ended.status == 2
-    assert f"{tmp_path / 'run'} cannot be written to (File exists): choose another folder for checkpoints" in ended.err
+    assert f"--trainer.default_root_dir {tmp_path / 'run'} is a file: name a folder, or a new one" in ended.err
+    assert not (tmp_path / RESULT).exists()
 
 
 # --- processes --------------------------------------------------------------------------------------------------------

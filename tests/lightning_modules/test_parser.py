@@ -20,6 +20,11 @@ DEMO = ("--config", str(CONFIGS / "demo/language_model/variational.yaml"))
 SENTIMENT = ("--config", str(CONFIGS / "demo/sentiment/variational.yaml"))
 
 
+@pytest.fixture(autouse=True)
+def no_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
 def written(folder: Path, content: bytes | str) -> Path:
     path = folder / "row.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
