@@ -1,6 +1,7 @@
 """What every data module needs: quiet loading, a check of the files' content, and this process's share of the work."""
 
 import hashlib
+import lzma
 import re
 import tarfile
 import zlib
@@ -90,7 +91,7 @@ def read_archive(archive: Path, names: Iterable[str], where_to_get_it: str) -> d
                 if member.name in missing and member.isfile():
                     found[member.name] = tar.extractfile(member).read()  # type: ignore[union-attr]
                     missing.remove(member.name)
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
         raise ValueError(f"{archive} is damaged, or no archive ({error}). {where_to_get_it}") from error
     if missing:
         raise ValueError(f"{archive} has no file {min(missing)!r}: it is another archive. {where_to_get_it}")

@@ -83,6 +83,8 @@ def main(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
     if not 0 <= options.seed < 2**63:
         raise ValueError(f"--seed must be from 0 to 2^63 - 1, got {options.seed}")
+    if options.interval is not None and not 0 < options.interval < 1:
+        raise ValueError(f"--interval is a probability between 0 and 1, got {options.interval}")
     if options.output and (options.output.is_dir() or not options.output.absolute().parent.is_dir()):
         raise ValueError(f"--output {options.output} is a folder, or in none that is there: name a file in a folder")
     model = load(options.model)
@@ -138,7 +140,7 @@ def ratings(model: SentimentRegressor, reader: Reader, text: str, options: Any) 
     if "low" in columns:
         of = "the model's uncertainty alone; noise is unknown"
         if predicted.tau is not None:
-            of = f"model and noise (its std: {predicted.tau**-0.5:.4g})"
+            of = f"model and noise of a chunk (its std: {predicted.tau**-0.5:.4g})"
         notes.append(f"low, high: {100 * level:g} % interval of {of}")
     return rows, notes
 

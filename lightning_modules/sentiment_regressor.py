@@ -142,7 +142,8 @@ class Ratings(NamedTuple):
     Attributes:
         approximation: by the dropout approximation, [N].
         samples: of each of K sampled networks, [K, N].
-        tau: precision of the noise, measured on held-out texts; None if that was not done.
+        tau: precision of the noise, measured on held-out chunks, so that the interval of a text of several chunks is
+            rather too wide; None if that was not done.
     """
 
     approximation: Tensor

@@ -184,7 +184,9 @@ class Trainer(L.Trainer):
                 "mc_samples": getattr(self.lightning_module, "mc_samples", 0),
                 "provenance": provenance(self.strategy.root_device, self.world_size),
             }
-            torch.save(content, file)
+            part = file.with_suffix(".part")
+            torch.save(content, part)
+            part.replace(file)
             self.print(f"wrote {file}, a dictionary whose 'predictions' are those of each batch")
         return predictions
 
@@ -271,7 +273,7 @@ def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".part{os.getpid()}")
     try:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8")
         part.replace(path)
     except OSError as error:
         raise OSError(f"{path} cannot be written ({error}): make room there, then start the same again") from error

@@ -165,7 +165,7 @@ def test_the_noise_that_a_run_has_measured_widens_its_intervals(call: Call, tmp_
     outcome = call("predict", str(checkpoint), str(tmp_path / "text.txt"), "--format", "jsonl")
     [row] = rows(outcome.out)
     assert row["high"] - row["low"] >= 0.9 * 2 * 1.6449 * metrics["tau_mc"] ** -0.5
-    assert "90 % interval of model and noise (its std: " in outcome.err
+    assert "90 % interval of model and noise of a chunk (its std: " in outcome.err
 
 
 def test_help_is_of_texts_without_a_configuration_and_lightnings_with_one(call: Call) -> None:
