@@ -105,7 +105,10 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"{source} has none of the words that the model knows: its predictions would mean nothing")
     count = text.count("\n") if isinstance(model, SentimentRegressor) else len(reader.words(text))
     if options.format == "table" and options.generate is None and count > MOST_ROWS:
-        raise ValueError(f"a table of {count:,} rows is for nobody to read: choose --format csv or jsonl")
+        raise ValueError(
+            f"a table of {count:,} rows is for nobody to read: choose --format csv or jsonl "
+            '(ARGS="--format csv" for make)'
+        )
     if isinstance(model, SentimentRegressor):
         rows, notes = ratings(model, reader, text, options)
     elif options.generate is not None:
