@@ -42,6 +42,7 @@ def export(checkpoint: str, folder: Path, result: Path | None = None, name: str 
 def main(arguments: list[str]) -> None:
     """Save a model, and push it; raises what `export` does."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="main.py export",
         description="Save a trained model as safetensors, with its options, vocabulary and a model card.",
     )

@@ -23,7 +23,9 @@ class Parser(LightningArgumentParser):
     """Lightning's parser, whose errors are one message."""
 
     def __init__(self, *args: Any, description: str = DESCRIPTION, **kwargs: Any) -> None:
-        super().__init__(*args, description=description, **kwargs)
+        super().__init__(
+            *args, description=description, **kwargs | {"allow_abbrev": False}
+        )  # a misspelt option is none
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong and where help is, and end with status 2."""

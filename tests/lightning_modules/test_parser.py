@@ -93,6 +93,7 @@ def test_whatever_is_in_a_configuration_it_is_read_or_refused_by_name(
     [
         (("fit",), "there is no model: name a configuration, such as --config configs/"),
         (("fit", "--config", str(CONFIGS)), f"--config {CONFIGS} is a folder: name one of its files"),
+        (("fit", *DEMO, "--trainer.max_epoch", "1"), "unrecognized arguments: --trainer.max_epoch 1"),
         (("fit", *DEMO, "--nothing", "1"), "unrecognized arguments: --nothing 1"),
         (
             ("fit", *DEMO, "--model.init_args.wordd_dropout", "0.1"),
