@@ -226,7 +226,7 @@ def test_a_failed_write_leaves_the_former_file_whole(tmp_path: Path, monkeypatch
     write_atomically(file, "former")
     assert file.read_text() == "former"
 
-    def full(path: Path, text: str) -> int:
+    def full(path: Path, text: str, **_: object) -> int:
         with path.open("w") as stream:
             stream.write(text[:2])
         raise OSError("no space left on device")
