@@ -26,6 +26,8 @@ def export(checkpoint: str, folder: Path, result: Path | None = None, name: str 
     """
     if name and not get_token():
         raise ConnectionError("nobody is logged in to the Hugging Face hub: `.venv/bin/hf auth login`, or set HF_TOKEN")
+    if result and not result.is_file():
+        raise FileNotFoundError(f"--result {result} does not exist")
     model = load(checkpoint)
     card = {"result": result}
     model.save_pretrained(folder, model_card_kwargs=card)

@@ -185,8 +185,11 @@ class Trainer(L.Trainer):
                 "provenance": provenance(self.strategy.root_device, self.world_size),
             }
             part = file.with_suffix(".part")
-            torch.save(content, part)
-            part.replace(file)
+            try:
+                torch.save(content, part)
+                part.replace(file)
+            finally:
+                part.unlink(missing_ok=True)
             self.print(f"wrote {file}, a dictionary whose 'predictions' are those of each batch")
         return predictions
 

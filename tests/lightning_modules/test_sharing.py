@@ -409,7 +409,7 @@ def test_what_is_wrong_with_an_export_is_said_in_one_message(
     assert "trap.ckpt is refused: it holds" in failed(call("export", "trap.ckpt", "new"))
     assert not (tmp_path / "sprung").exists()
     assert "run is there, and is no empty folder" in failed(call("export", checkpoint, "run"))
-    assert "no result.json" in failed(call("export", checkpoint, "new", "--result", "no result.json"))
+    assert "--result none.json does not exist" in failed(call("export", checkpoint, "new", "--result", "none.json"))
     best = json.loads(Path(result).read_text())
     (tmp_path / "other.json").write_text(json.dumps(best | {"tested_epoch": 1}))
     assert "other.json is not of this model" in failed(call("export", checkpoint, "new", "--result", "other.json"))
