@@ -52,10 +52,7 @@ def start(**init: Any) -> Any:
         if "WANDB_MODE" in os.environ or wandb.login(prompt=False):
             return wandb.init(**init, settings=wandb.Settings(**SETTINGS))
     except wandb.errors.Error as error:
-        # Or what failed would be asked again. It waits for all that W&B's process has still to upload, for ever.
-        teardown = threading.Thread(target=wandb.teardown, daemon=True)
-        teardown.start()
-        teardown.join(TEARDOWN_TIMEOUT)
+        teardown()  # or what failed would be asked again
         reason = _first_line(error)
     except OSError as error:
         return without_records(error)
@@ -67,6 +64,13 @@ def start(**init: Any) -> Any:
     elsewhere = "" if where.resolve().is_relative_to(runs) else f" RUNS={where.parent}"
     print(f"W&B: {reason} The run is recorded offline in {where}; `make sync{elsewhere}` uploads it later.", flush=True)
     return run
+
+
+def teardown() -> None:
+    """`wandb.teardown`, which waits for all that W&B's process has still to ask of a server, but not for ever."""
+    thread = threading.Thread(target=wandb.teardown, daemon=True)
+    thread.start()
+    thread.join(TEARDOWN_TIMEOUT)
 
 
 def without_records(error: Exception) -> Any:
@@ -307,6 +311,7 @@ def main(folder: Path) -> None:
     except FAILURES as error:
         reason = _first_line(error)
     if reason:
+        teardown()  # else at the end of the process, without a limit
         advice = "log in with `.venv/bin/wandb login`, or try again when the server answers"
         sys.exit(f"W&B: {reason} Nothing is uploaded: {advice}.")
     environment = os.environ | {"WANDB_DIR": str(folder)}  # for its own log, else in the current folder

@@ -39,7 +39,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     yield
-    wandb.teardown()
+    tracking.teardown()
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def train(call: Call, tiny_treebank: Path, tmp_path: Path, result: Path) -> Call
 
 def end_of_process() -> None:
     """What the end of a process does to its records."""
-    wandb.teardown()
+    tracking.teardown()
     while tracking.LOCKS:
         tracking.LOCKS.popitem()[1].close()
 
@@ -366,7 +366,7 @@ def test_a_run_outlives_the_process_of_wandb(tmp_path: Path, capsys: pytest.Capt
         time.sleep(0.05)
     logger.finalize("failed")
     with suppress(OSError):
-        wandb.teardown()
+        tracking.teardown()
     assert capsys.readouterr().out.count("Nothing more is recorded there") == 1
 
 
@@ -395,7 +395,7 @@ def test_a_test_of_a_finished_run_is_a_run_of_its_own(call: Call, train: Call, t
     run_id = (tmp_path / "run" / ID_FILE).read_text()
     checkpoint = ("--ckpt_path", str(tmp_path / "run/checkpoints/best.ckpt"))
     assert call("test", *tiny_run(tmp_path, *checkpoint, logger=())).status == 0
-    wandb.teardown()
+    tracking.teardown()
     [tested] = records(offline_runs(tmp_path / "run")[1], "run")
     assert tested["job_type"] == "test"
     assert tested["run_id"] != run_id.strip()
@@ -437,7 +437,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run = tracking.start(project="p", dir=tmp_path / "run")
     run.log({"value": 1})
     run.finish()
-    wandb.teardown()
+    tracking.teardown()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "run"

@@ -101,11 +101,12 @@ def test_a_job_that_is_signalled_in_mid_epoch_goes_on_there_and_ends_as_if_it_ha
 
 
 def test_a_job_that_makes_no_progress_is_not_requeued_for_ever(slurm: Slurm, tmp_path: Path) -> None:
-    make(slurm, tmp_path, "SIZE=small", "ROWS=moon", "EPOCHS=1", f"ARGS={TINY}", "SLURM=--time=5")
+    starting = f"{TINY} --data tests.cluster.slow_start.RandomText"
+    make(slurm, tmp_path, "SIZE=small", "ROWS=moon", "EPOCHS=1", f"ARGS={starting}", "SLURM=--time=5")
     logs = tmp_path / "runs/slurm"
 
     def is_gone() -> bool:
-        # While Python is only starting. The job may end just now, which scancel would complain of.
+        # The job may end just now, which scancel would complain of.
         subprocess.run(["scancel", "--signal=USR1", "--me"], env=slurm.environment, capture_output=True)
         return not slurm.states()
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import wandb
 
 import main as command_line
+from lightning_modules import tracking
 from reproduction import grid
 from tests.wandb_server import running
 
@@ -88,7 +88,7 @@ def test_a_sweep_without_an_account_ends_with_what_logs_in_and_what_needs_none(
     monkeypatch.setenv("PATH", os.environ["PATH"])  # of which the agent's is made
     with pytest.raises(SystemExit, match=r"^W&B: the sweep was not run \(.*`\.venv/bin/wandb login`.*`make grid NAME="):
         grid.main(["ptb_dropout", "--agent"])
-    wandb.teardown()
+    tracking.teardown()
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import wandb
 
+from lightning_modules import tracking
 from reproduction import table, wandb_report
 from reproduction.results import load_results
 from reproduction.table import ptb_table
@@ -25,7 +26,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     yield
-    wandb.teardown()
+    tracking.teardown()
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_tables_and_curves_are_logged_to_the_server(
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         table.main(["--results", str(results), "--wandb", str(tmp_path / "runs")])
-        wandb.teardown()
+        tracking.teardown()
         logged = {name: value for row in server.streams["tables"] for name, value in row.items()}
     assert "the tables are not all logged" not in capsys.readouterr().out
     expected = ptb_table("small", [run for run in load_results(results) if run.experiment == "ptb"])
@@ -143,7 +144,7 @@ def test_report_and_workspace_are_created_on_the_server(
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         wandb_report.main(["--results", str(results)])
-        wandb.teardown()  # which would wait for a server that is gone
+        tracking.teardown()  # which would wait for a server that is gone
         report, workspace = server.sent("upsertView")
     assert (report["entityName"], report["projectName"]) == (ENTITY, "variational-rnn")
     assert report["displayName"].startswith("A Theoretically Grounded Application of Dropout")
