@@ -17,10 +17,10 @@ def test_time_choices(model: LanguageModel, data: TokenStreams) -> list[dict[str
     """Perplexities by the dropout approximation, and by means over K sampled networks, with and without temperature.
 
     Validation and test text are each evaluated in one pass, all means over the same networks, for the test text those
-    that a test with as many samples has; K = 1, 2, 5, ... are the first of them. Here the validation text is one stream, as the test text is, so
-    its perplexity is not quite that of training, where it is as many streams as a batch has. The temperature is
-    the one of `TEMPERATURES` with the lowest validation perplexity, for each choice and each K; it divides the logits
-    of every network.
+    that a test with as many samples has; K = 1, 2, 5, ... are the first of them. The validation text is one stream
+    here, as the test text is, so its perplexity is not quite that of training, where it is as many streams as a batch
+    has. The temperature is the one of `TEMPERATURES` with the lowest validation perplexity, for each choice and each K;
+    it divides the logits of every network.
 
     Args:
         model: trained; its `mc_samples`, `mc_masks` and `mc_word_dropout` say what is sampled.

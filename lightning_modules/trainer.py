@@ -217,6 +217,7 @@ class Trainer(L.Trainer):
                 "name the checkpoint that was tested"
             )
         device = self.strategy.root_device
+        origin = provenance(device, 1)
         samples = f"{model.mc_samples} sampled networks" if model.mc_samples else "no sampled networks (mc_samples)"
         self.print(f"{ckpt_path}, validation and test text by the approximation and {samples}")
         start = time.perf_counter()
@@ -232,7 +233,7 @@ class Trainer(L.Trainer):
             "tested_epoch": run.tested_epoch,
             "choices": choices,
             "config": _without_paths(self.run_config),
-            "provenance": provenance(device, 1)
+            "provenance": origin
             | ({"corpus": {"name": corpus[0], "sha256": corpus[1]}} if corpus else {})
             | {"wall_time_s": time.perf_counter() - start, "run": model.provenance},
         }
