@@ -42,7 +42,7 @@ $(if $(filter demo grid,$(MAKECMDGOALS)),$(error LAUNCH="slurm" submits reproduc
 else
 $(if $(filter-out 1,$(NODES)),$(error NODES="$(NODES)": several machines need LAUNCH=slurm, or torchrun as in cluster/README.md))
 endif
-ifneq ($(filter reproduce-ptb cost ensemble status,$(MAKECMDGOALS)),)
+ifneq ($(filter reproduce-ptb cost ensemble ablation status,$(MAKECMDGOALS)),)
 $(call check,SIZE,$(SIZE),$(SIZES))
 $(if $(filter ensemble,$(MAKECMDGOALS)),$(if $(word 2,$(SEEDS)),,$(error SEEDS="$(SEEDS)": an ensemble needs several)))
 $(call check,ROWS,$(ROWS),$(sort $(foreach size,$(SIZE),$(call names,ptb/$(size)))))
@@ -127,6 +127,8 @@ cost: | .venv/ready ## what the Penn Treebank runs that are missing will take he
 
 ensemble: $(PTB_ROWS:%=$(RESULTS)/%/ensemble.json) ## average the probabilities of finished Penn Treebank runs [SIZE= ROWS= SEEDS="0 1"]
 
+ablation: $(PTB_RUNS:$(RESULTS)/%=ablation/%) ## approximation, means over masks, temperature: what the test owes to them [SIZE= ROWS= SEEDS=]
+
 table: .venv/ready ## show the tables and render them into RESULTS.md and README.md
 	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment
 	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment --readme RESULTS.md
@@ -181,7 +183,7 @@ bench-scaling: .venv/ready ## measure data-parallel training on one and two proc
 clean: ## remove runs (checkpoints, logs) and caches; results stay
 	rm -rf $(RUNS) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.PHONY: help demo test test-slow reproduce-ptb reproduce-sentiment predict status cost ensemble table figures report compare grid sweep wandb-table wandb-report sync setup lint bench bench-gpu bench-scaling clean FORCE
+.PHONY: help demo test test-slow reproduce-ptb reproduce-sentiment predict status cost ensemble ablation table figures report compare grid sweep wandb-table wandb-report sync setup lint bench bench-gpu bench-scaling clean FORCE
 
 .venv/ready: pyproject.toml $(wildcard $(CONSTRAINTS))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed, $(PYTHON) is older or missing: make PYTHON=/path/to/python3.11 ..."; exit 1; }
@@ -214,10 +216,15 @@ $(RESULTS)/sentiment/baselines.json: | .venv/ready
 $(PTB_ROWS:%=$(RESULTS)/%/ensemble.json): $(RESULTS)/%/ensemble.json: $$(foreach seed,$(SEEDS),$(RUNS)/$$*/seed$$(seed)/predictions.pt) FORCE
 	@.venv/bin/python -m reproduction.ensemble $(filter %.pt,$^) --output $@
 
-# Of the weights that the row is tested with.
+# $(call tested,EXPERIMENT/GROUP/ROW/seedK): the weights that the row is tested with
+tested = $(RUNS)/$(1)/checkpoints/$(if $(shell grep -s 'tested_weights: best' \
+	configs/$(patsubst %/,%,$(dir $(1))).yaml configs/$(dir $(patsubst %/,%,$(dir $(1))))common.yaml),best,last).ckpt
+
 $(foreach row,$(PTB_ROWS),$(SEEDS:%=$(RUNS)/$(row)/seed%/predictions.pt)): $(RUNS)/%/predictions.pt: $$(wildcard $(RUNS)/$$*/checkpoints/last.ckpt) | .venv/ready
-	@.venv/bin/python main.py predict $(call options,$*) --trainer.logger false $(ARGS) --ckpt_path \
-		$(RUNS)/$*/checkpoints/$(if $(shell grep -s 'tested_weights: best' \
-			configs/$(patsubst %/,%,$(dir $*)).yaml configs/$(dir $(patsubst %/,%,$(dir $*)))common.yaml),best,last).ckpt
+	@.venv/bin/python main.py predict $(call options,$*) --trainer.logger false $(ARGS) --ckpt_path $(call tested,$*)
+
+# Writes ablation_seedK.json beside the result of each run.
+$(PTB_RUNS:$(RESULTS)/%=ablation/%): ablation/%.json: FORCE | .venv/ready
+	@.venv/bin/python main.py ablate $(call options,$*) --trainer.logger false $(ARGS) --ckpt_path $(call tested,$*) --result $(RESULTS)/$*.json
 
 FORCE:

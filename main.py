@@ -1,4 +1,4 @@
-"""Command line: `python main.py {fit,validate,test,predict,reproduce} --config configs/...`.
+"""Command line: `python main.py {fit,validate,test,predict,reproduce,ablate} --config configs/...`.
 
 Without --config, `main.py predict MODEL [FILE]` reads a text with a trained model: see `lightning_modules.predict`.
 `main.py export CHECKPOINT FOLDER` saves one, and shares it: see `lightning_modules.export`.
@@ -74,9 +74,9 @@ class CommandLine(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, without their option to execute what is in a checkpoint, and `reproduce`."""
+        """Lightning's, without their option to execute what is in a checkpoint, and those of our trainer."""
         of_lightning = {name: skipped | {"weights_only"} for name, skipped in LightningCLI.subcommands().items()}
-        return of_lightning | {"reproduce": {"model", "datamodule"}}
+        return of_lightning | {name: {"model", "datamodule"} for name in ("reproduce", "ablate")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The vocabulary is the data's."""
@@ -98,7 +98,7 @@ class CommandLine(LightningCLI):
             raise ValueError(f"{self.subcommand} needs --ckpt_path: without a checkpoint the weights are untrained")
         self._check_ckpt_path()
 
-    before_validate = before_predict = before_test
+    before_validate = before_predict = before_ablate = before_test
 
     def _check_ckpt_path(self) -> None:
         path = self.config[self.subcommand].ckpt_path

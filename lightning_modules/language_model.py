@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -463,14 +464,25 @@ class LanguageModel(Experiment):
                 nll.update(-log_mean_exp(log_probs[:, :count], dim=1))
 
     def _mc_log_probs(self, inputs: Tensor, targets: Tensor, name: str, key: tuple[int, ...]) -> Tensor:
-        """Log probabilities [T, K] of one stream's targets under each of the K sampled networks of an MC evaluation.
+        """Log probabilities [T, K] of one stream's targets under each of the K sampled networks of an MC evaluation."""
+        hidden = self._mc_hidden(inputs, name, key)
+        targets = targets.expand(-1, hidden.size(1))
+        rows = zip(hidden.flatten(0, 1).split(LOGIT_ROWS), targets.flatten().split(LOGIT_ROWS), strict=True)
+        nll = torch.cat([softmax_nll(h, self.softmax.weight, self.softmax.bias, t)[1] for h, t in rows])
+        log_probs = -nll.view_as(targets)
+        if self._trainer and self._trainer.world_size > 1:
+            log_probs = torch.cat(list(self.all_gather(log_probs)), dim=1)[:, : self.mc_samples]
+        return log_probs
+
+    def _mc_hidden(self, inputs: Tensor, name: str, key: tuple[int, ...]) -> Tensor:
+        """The softmax layer's input [T, K, H] in each of the K sampled networks of an MC evaluation of one stream.
 
         The samples are streamed at once as rows of one batch, each with a state and masks of its own, and every process
         takes a part of them. `key` says for which window masks are drawn, if they are.
         """
         world_size = self._trainer.world_size if self._trainer else 1
         share = -(-self.mc_samples // world_size)
-        inputs, targets = (ids.expand(-1, share) for ids in (inputs, targets))
+        inputs = inputs.expand(-1, share)
         kept = self.mc_passes[name]
         state, sample = self._mc.get(name, (None, None))
         if sample is None or kept == "window" or self.rnn.time_masks == "fresh":
@@ -484,12 +496,7 @@ class LanguageModel(Experiment):
                 sample = sample.select(own, by_token=self.embedding.word_masks == "token")
         hidden, state = self._hidden(inputs, state, sample)
         self._mc[name] = (state if self.carry_state else None, sample)
-        rows = zip(hidden.flatten(0, 1).split(LOGIT_ROWS), targets.flatten().split(LOGIT_ROWS), strict=True)
-        nll = torch.cat([softmax_nll(h, self.softmax.weight, self.softmax.bias, t)[1] for h, t in rows])
-        log_probs = -nll.view_as(targets)
-        if world_size > 1:
-            log_probs = torch.cat(list(self.all_gather(log_probs)), dim=1)[:, : self.mc_samples]
-        return log_probs
+        return hidden
 
     def on_test_epoch_end(self) -> None:
         """Log the test perplexities."""
@@ -516,6 +523,54 @@ class LanguageModel(Experiment):
             log_probs = self._mc_log_probs(*batch, name, (TEST, batch_index)).double()
             surprisal[name.removeprefix("test_ppl_")] = -log_mean_exp(log_probs, dim=1)[:, None]
         return surprisal
+
+    @torch.inference_mode()
+    def test_time_nll(
+        self, windows: StreamWindows, stage: int, temperatures: list[float]
+    ) -> dict[tuple[str, str | None], Tensor]:
+        """Mean surprisal of one stream's words for each way to predict at test time, from one pass over it.
+
+        The ways are the dropout approximation, and the "arithmetic" and the "geometric" mean of the probabilities under
+        `mc_samples` sampled networks, the latter divided by its sum over the vocabulary. All means are of the same
+        networks, with TEST those that a test with as many samples has. A temperature divides the logits of every
+        network. The model is put into eval mode, and computes in its parameters' precision.
+
+        Args:
+            windows: of the stream, B = 1.
+            stage: VALIDATION or TEST, for which networks are sampled.
+            temperatures: N of them.
+
+        Returns:
+            By kind of mean and what masks are kept for, ("arithmetic", "stream"), in nats: [N, number of `mc_counts`]
+            for the first 1, 2, 5, ... networks; ("approximation", None): [N, 1].
+        """
+        self.eval()
+        self.on_test_epoch_start()
+        totals: dict[tuple[str, str | None], Tensor] = {}
+        words = 0
+
+        def add(mean: str, kept: str | None, nll_NTC: Tensor) -> None:
+            totals[mean, kept] = totals.get((mean, kept), 0) + nll_NTC.sum(dim=1)
+
+        for index in range(len(windows)):
+            inputs, targets = (ids.to(self.device) for ids in windows[index])
+            words += len(targets)
+            hidden, state = self._hidden(inputs, self._eval_state, None)
+            self._eval_state = state if self.carry_state else None
+            add("approximation", None, _tempered_nll(self.softmax(hidden), targets, temperatures))
+            for name, kept in self.mc_passes.items() if self.mc_samples else ():
+                hidden = self._mc_hidden(inputs, name, (stage, index))
+                steps = max(1, LOGIT_ROWS // self.mc_samples)
+                for hidden_TKH, targets_T1 in zip(hidden.split(steps), targets.split(steps), strict=True):
+                    logits_TKV = self.softmax(hidden_TKH)
+                    nll_NTK = _tempered_nll(logits_TKV, targets_T1, temperatures)
+                    means = [-log_mean_exp(-nll_NTK[..., :count], dim=2) for count in self.mc_counts]
+                    add("arithmetic", kept, torch.stack(means, dim=2))
+                    # A geometric mean that is divided by its sum is the softmax of the mean logits.
+                    logits_TCV = torch.stack([logits_TKV[:, :count].mean(dim=1) for count in self.mc_counts], dim=1)
+                    add("geometric", kept, _tempered_nll(logits_TCV, targets_T1, temperatures))
+        self.on_test_epoch_start()  # nothing is kept
+        return {way: total / words for way, total in totals.items()}
 
     # --- other texts --------------------------------------------------------------------------------------------
 
@@ -638,6 +693,16 @@ class LanguageModel(Experiment):
                 inputs = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).T
             chosen.append(inputs[0])
         return [[vocabulary[i] for i in ids] for ids in torch.stack(chosen, dim=1).tolist()]
+
+
+def _tempered_nll(logits: Tensor, targets: Tensor, temperatures: list[float]) -> Tensor:
+    """Surprisal -ln softmax(logits / temperature)[target] in nats, [N, T, B], of N temperatures.
+
+    Logits are [T, B, V]; the targets, [T, 1], are those of all B.
+    """
+    logits_BV, targets_B = logits.flatten(0, 1), targets.expand(-1, logits.size(1)).flatten()
+    nll = [F.cross_entropy(logits_BV / temperature, targets_B, reduction="none") for temperature in temperatures]
+    return torch.stack(nll).double().view(-1, *logits.shape[:2])
 
 
 def _each(function: Callable[..., Tensor], *states: State) -> State:

@@ -19,10 +19,21 @@ import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from datamodules.common import check_at_least
-from lightning_modules.checkpoints import LAST, BestCheckpoint, WholeFiles, add_to_checkpoint, find_checkpoint
+from datamodules.streams import TokenStreams
+from lightning_modules.ablation import test_time_choices
+from lightning_modules.checkpoints import (
+    LAST,
+    BestCheckpoint,
+    WholeFiles,
+    add_to_checkpoint,
+    find_checkpoint,
+    read_checkpoint,
+)
 from lightning_modules.experiment import Experiment
+from lightning_modules.language_model import LanguageModel
 from lightning_modules.sentiment_regressor import SentimentRegressor
 from lightning_modules.tracking import WandbLogger, hold, place
+from reproduction.results import ablation_file, load_result
 
 CODE = ("main.py", "pyproject.toml", "configs", "datamodules", "lightning_modules", "variational_rnn")
 """What a run depends on: uncommitted changes there make its provenance "dirty"."""
@@ -38,7 +49,7 @@ PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "numpy")
 
 
 class Trainer(L.Trainer):
-    """Lightning's trainer with one more entry point, `reproduce`.
+    """Lightning's trainer with two more entry points, `reproduce` and `ablate`.
 
     Args:
         args: those of Lightning's Trainer.
@@ -169,6 +180,66 @@ class Trainer(L.Trainer):
                 saved = {"best": Path(checkpoints.best_model_path), "last": folder / LAST}
                 logger.log_result(result, {name: file for name, file in saved.items() if file.is_file()}, corpus)
 
+    def ablate(self, model: Experiment, datamodule: L.LightningDataModule, ckpt_path: str, result: Path) -> None:
+        """Evaluate a finished language model by every choice of `test_time_choices`; ablation_seedK.json has them.
+
+        Args:
+            model: whose options say how many networks are sampled, and how.
+            datamodule: the data.
+            ckpt_path: the weights that were tested.
+            result: the file of the finished run, .../ROW/seedK.json, beside which is written.
+
+        Raises:
+            ValueError: it is no language model, the checkpoint is not of the tested epoch of that run, or there are
+                several processes.
+            OSError: a file cannot be read or written.
+        """
+        if not isinstance(model, LanguageModel) or not isinstance(datamodule, TokenStreams):
+            raise ValueError(f"ablate is for language models, not for a {type(model).__name__}")
+        if self.world_size > 1:
+            raise ValueError(f"ablate runs on one device, got {self.world_size} processes: use --trainer.devices 1")
+        if not result.is_file():
+            raise FileNotFoundError(f"{result} is not there: an ablation is of a finished run; run it first")
+        run = load_result(result)
+        output = ablation_file(run)
+        check_writable(output)
+        datamodule.prepare_data()
+        datamodule.setup()
+        model.reader = datamodule.reader
+        checkpoint = read_checkpoint(Path(ckpt_path))
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"])
+        started = [origin["date"] for origin in model.provenance[:1]]
+        if (len(model.curve), started) != (run.tested_epoch, [run.provenance["date"]]):
+            raise ValueError(
+                f"{ckpt_path} is after epoch {len(model.curve)} of a run begun {', '.join(started) or 'elsewhere'}, "
+                f"but {result} was tested after epoch {run.tested_epoch} of one begun {run.provenance['date']}: "
+                "name the checkpoint that was tested"
+            )
+        device = self.strategy.root_device
+        origin = provenance(device, 1)
+        samples = f"{model.mc_samples} sampled networks" if model.mc_samples else "no sampled networks (mc_samples)"
+        self.print(f"{ckpt_path}, validation and test text by the approximation and {samples}")
+        start = time.perf_counter()
+        choices = test_time_choices(model.to(device), datamodule)
+        for choice in choices:
+            mean = " ".join(str(choice[key]) for key in ("mean", "masks", "samples") if choice[key])
+            self.print(
+                f"{mean}  test_ppl {choice['test_ppl']:.2f}, {choice['test_ppl_tempered']:.2f} at the temperature "
+                f"{choice['temperature']:g}"
+            )
+        corpus = getattr(datamodule, "corpus", None)
+        report = {
+            "tested_epoch": run.tested_epoch,
+            "choices": choices,
+            "config": _without_paths(self.run_config),
+            "provenance": origin
+            | ({"corpus": {"name": corpus[0], "sha256": corpus[1]}} if corpus else {})
+            | {"wall_time_s": time.perf_counter() - start, "run": model.provenance},
+        }
+        write_atomically(output, json.dumps(report, indent=2) + "\n")
+        self.print(f"wrote {output}")
+
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Lightning's predict, which also writes predictions.pt below default_root_dir.
 
@@ -212,7 +283,7 @@ def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration without the folders and files of the machine it ran on."""
-    folders = ("default_root_dir", "data_dir", "source", "vocabulary", "result")
+    folders = ("default_root_dir", "data_dir", "source", "vocabulary", "result", "ckpt_path")
     return {
         name: _without_paths(value) if isinstance(value, dict) else value
         for name, value in config.items()

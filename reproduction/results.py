@@ -299,6 +299,35 @@ def ensembles_of(results: list[Result]) -> list[tuple[str, str, dict[str, Any]]]
     return ensembles
 
 
+def ablation_file(run: Result) -> Path:
+    """Where the test-time choices of a language model are, beside its result, if `make ablation` was run for it."""
+    return run.path.with_name(f"ablation_{run.path.name}")
+
+
+def ablations_of(results: list[Result]) -> list[tuple[Result, dict[str, Any]]]:
+    """The Penn Treebank runs whose test-time choices were evaluated, and the content of their `ablation_seedK.json`.
+
+    Raises:
+        ResultError: such a file is unreadable or incomplete, or of other weights than were tested.
+    """
+    ablations = []
+    for run in results:
+        file = ablation_file(run)
+        if run.experiment == "ptb" and file.is_file():
+            data = read_json(file)
+            _require(file, data, "the file", tested_epoch=int, choices=list, provenance=dict)
+            for i, choice in enumerate(data["choices"]):
+                numbers = dict.fromkeys(("test_ppl", "temperature", "test_ppl_tempered"), (int, float))
+                _require(file, choice, f"choices[{i}]", mean=str, masks=(str, type(None)), samples=int, **numbers)
+            if data["tested_epoch"] != run.tested_epoch:
+                raise ResultError(
+                    f"{file}: of the weights after epoch {data['tested_epoch']}, but {run.path.name} was tested after "
+                    f"epoch {run.tested_epoch}; delete the file and run `make ablation` anew"
+                )
+            ablations.append((run, data))
+    return ablations
+
+
 def groups_with(experiment: str, results: list[Result]) -> dict[str, list[Result]]:
     """The results of each group of an experiment: planned groups first, then any other group that has results."""
     names = [*GROUPS.get(experiment, {}), *(run.group for run in results if run.experiment == experiment)]

@@ -25,6 +25,7 @@ from reproduction.results import (
     LABELS,
     Result,
     ResultError,
+    ablations_of,
     chosen_experiments,
     ensembles_of,
     groups_with,
@@ -38,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 LOG = Path(__file__).with_name("gal_1250_untied.csv")
 PUBLISHED: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 
-TEXT = ("row", "claim", "verdict", "evidence")  # columns of words
+TEXT = ("row", "claim", "verdict", "evidence", "mean")  # columns of words
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -85,6 +86,13 @@ FAIR_REMARK = (
     "epoch was chosen), to which the noise of the predictive distribution is fitted: a Gaussian around the "
     "approximation or, *MC*, K of them, one around each sampled network. *Log likelihood* is that of a test rating, "
     "in nats; *within* is the share of test ratings in the central interval of that probability."
+)
+ABLATION_REMARK = (
+    "Test perplexity of the same weights: by the dropout *approximation*, or by the *arithmetic* or the *geometric* "
+    "mean of the probabilities under K sampled networks, the latter divided by its sum over the vocabulary. Each "
+    "network's masks are kept for the whole text (*stream*), words not dropped, or drawn anew for each *window*, words "
+    "dropped. *Tempered*: the logits of every network are divided by the *temperature*, of 0.7, 0.75, ..., 1.3 the one "
+    "with the lowest validation perplexity for that mean and that K."
 )
 CLAIMS_HEADING = "What the paper says, and what our curves say (Film reviews)"
 CLAIMS_REMARK = (
@@ -199,6 +207,37 @@ def ensemble_table(results: list[Result], sizes: list[str] | None = None) -> pd.
                 "config": _config("ptb", size, row),
             }
         )
+    return pd.DataFrame(lines)
+
+
+def ablation_table(results: list[Result], sizes: list[str] | None = None) -> pd.DataFrame:
+    """Test perplexity by what is chosen at test time, of the runs that were evaluated so; no lines without any."""
+    ablations = {run.path: ablation for run, ablation in ablations_of(results)}
+    lines = []
+    for size, of_size in groups_with("ptb", results).items():
+        if sizes and size not in sizes:
+            continue
+        for row, runs in _lines("ptb", size, [run for run in of_size if run.path in ablations]):
+            choices = [choice for run in kept(runs) for choice in ablations[run.path]["choices"]]
+            by_kind: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+            for choice in choices:
+                by_kind.setdefault((choice["mean"], choice["masks"], choice["samples"]), []).append(choice)
+            for (mean, masks, samples), same in by_kind.items():
+                temperatures = sorted({choice["temperature"] for choice in same})
+                lines.append(
+                    {
+                        "row": f"{size}, {LABELS.get(row, row)}",
+                        "mean": mean,
+                        "masks per": masks or "–",
+                        "K": f"{samples}" if samples else "–",
+                        "test": _mean_sd(runs, [choice["test_ppl"] for choice in same], 1),
+                        "test, tempered": _mean_sd(runs, [choice["test_ppl_tempered"] for choice in same], 1),
+                        "temperature": ", ".join(f"{temperature:g}" for temperature in temperatures),
+                        "epochs": _epochs(runs),
+                        "seeds": f"{len(same)}",
+                        "config": _config("ptb", size, row),
+                    }
+                )
     return pd.DataFrame(lines)
 
 
@@ -362,6 +401,14 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
         ]
         heading = "Penn Treebank, probabilities of several models averaged"
         parts.append(Section("ptb_ensembles", heading, table, remarks, origins))
+    if experiment == "ptb" and len(table := ablation_table(results, sizes)):
+        origins = [
+            f"{run.group}, {run.label}, seed {run.seed}: evaluated by {_commit(ablation['provenance'])}; "
+            "the run's own line is above"
+            for run, ablation in ablations_of(results)
+            if not sizes or run.group in sizes
+        ]
+        parts.append(Section("ptb_ablation", "Test-time choices", table, [ABLATION_REMARK], origins))
     if experiment == "sentiment":
         parts.append(Section("sentiment_claims", CLAIMS_HEADING, claims_table(results), [CLAIMS_REMARK], []))
     missing = [

@@ -353,3 +353,22 @@ def test_weights_that_were_never_trained_are_not_evaluated(
     outcome = call(command, *tiny_run(tmp_path))
     assert outcome.status == 2
     assert f"{command} needs --ckpt_path" in outcome.err
+
+
+def test_ablate_evaluates_a_finished_run_and_refuses_one_that_is_not(
+    call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    options, result = tiny_run(tmp_path), result_options(tmp_path)
+    assert call("reproduce", *options, *result, "--epochs", "1").status == 0
+    checkpoint = ["--ckpt_path", str(tmp_path / "run/checkpoints/last.ckpt")]
+    assert call("ablate", *options, *result, *checkpoint).status == 0
+    [file] = tmp_path.rglob("ablation_*.json")
+    written = json.loads(file.read_text())
+    assert [choice["samples"] for choice in written["choices"]] == [0, *[1, 2, 3] * 4]
+    assert str(tmp_path) not in file.read_text()
+    file.unlink()
+    Path(result[1]).unlink()
+    refused = call("ablate", *options, *result, *checkpoint)
+    assert refused.status == 2
+    assert "an ablation is of a finished run; run it first" in refused.err
+    assert not file.exists()

@@ -362,3 +362,14 @@ def test_a_misspelt_variable_is_refused(make: Make) -> None:
     assert done.returncode != 0
     assert "ROW is no variable" in done.stderr
     assert "ROWS" in done.stderr
+
+
+def test_an_ablation_is_of_the_weights_that_were_tested_of_each_run(make: Make, tmp_path: Path) -> None:
+    done = make("-n", "ablation", "SIZE=medium", "ROWS=variational_tied non_regularized", "SEEDS=0 1", "ARGS=--x 1")
+    commands = [line for line in done.stdout.splitlines() if "main.py ablate" in line]
+    assert len(commands) == 4
+    assert "--config configs/ptb/medium/variational_tied.yaml --seed_everything 1 " in "".join(commands)
+    for row, weights in (("variational_tied", "last"), ("non_regularized", "best")):
+        [first] = [line for line in commands if f"/{row}/seed0.json" in line]
+        assert " --x 1 " in first
+        assert first.endswith(f"{row}/seed0/checkpoints/{weights}.ckpt --result {tmp_path}/ptb/medium/{row}/seed0.json")

@@ -15,6 +15,7 @@ from reproduction.table import (
     BEGIN,
     END,
     PUBLISHED,
+    ablation_table,
     ensemble_table,
     language_model_table,
     main,
@@ -400,6 +401,50 @@ def test_an_ensemble_that_cannot_be_read_ends_with_one_message(
     write_result("ptb", "small", "zaremba").with_name("ensemble.json").write_text(text)
     with pytest.raises(SystemExit, match=r"zaremba/ensemble\.json: .*delete the file"):
         main(["--results", str(folder)])
+
+
+def write_ablation(
+    path: Path, temperature: float, *perplexities: tuple[str, str | None, int, float], **changes: Any
+) -> None:
+    choices = [
+        {"mean": mean, "masks": masks, "samples": samples, "test_ppl": ppl}
+        | {"temperature": temperature, "test_ppl_tempered": ppl - 1}
+        for mean, masks, samples, ppl in perplexities
+    ]
+    report = {"tested_epoch": 3, "choices": choices, "provenance": {"commit": "ab" * 9, "dirty": False}} | changes
+    path.with_name(f"ablation_{path.name}").write_text(json.dumps(report))
+
+
+def test_test_time_choices_have_a_table_where_they_were_evaluated(folder: Path, write_result: WriteResult) -> None:
+    write_result("ptb", "small", "zaremba")
+    assert ablation_table(load_results(folder)).empty
+    assert "Test-time choices" not in to_markdown(load_results(folder), ["ptb"])
+    for seed, temperature, ppl in ((0, 0.9, 80.0), (1, 0.95, 82.0)):
+        path = write_result("ptb", "medium", "variational_tied", seed=seed)
+        write_ablation(path, temperature, ("approximation", None, 0, ppl), ("geometric", "stream", 20, ppl + 4))
+    first, second = (line for _, line in ablation_table(load_results(folder)).iterrows())
+    assert list(first)[:7] == [
+        *("medium, Variational (tied)", "approximation", "–", "–"),
+        *("81.0 ± 1.4", "80.0 ± 1.4", "0.9, 0.95"),
+    ]
+    assert list(second[["mean", "masks per", "K", "test", "seeds"]]) == ["geometric", "stream", "20", "85.0 ± 1.4", "2"]
+    text = to_markdown(load_results(folder), ["ptb"])
+    assert "#### Test-time choices" in text
+    assert "- medium, Variational (tied), seed 1: evaluated by commit abababa" in text
+    assert ablation_table(load_results(folder), ["small"]).empty
+
+
+def test_an_ablation_of_other_weights_or_that_cannot_be_read_ends_with_one_message(
+    folder: Path, write_result: WriteResult
+) -> None:
+    path = write_result("ptb", "small", "zaremba")
+    write_ablation(path, 1.0, tested_epoch=2)
+    with pytest.raises(SystemExit, match=r"ablation_seed0\.json: of the weights after epoch 2, .* run `make ablation`"):
+        main(["--results", str(folder)])
+    for text in ("{", "{}", '{"tested_epoch": 3, "choices": [1], "provenance": {}}'):
+        path.with_name("ablation_seed0.json").write_text(text)
+        with pytest.raises(SystemExit, match=r"zaremba/ablation_seed0\.json: .*delete the file"):
+            main(["--results", str(folder)])
 
 
 def test_other_readings_of_moon_stand_beside_its_published_numbers(folder: Path, write_result: WriteResult) -> None:
