@@ -121,6 +121,7 @@ class LanguageModel(Experiment):
     """
 
     monitor = "valid_ppl"
+    rates_texts = False
     sampled_dropout = ("input_dropout", "recurrent_dropout", "output_dropout", "memory_dropout")
     training_means = ("train_nll",)
 

@@ -58,8 +58,8 @@ def in_short(message: str) -> str:
     if found and kinds and value and "class_path" not in details:
         allowed = dict.fromkeys(kind for kind in map(_plain, kinds) if kind != TYPES["NoneType"])
         return f"{key} must be {' or '.join(allowed)}, got {value[1]}"
-    first = re.search(r"(?:Errors:\n\s*- |class_path '[\w.]+':\s*)(.+)", message)
-    return first[1] if first else message.strip()
+    first = re.search(r"(?:Errors:\n\s*- |class_path '[\w.]+':\s*)((?:.+:\n\s*)?.+)", message)
+    return re.sub(r":\n\s*", ": ", first[1]) if first else message.strip()
 
 
 def _plain(kind: str) -> str:

@@ -240,6 +240,7 @@ class SentimentRegressor(Experiment):
     """
 
     training_means = ("train_mse", "train_loss")
+    rates_texts = True
     sampled_dropout = ("word_dropout", "input_dropout", "recurrent_dropout", "output_dropout")
     target_mean: Tensor
     target_std: Tensor
@@ -583,8 +584,11 @@ class SentimentRegressor(Experiment):
             seed: of the sampled networks.
 
         Raises:
+            TypeError: there is one text, not several.
             ValueError: mc_samples is out of range, or it is not known how the model reads texts.
         """
+        if isinstance(texts, str):
+            raise TypeError("rate takes several texts, got one string: rate([text])")
         reader, samples = self.known_reader(), self.checked_samples(mc_samples)
         self.eval()
         generator = self.generator(TEST, seed=seed)

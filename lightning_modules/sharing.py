@@ -33,6 +33,7 @@ class Shareable(ModelHubMixin):
     know of a configuration.
     """
 
+    rates_texts: bool
     reader: Reader | None
     noise: dict[str, float]
     curve: list[dict[str, float]]
@@ -136,6 +137,8 @@ class Shareable(ModelHubMixin):
                 raise ValueError(f"the noise in {CONFIG} must be positive and finite, got {model.noise}")
             if (folder / READER).is_file():
                 model.reader = Reader(**json.loads((folder / READER).read_text(encoding="utf-8")))
+                if (model.reader.chunk_length is None) == model.rates_texts:
+                    raise ValueError(f"{READER} is of a model of the other kind")
                 if len(model.reader.vocabulary) > model.hparams.vocab_size:
                     raise ValueError(f"{READER} has {len(model.reader.vocabulary)} words, more than vocab_size")
             load_model(model, folder / WEIGHTS)  # type: ignore[arg-type]

@@ -237,6 +237,13 @@ def test_a_text_is_rated_by_the_mean_over_its_chunks_under_each_network(
     assert ratings.std.min() > 0
 
 
+def test_one_string_is_not_rated_letter_by_letter(regressor: Callable[..., SentimentRegressor]) -> None:
+    model = regressor(**DROPOUT)
+    model.reader = RATED
+    with pytest.raises(TypeError, match=r"got one string: rate\(\[text\]\)"):
+        model.rate(TEXTS[0])
+
+
 def test_a_rating_does_not_depend_on_the_texts_beside_it(
     regressor: Callable[..., SentimentRegressor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

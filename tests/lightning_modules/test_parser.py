@@ -106,6 +106,10 @@ def test_whatever_is_in_a_configuration_it_is_read_or_refused_by_name(
             ("fit", *DEMO, "--model.init_args.word_dropout", "1.5"),
             "word_dropout is the probability to drop and must lie",
         ),
+        (
+            ("fit", *DEMO, "--data", "absent.Text"),
+            "Problem with given class_path 'absent.Text': No module named 'absent'",
+        ),
         (("fit", *DEMO, "--model.init_args.cell", "rnn"), "cell must be 'lstm', 'gru', got rnn"),
         (("fit", *DEMO, "--model.init_args.hidden_size", "0"), "hidden_size must be at least 1, got 0"),
         (("fit", *DEMO, "--model.init_args.num_layers", "0"), "num_layers must be at least 1, got 0"),

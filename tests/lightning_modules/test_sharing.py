@@ -171,6 +171,7 @@ def test_a_folder_that_cannot_be_written_as_a_whole_is_not_there(
         (lambda f: (f / "config.json").write_text("{"), r"config\.json is not of a model of this repository"),
         (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), r"config\.json is not of a model of this repository"),
         (lambda f: change(f / "reader.json", vocabulary=[*map(str, range(11)), "<eos>"]), "12 words, more than vocab"),
+        (lambda f: change(f / "reader.json", **RATED.state()), "reader.json is of a model of the other kind"),
         (lambda f: change(f / "reader.json", letters=3), "cannot be loaded as LanguageModel.*letters"),
         (lambda f: (f / "reader.json").write_text("[]"), "cannot be loaded as LanguageModel"),
         (lambda f: (f / "model.safetensors").write_bytes(b"?" * 99), "cannot be loaded as LanguageModel"),
