@@ -32,6 +32,7 @@ State = Any  # (h, c), each [L, B, H], of an LSTM; h of a GRU
 
 # Rows of logits held at once when many samples are evaluated: 512 x 10,000 words x 4 bytes = 20 MB.
 LOGIT_ROWS = 512
+MOST_WORDS = 100_000  # of a generated sequence
 
 
 class Surprisals(NamedTuple):
@@ -662,12 +663,12 @@ class LanguageModel(Experiment):
         reader = self.known_reader()
         vocabulary = reader.vocabulary
         for name, count, most in (
-            ("words", words, None),
+            ("words", words, MOST_WORDS),
             ("sequences", sequences, MOST_SAMPLES),
             ("top_k", 1 if top_k is None else top_k, len(vocabulary)),
         ):
-            if count < 1 or (most and count > most):
-                raise ValueError(f"{name} must be at least 1{f' and at most {most}' if most else ''}, got {count}")
+            if not 1 <= count <= most:
+                raise ValueError(f"{name} must be at least 1 and at most {most}, got {count}")
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
         self.eval()

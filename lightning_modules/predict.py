@@ -103,7 +103,8 @@ def main(arguments: list[str]) -> None:
     reader = model.known_reader()
     if not any(reader.knows(word) for word in reader.words(text) if word not in (EOS, "\n")):
         raise ValueError(f"{source} has none of the words that the model knows: its predictions would mean nothing")
-    count = text.count("\n") if isinstance(model, SentimentRegressor) else len(reader.words(text))
+    texts = 1 if options.whole else text.count("\n")
+    count = texts if isinstance(model, SentimentRegressor) else len(reader.words(text))
     if options.format == "table" and options.generate is None and count > MOST_ROWS:
         raise ValueError(
             f"a table of {count:,} rows is for nobody to read: choose --format csv or jsonl "

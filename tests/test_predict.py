@@ -236,7 +236,8 @@ def test_options_of_no_use_to_a_language_model_are_refused(language: str, call: 
         "--interval 0.5": "--interval needs a sentiment model",
         "--whole": "--whole needs a sentiment model",
         "--temperature 2": "--temperature needs a language model and --generate",
-        "--generate 0": "words must be at least 1, got 0",
+        "--generate 0": "words must be at least 1 and at most 100000, got 0",
+        "--generate 1000000": "words must be at least 1 and at most 100000, got 1000000",
         "--generate 3 --temperature -1": "temperature must be at least 0 and finite, got -1.0",
         "--generate 3 --top_k 13": "top_k must be at least 1 and at most 12, got 13",
         "--generate 3 --sequences 0": "sequences must be at least 1",
@@ -252,6 +253,11 @@ def test_a_table_that_nobody_would_read_is_refused(language: str, sentiment: str
     advice = "rows is for nobody to read: choose --format csv or jsonl"
     refused(call("predict", sentiment, text("good\n" * 10_001)), f"10,001 {advice}")
     refused(call("predict", language, text("w1 " * 10_001)), f"10,002 {advice}")
+
+
+def test_one_text_of_many_lines_is_one_row_of_a_table(sentiment: str, call: Call, text: Any) -> None:
+    outcome = call("predict", sentiment, text("good\n" * 10_001), "--whole", "--mc_samples", "0")
+    assert outcome.status == 0, outcome.err
 
 
 def test_models_and_files_that_are_not_there_are_answered_with_those_that_are(
