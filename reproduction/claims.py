@@ -325,12 +325,13 @@ def claims_table(results: list[Result]) -> pd.DataFrame:
     runs = {row: _complete(of_row) for row, of_row in runs.items()}
     found = {row: _curves(of_row) for row, of_row in runs.items() if of_row}
     verdicts = [(claim.text, *claim.judge(found)) for claim in CLAIMS]
-    mc = ("MC and the dropout approximation are alike", *_mc_and_approximation(runs))
+    learnt = {row: runs[row] for row, curves in found.items() if curves.mean("learns") >= LEARNS}
+    mc = ("MC and the dropout approximation are alike", *_mc_and_approximation(learnt))
     return pd.DataFrame([*verdicts, mc], columns=["claim", "verdict", "evidence"])
 
 
 def _mc_and_approximation(runs: dict[Row, list[Result]]) -> Verdict:
-    """By the mean over the epochs with MC among the last ones, of each row with dropout."""
+    """By the mean over the epochs with MC among the last ones, of each row with dropout that has learnt something."""
     above: dict[str, float] = {}
     for (group, row), of_row in runs.items():
         ratios = []

@@ -266,6 +266,8 @@ def test_mc_is_held_against_the_approximation_of_the_same_last_epochs_in_every_r
     )
     write("figure10", "variational_gru", FALLING, mc=1.03)
     assert verdict(MC)[0] == "does not hold"
+    write("figure10", "variational_gru", [CONSTANT] * 60, mc=1.03)  # has learnt nothing
+    assert verdict(MC)[0] == "holds"
 
 
 def test_statistics_are_taken_of_each_seed_and_then_averaged_without_diverged_ones(
