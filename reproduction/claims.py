@@ -325,7 +325,8 @@ def claims_table(results: list[Result]) -> pd.DataFrame:
     runs = {row: _complete(of_row) for row, of_row in runs.items()}
     found = {row: _curves(of_row) for row, of_row in runs.items() if of_row}
     verdicts = [(claim.text, *claim.judge(found)) for claim in CLAIMS]
-    learnt = {row: runs[row] for row, curves in found.items() if curves.mean("learns") >= LEARNS}
+    long = {row: curves for row, curves in found.items() if curves.epochs >= MINIMUM}
+    learnt = {row: runs[row] for row, curves in long.items() if curves.mean("learns") >= LEARNS}
     mc = ("MC and the dropout approximation are alike", *_mc_and_approximation(learnt))
     return pd.DataFrame([*verdicts, mc], columns=["claim", "verdict", "evidence"])
 
