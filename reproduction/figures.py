@@ -90,20 +90,21 @@ def panels(experiment: str, group: str, results: list[Result]) -> list[Panel]:
 
     Groups of texts of one's own are drawn as those of Penn Treebank or of film reviews.
 
-    The training perplexity is the one with dropout off where every epoch has it: only then rows can be compared. The
-    authors' log has the other. Where the test set of film reviews was also predicted by sampled networks, their error
+    The training perplexity is the one with dropout off where every run has it: only then rows can be compared. The
+    authors' log has the other, and validation as printed. Where the test set of film reviews was also predicted by sampled networks, their error
     is dotted. The demo's language model has the validation set for held-out data.
     """
     constant = constant_rmse(experiment, results)
     is_language = any(run.is_language for run in results)
     if is_language and experiment != "demo":
         is_logged = (experiment, group) == ("ptb", "gal1250")
-        has_eval = all("train_eval_ppl" in entry for run in results for entry in run.curve)
+        has_eval = all(run.points("train_eval_ppl")[0] for run in results)
         train, mode = ("train_eval_ppl", "off") if has_eval and not is_logged else ("train_ppl", "on")
         logs = ("train_ppl_with_dropout_running", "valid_ppl_as_printed") if is_logged else (None, None)
+        valid, kind = ("valid_ppl_lua", "as printed") if is_logged else ("valid_ppl", "dropout off")
         return [
             Panel(f"Training (dropout {mode})", PERPLEXITY, [Lines(train)], log=logs[0]),
-            Panel("Validation (dropout off)", PERPLEXITY, [Lines("valid_ppl")], log=logs[1]),
+            Panel(f"Validation ({kind})", PERPLEXITY, [Lines(valid)], log=logs[1]),
         ]
     if experiment != "demo":
         is_film = experiment == "sentiment"

@@ -41,17 +41,22 @@ def test_training_is_shown_with_dropout_off_only_where_every_run_has_that(
     ours = {"epoch": 1, "train_ppl": 90.0, "valid_ppl": 80.0}
     write_result("ptb", "v1", "variational_tied", epochs=2, curve=[ours, curve[0] | {"epoch": 2}])  # not in every epoch
     left, _ = draw_group("ptb", "v1", load_results(folder)).axes
+    assert "Training (dropout off)" in (left.get_title(loc="left"), left.get_title())
+    assert [list(line.get_xdata()) for line in curves(left)] == [[1], [2]]
+    write_result("ptb", "v1", "non_regularized", epochs=1, curve=[ours])
+    left, _ = draw_group("ptb", "v1", load_results(folder)).axes
     assert "Training (dropout on)" in (left.get_title(loc="left"), left.get_title())
     assert left.get_lines()[0].get_ydata()[0] == 90.0
 
 
-def test_beside_the_authors_log_training_is_shown_with_dropout_on_as_in_the_log(
+def test_beside_the_authors_log_stands_what_it_has_training_with_dropout_on_and_validation_as_printed(
     folder: Path, write_result: WriteResult
 ) -> None:
-    curve = [{"epoch": 1, "train_ppl": 90.0, "train_eval_ppl": 70.0, "valid_ppl": 80.0}]
+    curve = [{"epoch": 1, "train_ppl": 90.0, "train_eval_ppl": 70.0, "valid_ppl": 80.0, "valid_ppl_lua": 79.0}]
     write_result("ptb", "gal1250", "variational_untied", epochs=1, curve=curve)
-    left, _ = draw_group("ptb", "gal1250", load_results(folder)).axes
+    left, right = draw_group("ptb", "gal1250", load_results(folder)).axes
     assert list(left.get_lines()[0].get_ydata()) == [90.0]
+    assert list(right.get_lines()[0].get_ydata()) == [79.0]
 
 
 def test_seeds_share_a_colour_and_shortened_runs_are_marked_in_the_legend(
