@@ -28,7 +28,7 @@ from lightning_modules import export, predict
 from lightning_modules.checkpoints import LAST, PREVIOUS, checkpoints
 from lightning_modules.parser import Parser, check_config, in_short
 from lightning_modules.progress import Progress
-from lightning_modules.tracking import FOLDER, LOCKS, WandbLogger, default_loggers, hold, is_running
+from lightning_modules.tracking import FOLDER, LOCKS, LoggersOfARun, WandbLogger, default_loggers, hold, is_running
 from lightning_modules.trainer import Trainer, check_writable, kept_options, provenance
 
 # Device lists and advertisements (a run says what it runs on), and a warning about Lightning's own use of torch.
@@ -51,7 +51,10 @@ class SaveRunConfig(SaveConfigCallback):
     """Write the resolved configuration into the run's folder, and log it to every logger, once training can start."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Too early: the data and the checkpoint are not checked yet."""
+        """See that the data can be served, which Lightning does late; the checkpoint is not checked yet."""
+        if stage == "fit":
+            trainer.datamodule.train_dataloader()
+            trainer.datamodule.val_dataloader()
 
     @rank_zero_only
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -137,7 +140,9 @@ class CommandLine(LightningCLI):
             is_begun = any((root / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
             is_resumed = bool(config.get("ckpt_path")) if self.subcommand == "fit" else is_begun
             cell = config.model.init_args.get("cell", "lstm")
-            kwargs["logger"] = default_loggers(root, config.get("result"), str(self.subcommand), is_resumed, cell)
+            loggers = default_loggers(root, config.get("result"), str(self.subcommand), is_resumed, cell)
+            callbacks.insert(0, LoggersOfARun(loggers))
+            kwargs["logger"] = False
         trainer: Any = super().instantiate_trainer(**kwargs)
         trainer.run_config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.subcommand]
         return trainer

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import lightning.pytorch.loggers as loggers
 import wandb
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -274,6 +274,22 @@ class WandbLogger(EpochsFromOne, loggers.WandbLogger):
                 self._experiment.finish(exit_code=1)
             except FAILURES as error:
                 self._experiment = without_records(error)
+
+
+class LoggersOfARun(Callback):
+    """Gives the trainer its loggers when the data are in order: those it has before make folders that a refusal leaves.
+
+    Args:
+        loggers: of the trainer.
+    """
+
+    def __init__(self, loggers: list[Any]) -> None:
+        self.loggers = loggers
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """The data are; model and checkpoint will be, too, when something is logged first."""
+        if not trainer.fast_dev_run:
+            trainer.loggers = self.loggers
 
 
 def default_loggers(root: Path, result: Path | None, kind: str, is_resumed: bool, cell: str) -> list[Any]:

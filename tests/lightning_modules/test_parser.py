@@ -18,6 +18,7 @@ from tests.tiny import CONFIGS, tiny_run
 Call = Callable[..., Any]
 DEMO = ("--config", str(CONFIGS / "demo/language_model/variational.yaml"))
 SENTIMENT = ("--config", str(CONFIGS / "demo/sentiment/variational.yaml"))
+RESUMED = ("--ckpt_path", "run/checkpoints/last.ckpt")
 
 
 @pytest.fixture(autouse=True)
@@ -161,6 +162,36 @@ def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder_of_its_own
     (tmp_path / "run/mine.txt").write_text("mine")
     assert call("fit", *arguments).status == 2
     assert (tmp_path / "run/mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.init_args.window", "100000"], "too short for a window of 100000"),
+        ([*RESUMED, "--model.init_args.hidden_size", "7"], "is of another model than"),
+        ([*RESUMED, "--data.init_args.window", "3"], "is of a run with other options"),
+    ],
+)
+def test_a_refusal_leaves_nothing_in_the_folder_of_a_run(
+    options: list[str],
+    message: str,
+    call: Call,
+    tmp_path: Path,
+    tiny_treebank: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert call("fit", *tiny_run(tmp_path, "--trainer.max_epochs", "1", logger=())).status == 0
+    folder = tmp_path / "run"
+    files = {path: path.is_file() and path.read_bytes() for path in folder.rglob("*") if "wandb" not in path.parts}
+    records = {path.name for path in (folder / "wandb").iterdir()}
+    assert list(folder.glob("csv/version_0/metrics.csv")), "what is not refused has its records there"
+    assert list(folder.glob("wandb/offline-run-*"))
+    outcome = call("fit", *tiny_run(tmp_path, *options, logger=()))
+    assert (outcome.status, message in outcome.err) == (2, True), outcome.err
+    left = {path: path.is_file() and path.read_bytes() for path in folder.rglob("*") if "wandb" not in path.parts}
+    assert left == files
+    assert {path.name for path in (folder / "wandb").iterdir()} == records
 
 
 @pytest.mark.parametrize("root", ["~/mine", "absent/../mine"])
