@@ -143,6 +143,14 @@ def test_an_option_that_is_wrong_is_one_message_and_leaves_nothing(
     assert list(Path.cwd().rglob("*")) == []
 
 
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "1.5", "one", "[1, 2]"])
+def test_a_seed_that_is_none_is_one_message_with_those_that_are(call: Call, seed: str) -> None:
+    outcome = call("fit", *DEMO, f"--seed_everything={seed}")
+    assert outcome.status == 2
+    message, _ = outcome.err.splitlines()
+    assert message == f"error: --seed_everything must be a whole number from 0 to 4294967295, got {seed}"
+
+
 def test_a_module_that_is_named_in_a_message_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "foreign.py").write_text("raise SystemExit('executed')")
     monkeypatch.syspath_prepend(tmp_path)
