@@ -89,6 +89,7 @@ help: ## show this text
 	@printf '\nVariables: SIZE="%s" ROWS="%s" FIGURES="figure2 figure3 figure10" CURVES="..." SEEDS="0 1 2" EPOCHS=n DATA_DIR=%s\n' '$(SIZE)' '$(ROWS)' '$(DATA_DIR)'
 	@printf '           DEVICES=n NODES=n LAUNCH=slurm SLURM="options of sbatch"\n'
 	@printf '           RESULTS=%s RUNS=%s CONSTRAINTS=%s ARGS="further options of main.py"\n' '$(RESULTS)' '$(RUNS)' '$(CONSTRAINTS)'
+	@printf '\nTo train on your own texts, and to save and share a model, is for main.py: see docs/guide.md\n'
 
 demo: .venv/ready ## see overfitting and its cure in minutes, on a laptop, no account needed
 	@OMP_NUM_THREADS=1 WANDB_SILENT=true $(MAKE) -s --no-print-directory -j2 $(DEMO_RUNS)

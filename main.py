@@ -28,8 +28,8 @@ from lightning_modules import export, predict
 from lightning_modules.checkpoints import LAST, PREVIOUS, checkpoints
 from lightning_modules.parser import Parser, check_config, in_short
 from lightning_modules.progress import Progress
-from lightning_modules.tracking import LOCKS, WandbLogger, default_loggers, hold, is_running
-from lightning_modules.trainer import Trainer, kept_options, provenance
+from lightning_modules.tracking import FOLDER, LOCKS, LoggersOfARun, WandbLogger, default_loggers, hold, is_running
+from lightning_modules.trainer import Trainer, check_writable, kept_options, provenance
 
 # Device lists and advertisements (a run says what it runs on), and a warning about Lightning's own use of torch.
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -51,7 +51,10 @@ class SaveRunConfig(SaveConfigCallback):
     """Write the resolved configuration into the run's folder, and log it to every logger, once training can start."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Too early: the data and the checkpoint are not checked yet."""
+        """See that the data can be served, which Lightning does late; the checkpoint is not checked yet."""
+        if stage == "fit":
+            trainer.datamodule.train_dataloader()
+            trainer.datamodule.val_dataloader()
 
     @rank_zero_only
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -122,19 +125,24 @@ class CommandLine(LightningCLI):
         """Add the progress bar, checkpoints and loggers, all below trainer.default_root_dir."""
         config = self.config[self.subcommand]
         root = Path(os.path.normpath(Path(config.trainer.default_root_dir).expanduser()))  # the trainer's
+        is_logged = config.trainer.logger in (None, True)
+        if self.subcommand in ("fit", "reproduce"):
+            check_writable(root / "checkpoints" / LAST, FOLDER)
+        elif is_logged:
+            check_writable(root / "csv" / "metrics.csv", FOLDER)
         self.root_was_there = root.exists()
-        if self.root_was_there and not root.is_dir():
-            raise NotADirectoryError(f"--trainer.default_root_dir {root} is a file: name a folder, or a new one")
         callbacks = [*(self.config_init[self.subcommand].trainer.callbacks or [])]
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(Progress())
         callbacks += checkpoints(root / "checkpoints", self.model.monitor)
         kwargs["callbacks"] = callbacks
-        if config.trainer.logger in (None, True):
+        if is_logged:
             is_begun = any((root / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
             is_resumed = bool(config.get("ckpt_path")) if self.subcommand == "fit" else is_begun
             cell = config.model.init_args.get("cell", "lstm")
-            kwargs["logger"] = default_loggers(root, config.get("result"), str(self.subcommand), is_resumed, cell)
+            loggers = default_loggers(root, config.get("result"), str(self.subcommand), is_resumed, cell)
+            callbacks.insert(0, LoggersOfARun(loggers))
+            kwargs["logger"] = False
         trainer: Any = super().instantiate_trainer(**kwargs)
         trainer.run_config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))[self.subcommand]
         return trainer

@@ -118,8 +118,15 @@ class Reader:
         cut = [ids[start : start + length] for start in range(0, len(ids), length)]
         return [[SPECIAL_WORDS.index("<pad>")] * (length - len(chunk)) + chunk for chunk in cut]
 
-    def difference(self, other: Reader) -> str | None:
-        """Sizes of the vocabularies and the first word that differs, this one's first; None if nothing does."""
+    def difference(self, other: Reader) -> tuple[str, str] | None:
+        """The name of a part that differs, and what it is here and there; None if both make the same ids of a text.
+
+        Of vocabularies these are their sizes and the first word that differs. Windows are not compared: an evaluation
+        may choose another.
+        """
+        for part in ("tokens", "chunk_length"):
+            if getattr(self, part) != getattr(other, part):
+                return part, f"{getattr(self, part)!r}; {getattr(other, part)!r}"
         mine, others = self.vocabulary, other.vocabulary
         if mine == others:
             return None
@@ -127,4 +134,4 @@ class Reader:
         if i is None:
             i = min(len(mine), len(others))
         one, two = (repr(words[i]) if i < len(words) else "no word" for words in (mine, others))
-        return f"{len(mine):,} words, id {i} is {one}; {len(others):,} words, id {i} is {two}"
+        return "vocabulary", f"{len(mine):,} words, id {i} is {one}; {len(others):,} words, id {i} is {two}"

@@ -151,7 +151,7 @@ class Experiment(L.LightningModule, Shareable):
         """Take over how the data read texts.
 
         Raises:
-            ValueError: the model was trained on another vocabulary.
+            ValueError: the model was trained on another vocabulary, or on texts that were split or cut otherwise.
         """
         reader = getattr(getattr(self.trainer, "datamodule", None), "reader", None)
         if reader:
@@ -252,11 +252,11 @@ class Experiment(L.LightningModule, Shareable):
         checkpoint["means"] = {name: _reduced(getattr(self, name)) for name in self.training_means}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is of this model and of the vocabulary of the data, then take over its curve.
+        """Check that the checkpoint is of this model and that the data are read as it was, then take over its curve.
 
         Raises:
-            ValueError: the checkpoint belongs to another model, the data have another vocabulary, or training would go
-                on with other options or another text; names what differs.
+            ValueError: the checkpoint belongs to another model, the data have another vocabulary or are split or cut
+                otherwise, or training would go on with other options or another text; names what differs.
         """
         if "curve" not in checkpoint:
             raise ValueError("the checkpoint was not written by this repository: it has no curve of its run")
@@ -318,10 +318,12 @@ class Experiment(L.LightningModule, Shareable):
 
 def _agreed(of_model: Reader | None, of_data: Reader | None) -> Reader | None:
     """The reader of the data, or of the model if there are none."""
-    if of_model and of_data and (change := of_model.difference(of_data)):
+    if of_model and of_data and (difference := of_model.difference(of_data)):
+        part, change = difference
         raise ValueError(
-            "the data have another vocabulary than the model was trained on (that of the model, then that of the data: "
-            f"{change}): use the data that it was trained on, or give these its vocabulary."
+            f"the data differ in their {part} from those that the model was trained on (the model's, then the data's: "
+            f"{change}): use the data that it was trained on, or give these its {part} (--data.init_args.{part}, if "
+            "they have that option)."
         )
     return of_data or of_model
 

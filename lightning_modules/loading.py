@@ -8,7 +8,7 @@ from datamodules.text_files import quoted
 from lightning_modules.checkpoints import read_checkpoint
 from lightning_modules.language_model import LanguageModel
 from lightning_modules.sentiment_regressor import SentimentRegressor
-from lightning_modules.sharing import fetch, is_hub_name, saved_config
+from lightning_modules.sharing import SUFFIXES, fetch, is_hub_name, saved_config
 
 MODELS: dict[str, type[LanguageModel | SentimentRegressor]] = {
     "LanguageModel": LanguageModel,
@@ -21,7 +21,7 @@ def load(path: str | Path) -> LanguageModel | SentimentRegressor:
 
     Args:
         path: a checkpoint, `RUNS/.../checkpoints/last.ckpt` or `best.ckpt`; a folder that `save_pretrained` wrote; or
-            OWNER/NAME on the Hugging Face hub.
+            OWNER/NAME on the Hugging Face hub, if there is no folder OWNER here.
 
     Returns:
         The model on the CPU, in eval mode, with the `reader` of the texts that it was trained on; None if the
@@ -38,9 +38,15 @@ def load(path: str | Path) -> LanguageModel | SentimentRegressor:
         return _model(saved_config(folder)["model"], folder).from_pretrained(folder)
     path = Path(path)
     if not path.is_file():
-        folder = path.parent
-        there = sorted(other.name for other in folder.iterdir()) if folder.is_dir() else []
-        raise FileNotFoundError(f"{path.absolute()} is no file; in {folder.absolute()} there is: {quoted(there)}")
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{path.absolute()} is no file: there is no folder {folder}")
+        there = quoted(sorted(other.name for other in folder.iterdir()))
+        is_like_a_name = len(path.parts) == 2 and path.suffix not in SUFFIXES
+        hub = f" (the Hugging Face hub is not asked for it, since there is a folder {path.parent})"
+        raise FileNotFoundError(
+            f"{path.absolute()} is no file or folder; in {folder} there is: {there}{hub if is_like_a_name else ''}"
+        )
     checkpoint = read_checkpoint(path)
     given = checkpoint.get("hyper_parameters")
     if not isinstance(given, dict) or not {"state_dict", "curve", "provenance"} <= checkpoint.keys():

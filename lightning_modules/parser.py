@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from lightning.fabric.utilities.seed import max_seed_value
 from lightning.pytorch.cli import LightningArgumentParser
 
 DESCRIPTION = """Train and test the models of the paper: `make demo`, or for one of its runs `main.py reproduce
@@ -17,6 +18,7 @@ DESCRIPTION = """Train and test the models of the paper: `make demo`, or for one
 Two commands need no configuration, and have a help of their own: `main.py predict MODEL [FILE]` says what a trained
 model makes of a text, `main.py export CHECKPOINT FOLDER` saves a model to be shared. The guide is docs/guide.md."""
 TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text", "NoneType": "null"}
+SEED = f"--seed_everything must be a whole number from 0 to {max_seed_value}"
 
 
 class Parser(LightningArgumentParser):
@@ -52,9 +54,13 @@ def in_short(message: str) -> str:
         options = list(inspect.signature(known).parameters) if inspect.isclass(known) else []
         near = difflib.get_close_matches(option, options, n=1)
         return f"{path} has no option {option!r}" + (f": did you mean {near[0]!r}?" if near else "")
+    if outside := re.match(r"(-?\d+) is not in bounds, numpy accepts", message):
+        return f"{SEED}, got {outside[1]}"
     key, found, details = message.rpartition('Parser key "')[2].partition('":')  # the innermost
     kinds = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", details, re.MULTILINE)
     value = re.search(r"G(?:ot|iven) value: (.*)", details)
+    if key == "seed_everything" and value:
+        return f"{SEED}, got {value[1]}"
     if found and kinds and value and "class_path" not in details:
         allowed = dict.fromkeys(kind for kind in map(_plain, kinds) if kind != TYPES["NoneType"])
         return f"{key} must be {' or '.join(allowed)}, got {value[1]}"

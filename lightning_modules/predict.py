@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -110,12 +111,15 @@ def main(arguments: list[str]) -> None:
             f"a table of {count:,} rows is for nobody to read: choose --format csv or jsonl "
             '(ARGS="--format csv" for make)'
         )
-    if isinstance(model, SentimentRegressor):
-        rows, notes = ratings(model, reader, text, options)
-    elif options.generate is not None:
-        rows, notes = sequences(model, text, options)
-    else:
-        rows, notes = surprisals(model, text, options)
+    try:
+        if isinstance(model, SentimentRegressor):
+            rows, notes = ratings(model, reader, text, options)
+        elif options.generate is not None:
+            rows, notes = sequences(model, text, options)
+        else:
+            rows, notes = surprisals(model, text, options)
+    except ValueError as error:
+        raise ValueError(as_typed(str(error))) from error
     show(rows, notes, options.format, options.output)
 
 
@@ -180,6 +184,12 @@ def sequences(model: LanguageModel, text: str, options: Any) -> tuple[list[Row],
         seed=options.seed,
     )
     return [{"sequence": i, "generated": spelled(words)} for i, words in enumerate(drawn, start=1)], []
+
+
+def as_typed(message: str) -> str:
+    """A message of the models that begins with one of their arguments, with the option in its place."""
+    message = re.sub("^words must", "--generate must", message)
+    return re.sub(r"^(mc_samples|sequences|temperature|top_k)\b", r"--\1", message)
 
 
 def spelled(words: list[str]) -> str:

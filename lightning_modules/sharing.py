@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
@@ -21,6 +22,7 @@ from reproduction.model_card import model_card
 from reproduction.results import load_result
 
 CONFIG, WEIGHTS, READER = "config.json", "model.safetensors", "reader.json"
+SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin", ".json")  # of files, not of models on the hub
 
 
 class Shareable(ModelHubMixin):
@@ -149,9 +151,12 @@ class Shareable(ModelHubMixin):
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Whether this may be a model on the Hugging Face hub, OWNER/NAME: there is no such file or folder here."""
-    is_name = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)) and not str(name).endswith(".ckpt")
-    return bool(is_name) and not Path(name).exists()
+    """Whether this may be a model on the Hugging Face hub, OWNER/NAME, and is no path.
+
+    It is taken for one that was mistyped if there is a folder OWNER here, or if it ends as files of models do.
+    """
+    is_name = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name))
+    return bool(is_name) and Path(name).suffix not in SUFFIXES and not Path(name).parent.exists()
 
 
 def fetch(name: str | Path, **where: Any) -> Path:
@@ -170,8 +175,11 @@ def fetch(name: str | Path, **where: Any) -> Path:
         try:
             folder = Path(snapshot_download(str(name), allow_patterns=[CONFIG, WEIGHTS, READER], **where))
         except Exception as error:  # whatever is between here and the server
+            reason = " ".join(str(error).split())
+            if isinstance(error, RepositoryNotFoundError):
+                reason = "it has none of this name, or a private one (`.venv/bin/hf auth login`, or set HF_TOKEN)"
             raise ConnectionError(
-                f"There is no folder {folder.absolute()}, and the Hugging Face hub delivers no model {name}: {error}"
+                f"There is no folder {folder.absolute()}, and the Hugging Face hub delivers no model {name}: {reason}"
             ) from error
     there = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
     for file in (CONFIG, WEIGHTS):

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import lightning.pytorch.loggers as loggers
 import wandb
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -25,6 +25,7 @@ FAILURES = (wandb.errors.Error, OSError)  # of W&B, its process, its server, the
 LOWER_IS_BETTER = ("train_*", "valid_*", "test_ppl*", "test_rmse*")
 BY_STEP = ("gradient_norm", "learning_rate", "words_per_s")
 ID_FILE, LOCK_FILE = "wandb_id", "lock"  # in the run's folder
+FOLDER = "--trainer.default_root_dir; RUNS=... for make"  # how that is chosen
 
 SETTINGS: dict[str, Any] = {
     "init_timeout": 30.0,  # seconds; a server that does not answer must not hold up a run
@@ -115,15 +116,14 @@ def hold(root: Path) -> None:
         file = (root / LOCK_FILE).open("a")
     except OSError as error:
         raise OSError(
-            f"{root} cannot be written to ({error.strerror}): choose another folder for checkpoints and logs "
-            "(trainer.default_root_dir; RUNS=... for make)"
+            f"{root} cannot be written to ({error.strerror}): choose another folder for checkpoints and logs ({FOLDER})"
         ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise ValueError(
             f"{root} is the folder of a run that another process has not ended: "
-            "wait for it, or choose another folder (trainer.default_root_dir; RUNS=... for make)"
+            f"wait for it, or choose another folder ({FOLDER})"
         ) from error
     except OSError as error:
         print(f"{root / LOCK_FILE} cannot be locked ({error.strerror}): start no second run there", flush=True)
@@ -274,6 +274,22 @@ class WandbLogger(EpochsFromOne, loggers.WandbLogger):
                 self._experiment.finish(exit_code=1)
             except FAILURES as error:
                 self._experiment = without_records(error)
+
+
+class LoggersOfARun(Callback):
+    """Gives the trainer its loggers when the data are in order: those it has before make folders that a refusal leaves.
+
+    Args:
+        loggers: of the trainer.
+    """
+
+    def __init__(self, loggers: list[Any]) -> None:
+        self.loggers = loggers
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """The data are; model and checkpoint will be, too, when something is logged first."""
+        if not trainer.fast_dev_run:
+            trainer.loggers = self.loggers
 
 
 def default_loggers(root: Path, result: Path | None, kind: str, is_resumed: bool, cell: str) -> list[Any]:

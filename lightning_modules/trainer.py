@@ -32,7 +32,7 @@ from lightning_modules.checkpoints import (
 from lightning_modules.experiment import Experiment
 from lightning_modules.language_model import LanguageModel
 from lightning_modules.sentiment_regressor import SentimentRegressor
-from lightning_modules.tracking import WandbLogger, hold, place
+from lightning_modules.tracking import FOLDER, WandbLogger, hold, place
 from reproduction.results import ablation_file, load_result
 
 CODE = ("main.py", "pyproject.toml", "configs", "datamodules", "lightning_modules", "variational_rnn")
@@ -44,6 +44,9 @@ KEPT_OPTIONS = (
     *("limit_train_batches", "overfit_batches", "gradient_clip_val", "accumulate_grad_batches", "precision"),
 )
 """Options of data and trainer that change what is learnt: a resumed run must have kept them."""
+
+RESULT = "--result; RESULTS=... for make"
+"""How the folder of a result is chosen."""
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "numpy")
 
@@ -114,7 +117,7 @@ class Trainer(L.Trainer):
                 f"{result} is for seed {seed}, but seed_everything is {self.run_config['seed_everything']}"
             )
         if self.is_global_zero:
-            check_writable(result)
+            check_writable(result, RESULT)
             hold(Path(self.default_root_dir))
         model.provenance = [provenance(self.strategy.root_device, self.world_size)]
         model.options = kept_options(self.run_config) | {"seed": seed}
@@ -202,7 +205,7 @@ class Trainer(L.Trainer):
             raise FileNotFoundError(f"{result} is not there: an ablation is of a finished run; run it first")
         run = load_result(result)
         output = ablation_file(run)
-        check_writable(output)
+        check_writable(output, RESULT)
         datamodule.prepare_data()
         datamodule.setup()
         model.reader = datamodule.reader
@@ -244,10 +247,14 @@ class Trainer(L.Trainer):
         """Lightning's predict, which also writes predictions.pt below default_root_dir.
 
         A dictionary: `predictions` of each batch, `seed`, `mc_samples`, and `provenance` of the predictions.
+
+        Raises:
+            OSError: that file cannot be written.
         """
+        file = Path(self.default_root_dir) / "predictions.pt"
+        check_writable(file, FOLDER)
         predictions = super().predict(*args, **kwargs)
         if predictions is not None and self.is_global_zero:
-            file = Path(self.default_root_dir) / "predictions.pt"
             file.parent.mkdir(parents=True, exist_ok=True)
             content = {
                 "predictions": predictions,
@@ -328,18 +335,24 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, option: str) -> None:
     """Find out before hours of work whether a file can be written.
+
+    Args:
+        path: of the file.
+        option: by which its folder is chosen, for the message.
 
     Raises:
         OSError: it cannot.
     """
+    there = next(folder for folder in path.absolute().parents if os.path.exists(folder))  # Path.exists may raise
     try:
-        there = next(folder for folder in path.absolute().parents if folder.exists())
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
-        reason = f"{path} could not be written ({error.strerror}): choose another folder (result; RESULTS=... for make)"
-        raise OSError(reason) from error
+        raise OSError(
+            f"{path} cannot be written, since no file can be made in {there} ({error.strerror}): "
+            f"choose another folder ({option})"
+        ) from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -435,18 +435,52 @@ def test_a_result_that_cannot_be_written_ends_the_run_before_it_trains(
     (tmp_path / "run/results").write_text("a file where a folder should be")
     ended = call(*options(tmp_path, "run"))
     assert ended.status == 2
-    assert f"{tmp_path / 'run' / RESULT} could not be written (Not a directory): choose another folder" in ended.err
+    assert f"{tmp_path / 'run' / RESULT} cannot be written, since no file can be made in" in ended.err
+    assert f"{tmp_path / 'run/results'} (Not a directory): choose another folder (--result; RESULTS=" in ended.err
     assert not (tmp_path / "run/checkpoints").exists()
 
 
-def test_a_folder_of_checkpoints_that_cannot_be_written_is_named_with_what_to_choose(
+@pytest.mark.parametrize("command", ["fit", "reproduce", "test", "predict"])
+@pytest.mark.parametrize(
+    ("root", "blocked"), [("file", "file"), ("file/new/run", "file"), ("/proc/run", "/proc"), ("sealed/run", "sealed")]
+)
+def test_a_folder_of_runs_that_cannot_be_written_is_refused_before_anything_is_done(
+    root: str, blocked: str, command: str, call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("a file where a folder should be")
+    (tmp_path / "sealed").mkdir(mode=0o500)
+    if blocked == "sealed" and os.access(tmp_path / "sealed", os.W_OK):
+        pytest.skip("nothing is read-only for this user")
+    more = ["--result", str(tmp_path / RESULT)] if command == "reproduce" else []
+    before = sorted(tmp_path.rglob("*"))
+    ended = call(command, *tiny_run(tmp_path, *more, "--trainer.default_root_dir", str(tmp_path / root), logger=()))
+    assert ended.status == 2
+    assert f"error: {tmp_path / root}/" in ended.err
+    assert f"cannot be written, since no file can be made in {tmp_path / blocked} (" in ended.err
+    assert ended.err.strip().count("\n") == 1, "the message, and how to see where it was raised"
+    assert "choose another folder (--trainer.default_root_dir; RUNS=... for make)" in ended.err
+    assert ended.out == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_where_the_checkpoints_should_be_ends_a_run_before_it_trains(
     call: Call, tiny_treebank: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "run").write_text("a file where a folder should be")
-    ended = call(*options(tmp_path, "run", "--result", str(tmp_path / RESULT)))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoints").touch()
+    ended = call("fit", *tiny_run(tmp_path))
     assert ended.status == 2
-    assert f"--trainer.default_root_dir {tmp_path / 'run'} is a file: name a folder, or a new one" in ended.err
-    assert not (tmp_path / RESULT).exists()
+    assert f"no file can be made in {tmp_path}/run/checkpoints (Not a directory)" in ended.err
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["checkpoints"]
+
+
+def test_predictions_that_could_not_be_written_are_not_made(call: Call, tiny_treebank: Path, tmp_path: Path) -> None:
+    assert call("fit", *tiny_run(tmp_path, "--trainer.max_epochs", "1")).status == 0
+    (tmp_path / "file").touch()
+    run = tiny_run(tmp_path, "--ckpt_path", str(tmp_path / "run/checkpoints/last.ckpt"))
+    ended = call("predict", *run, "--trainer.default_root_dir", str(tmp_path / "file/run"))
+    assert ended.status == 2
+    assert f"error: {tmp_path}/file/run/predictions.pt cannot be written, since" in ended.err
 
 
 # --- processes --------------------------------------------------------------------------------------------------------

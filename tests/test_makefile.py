@@ -92,6 +92,11 @@ def test_help_is_the_default_and_lists_every_target(make: Make) -> None:
     assert targets <= listed.keys()
 
 
+def test_help_says_where_to_look_for_what_has_no_target(make: Make) -> None:
+    line = "To train on your own texts, and to save and share a model, is for main.py: see docs/guide.md"
+    assert line in make("help").stdout.splitlines()
+
+
 def test_every_documented_target_exists(make: Make) -> None:
     for target in re.findall(r"^  ([a-z-]+) +\S", make("help").stdout, flags=re.MULTILINE):
         done = make("-n", target, "SEEDS=0 1", "A=one", "B=other", "NAME=ptb_dropout", "MODEL=last.ckpt")

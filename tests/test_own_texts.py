@@ -136,6 +136,31 @@ def test_a_run_does_not_go_on_with_another_choice_of_texts_or_words(
 
 
 @pytest.mark.parametrize(
+    ("task", "option", "model_and_data"),
+    [
+        ("language", ("tokens", "words"), "'spaces'; 'words'"),
+        ("ratings", ("tokens", "spaces"), "'words'; 'spaces'"),
+        ("ratings", ("chunk_length", "6"), "5; 6"),
+    ],
+)
+def test_a_model_is_not_tested_on_texts_that_are_split_or_cut_otherwise_though_the_vocabulary_is_the_same(
+    task: str, option: tuple[str, str], model_and_data: str, call: Call, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    run = request.getfixturevalue(task)()
+    assert call(*run).status == 0
+    [last] = (tmp_path / "runs").rglob("last.ckpt")
+    result = run.index("--result")
+    test = ["test", *run[1:result], *run[result + 4 :], "--ckpt_path", str(last)]  # without --result and --epochs
+    name, value = option
+    outcome = call(*test, f"--data.init_args.{name}", value)
+    assert outcome.status == 2
+    assert f"error: the data differ in their {name} from those that the model was trained on" in outcome.err
+    assert f"(the model's, then the data's: {model_and_data})" in outcome.err
+    assert f"--data.init_args.{name}" in outcome.err
+    assert call(*test).status == 0
+
+
+@pytest.mark.parametrize(
     ("task", "options", "content", "named"),
     [
         ("language", [], {"valid.txt": b"caf\xe9"}, ["valid.txt, line 1: the byte 0xe9"]),

@@ -210,7 +210,7 @@ def test_a_file_that_is_no_text_of_use_is_refused(
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ("--mc_samples 1", "mc_samples must be 0 (the approximation alone) or from 2 to 1000, got 1"),
+        ("--mc_samples 1", "error: --mc_samples must be 0 (the approximation alone) or from 2 to 1000, got 1"),
         ("--mc_samples 2.5", "argument --mc_samples"),
         ("--interval 1", "between 0 and 1, got 1.0"),
         ("--interval nan", "between 0 and 1, got nan"),
@@ -236,13 +236,25 @@ def test_options_of_no_use_to_a_language_model_are_refused(language: str, call: 
         "--interval 0.5": "--interval needs a sentiment model",
         "--whole": "--whole needs a sentiment model",
         "--temperature 2": "--temperature needs a language model and --generate",
-        "--generate 0": "words must be at least 1 and at most 100000, got 0",
-        "--generate 1000000": "words must be at least 1 and at most 100000, got 1000000",
-        "--generate 3 --temperature -1": "temperature must be at least 0 and finite, got -1.0",
-        "--generate 3 --top_k 13": "top_k must be at least 1 and at most 12, got 13",
-        "--generate 3 --sequences 0": "sequences must be at least 1",
+        "--generate 0": "error: --generate must be at least 1 and at most 100000, got 0",
+        "--generate 1000000": "error: --generate must be at least 1 and at most 100000, got 1000000",
+        "--generate 3 --temperature -1": "error: --temperature must be at least 0 and finite, got -1.0",
+        "--generate 3 --top_k 13": "error: --top_k must be at least 1 and at most 12, got 13",
+        "--generate 3 --sequences 0": "error: --sequences must be at least 1",
+        "--generate 3 --mc_samples 1": "error: --mc_samples must be 0 (the approximation alone) or from 2 to 1000",
+        "--mc_samples 1": "error: --mc_samples must be 0 (the approximation alone) or from 2 to 1000, got 1",
     }.items():
         refused(call("predict", language, file, *options.split()), named)
+
+
+def test_samples_of_a_model_without_dropout_are_refused_by_the_option_that_was_typed(
+    sentiment: str, call: Call, text: Any, tmp_path: Path
+) -> None:
+    checkpoint = torch.load(sentiment, weights_only=True)
+    checkpoint["hyper_parameters"] |= {"output_dropout": 0.0, "recurrent_dropout": 0.0}
+    torch.save(checkpoint, tmp_path / "plain.ckpt")
+    outcome = call("predict", str(tmp_path / "plain.ckpt"), text("good\n"), "--mc_samples", "5")
+    refused(outcome, "error: --mc_samples=5, but the model has no dropout")
 
 
 def test_a_word_that_a_vocabulary_without_unk_lacks_is_refused(language: str, call: Call, text: Any) -> None:
@@ -265,6 +277,8 @@ def test_models_and_files_that_are_not_there_are_answered_with_those_that_are(
 ) -> None:
     file = text("good\n")
     refused(call("predict", str(tmp_path / "last.ckpt"), file), "last.ckpt is no file", "'sentiment.ckpt'")
+    (tmp_path / "runs").mkdir()
+    refused(call("predict", "runs/last", file), f"{tmp_path}/runs/last is no file or folder", "hub is not asked for it")
     refused(call("predict", sentiment, str(tmp_path / "other.txt")), "other.txt does not exist", "'text.txt'")
     refused(call("predict", sentiment, file, "--output", str(tmp_path / "no/out")), "no/out", "name a file in a folder")
     refused(call("predict", sentiment, file, "--output", str(tmp_path)), "name a file in a folder")

@@ -1,6 +1,7 @@
 """How a model reads other texts than those of its data."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,5 +112,12 @@ def test_the_difference_of_vocabularies_names_both_sizes_and_the_first_word_that
         return Reader(("<unk>", "<eos>", *words), "spaces", window=5)
 
     assert LANGUAGE.difference(with_words("the", "cat")) is None
-    assert LANGUAGE.difference(with_words("a", "cat", "dog")) == "4 words, id 2 is 'the'; 5 words, id 2 is 'a'"
-    assert LANGUAGE.difference(with_words("the")) == "4 words, id 3 is 'cat'; 3 words, id 3 is no word"
+    found = "4 words, id 2 is 'the'; 5 words, id 2 is 'a'"
+    assert LANGUAGE.difference(with_words("a", "cat", "dog")) == ("vocabulary", found)
+    assert LANGUAGE.difference(with_words("the")) == ("vocabulary", "4 words, id 3 is 'cat'; 3 words, id 3 is no word")
+
+
+def test_readers_differ_in_how_texts_are_split_and_cut_and_not_in_the_window_of_an_evaluation() -> None:
+    assert LANGUAGE.difference(replace(LANGUAGE, tokens="words")) == ("tokens", "'spaces'; 'words'")
+    assert LANGUAGE.difference(replace(LANGUAGE, window=9)) is None
+    assert RATED.difference(replace(RATED, chunk_length=9)) == ("chunk_length", "4; 9")

@@ -91,7 +91,7 @@ def test_data_of_another_vocabulary_than_the_checkpoints_are_refused(
     words[3], words[5] = words[5], words[3]
     torch.save(checkpoint, path)
     differing = f"12 words, id 3 is {words[3]!r}; 12 words, id 3 is {words[5]!r}"
-    with pytest.raises(ValueError, match=f"the data have another vocabulary .*{differing}"):
+    with pytest.raises(ValueError, match=f"the data differ in their vocabulary .*{differing}"):
         getattr(trainer(max_epochs=2), command)(LanguageModel(12, 6), datamodule=treebank(), ckpt_path=path)
 
 
@@ -124,7 +124,7 @@ def test_what_is_no_model_of_this_repository_is_refused(
 
 def test_a_file_that_is_not_there_is_answered_with_those_that_are(tmp_path: Path) -> None:
     (tmp_path / "best.ckpt").touch()
-    with pytest.raises(FileNotFoundError, match=r"last\.ckpt is no file; in .* there is: 'best\.ckpt'"):
+    with pytest.raises(FileNotFoundError, match=r"last\.ckpt is no file or folder; in .* there is: 'best\.ckpt'$"):
         load(tmp_path / "last.ckpt")
     with pytest.raises(FileNotFoundError, match=r"has no config\.json; there is: 'best\.ckpt'"):
         load(tmp_path)

@@ -18,6 +18,7 @@ from tests.tiny import CONFIGS, tiny_run
 Call = Callable[..., Any]
 DEMO = ("--config", str(CONFIGS / "demo/language_model/variational.yaml"))
 SENTIMENT = ("--config", str(CONFIGS / "demo/sentiment/variational.yaml"))
+RESUMED = ("--ckpt_path", "run/checkpoints/last.ckpt")
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +131,7 @@ def test_whatever_is_in_a_configuration_it_is_read_or_refused_by_name(
         (("fit", *SENTIMENT, "--data.init_args.vocab_size", "3"), "vocab_size must be at least 5, got 3"),
         (("test", *DEMO, "--ckpt_path", "absent.ckpt"), "--ckpt_path absent.ckpt is no file"),
         (("test", *DEMO, "--ckpt_path", str(CONFIGS)), f"--ckpt_path {CONFIGS} is no file"),
-        (("fit", *DEMO, "--trainer.default_root_dir", __file__), f"--trainer.default_root_dir {__file__} is a file"),
+        (("fit", *DEMO, "--trainer.default_root_dir", __file__), f"{__file__}/checkpoints/last.ckpt cannot be written"),
     ],
 )
 def test_an_option_that_is_wrong_is_one_message_and_leaves_nothing(
@@ -140,6 +141,14 @@ def test_an_option_that_is_wrong_is_one_message_and_leaves_nothing(
     assert (outcome.status, outcome.err.startswith(f"error: {message}")) == (2, True), outcome.err
     assert len(outcome.err.splitlines()) == 2
     assert list(Path.cwd().rglob("*")) == []
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "1.5", "one", "[1, 2]"])
+def test_a_seed_that_is_none_is_one_message_with_those_that_are(call: Call, seed: str) -> None:
+    outcome = call("fit", *DEMO, f"--seed_everything={seed}")
+    assert outcome.status == 2
+    message, _ = outcome.err.splitlines()
+    assert message == f"error: --seed_everything must be a whole number from 0 to 4294967295, got {seed}"
 
 
 def test_a_module_that_is_named_in_a_message_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +170,36 @@ def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder_of_its_own
     (tmp_path / "run/mine.txt").write_text("mine")
     assert call("fit", *arguments).status == 2
     assert (tmp_path / "run/mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.init_args.window", "100000"], "too short for a window of 100000"),
+        ([*RESUMED, "--model.init_args.hidden_size", "7"], "is of another model than"),
+        ([*RESUMED, "--data.init_args.window", "3"], "is of a run with other options"),
+    ],
+)
+def test_a_refusal_leaves_nothing_in_the_folder_of_a_run(
+    options: list[str],
+    message: str,
+    call: Call,
+    tmp_path: Path,
+    tiny_treebank: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert call("fit", *tiny_run(tmp_path, "--trainer.max_epochs", "1", logger=())).status == 0
+    folder = tmp_path / "run"
+    files = {path: path.is_file() and path.read_bytes() for path in folder.rglob("*") if "wandb" not in path.parts}
+    records = {path.name for path in (folder / "wandb").iterdir()}
+    assert list(folder.glob("csv/version_0/metrics.csv")), "what is not refused has its records there"
+    assert list(folder.glob("wandb/offline-run-*"))
+    outcome = call("fit", *tiny_run(tmp_path, *options, logger=()))
+    assert (outcome.status, message in outcome.err) == (2, True), outcome.err
+    left = {path: path.is_file() and path.read_bytes() for path in folder.rglob("*") if "wandb" not in path.parts}
+    assert left == files
+    assert {path.name for path in (folder / "wandb").iterdir()} == records
 
 
 @pytest.mark.parametrize("root", ["~/mine", "absent/../mine"])

@@ -237,11 +237,29 @@ def test_nothing_but_safetensors_is_taken_from_the_hub(
 
 
 def test_a_name_that_the_hub_does_not_know_is_refused(hub: hub_server.Server) -> None:
+    message = r"no folder .*nobody/nothing, and the .* hub delivers no model nobody/nothing: it has none of this name"
     for loader in (load, LanguageModel.from_pretrained):
-        with pytest.raises(
-            ConnectionError, match=r"no folder .*nobody/nothing, and the .* hub delivers no model nobody"
-        ):
+        with pytest.raises(ConnectionError, match=message):
             loader("nobody/nothing")
+
+
+def test_the_hub_is_not_asked_for_a_path_that_was_mistyped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: Any, **__: Any) -> None:
+        raise AssertionError("the hub is asked")
+
+    monkeypatch.setattr("lightning_modules.sharing.snapshot_download", asked)
+    monkeypatch.chdir(tmp_path)
+    for place, message in {
+        "saved/modle": r"/saved/modle is no file or folder; in .* there is: 'README\.md'.* there is a folder saved\)$",
+        "saved/last.ckpt": r"/saved/last\.ckpt is no file or folder; in .*/saved there is: .*'reader\.json'$",
+        "absent/last.ckpt": r"/absent/last\.ckpt is no file: there is no folder .*/absent$",
+    }.items():
+        with pytest.raises(FileNotFoundError, match=message):
+            load(place)
+        with pytest.raises(FileNotFoundError, match=rf"^{place} has no config\.json"):
+            LanguageModel.from_pretrained(place)
 
 
 def test_a_hub_that_does_not_answer_is_said(hub: hub_server.Server, monkeypatch: pytest.MonkeyPatch) -> None:
