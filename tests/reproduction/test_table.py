@@ -67,6 +67,17 @@ def test_published_numbers_are_those_of_the_papers(size: str, row: str, metric: 
     assert PUBLISHED["ptb"][size][row][metric] == number
 
 
+def test_what_else_is_published_on_the_authors_log_stands_below_its_table() -> None:
+    text = to_markdown([], ["ptb"], ["gal1250"])
+    source = "Source: the author in github.com/keras-team/keras, pull request 2523."
+    for said in (
+        f"Variational (untied), three runs: valid 79.1 ± 0.2, test 76.3 ± 0.3. {source}",
+        f"Variational (tied), three runs: valid 79.3 ± 0.1, test 76.7 ± 0.1. {source}",
+        "Variational (untied), the run of the log, MC with K = 100: test with MC 75.3. Source: ",
+    ):
+        assert f"Also published: {said}" in text
+
+
 def test_every_published_number_has_a_source() -> None:
     assert all(paper["source"] for size in PUBLISHED["ptb"].values() for paper in size.values())
 
