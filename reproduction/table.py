@@ -9,7 +9,6 @@ import json
 import re
 import sys
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,17 @@ from reproduction.results import (
     Result,
     ResultError,
     ablations_of,
+    alike,
     chosen_experiments,
     ensembles_of,
     groups_with,
     kept,
+    labelled,
     load_results,
     read_json,
     title,
 )
+from reproduction.settings import differing, in_words
 
 ROOT = Path(__file__).parents[1]
 LOG = Path(__file__).with_name("gal_1250_untied.csv")
@@ -124,11 +126,11 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
     """Table 1 of the paper for one size: perplexities per word, published and ours."""
     published = PUBLISHED["ptb"].get(size, {})
     lines = []
-    for row, runs in _lines("ptb", size, results):
+    for row, label, runs in _lines("ptb", size, results):
         paper = published.get("moon" if row in ("moon_loop", "moon_fresh") else row, {})  # readings of the same row
         lines.append(
             {
-                "row": LABELS.get(row, row),
+                "row": label,
                 "valid, paper": published_figure(paper, "valid"),
                 "valid, as printed": _mean(runs, "valid_ppl_lua", 1),
                 "valid, exact": _mean(runs, "valid_ppl", 1),
@@ -146,22 +148,25 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
             }
         )
         if row.startswith("variational"):
-            for metric, label in (("test_ppl_mc", "MC"), ("test_ppl_mc_window", "MC, masks per window")):
+            for metric, mc in (("test_ppl_mc", "MC"), ("test_ppl_mc_window", "MC, masks per window")):
                 if metric == "test_ppl_mc_window" and not any(metric in run.metrics for run in runs):
                     continue
                 paper = published.get(f"{row}_mc", {}) if metric == "test_ppl_mc" else {}
-                lines.append(
-                    dict.fromkeys(lines[-1], "–")
-                    | {"config": lines[-1]["config"]}
-                    | {
-                        "row": LABELS.get(row, row).replace(")", f", {label})"),
-                        "test, paper": published_figure(paper, "test"),
-                        "test, ours": _mean(runs, metric, 1),
-                        "K": _samples(runs),
-                        "epochs": _epochs(runs),
-                        "seeds": _seeds(runs, metric),
-                    }
-                )
+                sets = _alike_in_mc(runs, metric) or [[]]
+                marks = differing([same[0].mc_settings(metric) | {"mc_samples": 0} for same in sets if same])
+                for same, mark in zip(sets, marks or [""], strict=True):
+                    lines.append(
+                        dict.fromkeys(lines[-1], "–")
+                        | {"config": lines[-1]["config"]}
+                        | {
+                            "row": label.replace(")", f", {mc})", 1) + (f" [{mark}]" if mark else ""),
+                            "test, paper": published_figure(paper, "test"),
+                            "test, ours": _mean_sd(runs, [run.metrics[metric] for run in same], 1),
+                            "K": _samples(same),
+                            "epochs": _epochs(runs),
+                            "seeds": _of_all(runs, len(same)),
+                        }
+                    )
     table = pd.DataFrame(lines)
     if size != "medium_constant":  # where nothing ends the descent, the last epoch is as good as any
         table = table.drop(columns="valid, lowest")
@@ -217,7 +222,7 @@ def ablation_table(results: list[Result], sizes: list[str] | None = None) -> pd.
     for size, of_size in groups_with("ptb", results).items():
         if sizes and size not in sizes:
             continue
-        for row, runs in _lines("ptb", size, [run for run in of_size if run.path in ablations]):
+        for row, label, runs in _lines("ptb", size, [run for run in of_size if run.path in ablations]):
             choices = [choice for run in kept(runs) for choice in ablations[run.path]["choices"]]
             by_kind: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
             for choice in choices:
@@ -226,7 +231,7 @@ def ablation_table(results: list[Result], sizes: list[str] | None = None) -> pd.
                 temperatures = sorted({choice["temperature"] for choice in same})
                 lines.append(
                     {
-                        "row": f"{size}, {LABELS.get(row, row)}",
+                        "row": f"{size}, {label}",
                         "mean": mean,
                         "masks per": masks or "–",
                         "K": f"{samples}" if samples else "–",
@@ -244,16 +249,16 @@ def ablation_table(results: list[Result], sizes: list[str] | None = None) -> pd.
 def language_model_table(experiment: str, group: str, results: list[Result]) -> pd.DataFrame:
     """Perplexities per word of the language models of the demo, or of texts of one's own."""
     lines = []
-    for row, runs in _lines(experiment, group, results):
+    for row, label, runs in _lines(experiment, group, results):
         line = {
-            "row": LABELS.get(row, row),
+            "row": label,
             "train": _mean(runs, "train_eval_ppl", 1, absent=_absent(experiment)),
             "valid": _mean(runs, "valid_ppl", 1),
             "test": _mean(runs, "test_ppl", 1),
             "test, sliding": _mean(runs, "test_ppl_sliding", 1, absent="–"),
-            "test, MC": _mean(runs, "test_ppl_mc", 1, absent=_absent(experiment, row)),
-            "test, MC, masks per window": _mean(runs, "test_ppl_mc_window", 1, absent="–"),
-            "K": _samples(runs),
+            "test, MC": _mc_mean(runs, "test_ppl_mc", 1, absent=_absent(experiment, row)),
+            "test, MC, masks per window": _mc_mean(runs, "test_ppl_mc_window", 1, absent="–"),
+            "K": _mc_samples(runs, "test_ppl_mc"),
             "epochs": _epochs(runs),
             "seeds": _seeds(runs, "test_ppl"),
         }
@@ -275,24 +280,24 @@ def sentiment_table(experiment: str, group: str, results: list[Result], folder: 
         folder: of all results, where the baselines are.
     """
     lines = []
-    for row, runs in _lines(experiment, group, results):
+    for row, label, runs in _lines(experiment, group, results):
         line = {
-            "row": LABELS.get(row, row),
+            "row": label,
             "train": _mean(runs, "train_rmse", 4),
             "train, all": _mean(runs, "train_rmse_all", 4),
             "test": _mean(runs, "test_rmse", 4),
-            "test, MC": _mean(runs, "test_rmse_mc", 4, absent=_absent(experiment, row)),
-            "K": _samples(runs),
+            "test, MC": _mc_mean(runs, "test_rmse_mc", 4, absent=_absent(experiment, row)),
+            "K": _mc_samples(runs, "test_rmse_mc"),
             "test, by review": _mean(runs, "test_rmse_review", 4),
             "test, lowest": _mean_sd(runs, _lowest(runs, "test_rmse"), 4),
             "test, end": _mean_sd(runs, _ends(runs, "test_rmse"), 4, absent="–"),
             "held out": _mean(runs, "valid_rmse", 4, absent=_absent(experiment)),
             "log likelihood": _mean(runs, "test_log_likelihood", 3, absent=_absent(experiment)),
-            "log likelihood, MC": _mean(runs, "test_log_likelihood_mc", 3, absent=_absent(experiment, row)),
+            "log likelihood, MC": _mc_mean(runs, "test_log_likelihood_mc", 3, absent=_absent(experiment, row)),
             "within 50 %": _mean(runs, "test_coverage_50", 2, absent=_absent(experiment)),
-            "within 50 %, MC": _mean(runs, "test_coverage_50_mc", 2, absent=_absent(experiment, row)),
+            "within 50 %, MC": _mc_mean(runs, "test_coverage_50_mc", 2, absent=_absent(experiment, row)),
             "within 90 %": _mean(runs, "test_coverage_90", 2, absent=_absent(experiment)),
-            "within 90 %, MC": _mean(runs, "test_coverage_90_mc", 2, absent=_absent(experiment, row)),
+            "within 90 %, MC": _mc_mean(runs, "test_coverage_90_mc", 2, absent=_absent(experiment, row)),
             "epochs": _epochs(runs),
             "seeds": _seeds(runs, "test_rmse"),
         }
@@ -387,7 +392,9 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
         origins = [f"{run.label}, seed {run.seed}: {origin_of(run)}" for run in runs]
         parts.append(Section(f"{experiment}_{group}", title(experiment, group), table, remarks, origins))
         if (experiment, group) == ("ptb", "gal1250"):
-            trajectory = trajectory_table([run for run in runs if run.row == "variational_untied"])
+            trajectory = trajectory_table(
+                next(iter(alike([run for run in runs if run.row == "variational_untied"])), [])
+            )
             heading = "Validation perplexity as printed, by epoch, 2 × 1250 units"
             parts.append(Section("ptb_gal1250_trajectory", heading, trajectory, [], []))
     if experiment == "ptb" and len(table := ensemble_table(results, sizes)):
@@ -528,15 +535,35 @@ def replace_between_markers(text: str, tables: str) -> str:
     return pattern.sub(lambda _: f"{BEGIN}\n\n{tables}\n\n{END}", text)
 
 
-def _lines(experiment: str, group: str, results: list[Result]) -> list[tuple[str, list[Result]]]:
-    """The lines of a table: a row's runs of equal length, so that no mean mixes full and shortened runs."""
+def _lines(experiment: str, group: str, results: list[Result]) -> list[tuple[str, str, list[Result]]]:
+    """The lines of a table: a row, its name, and runs of it that may be averaged."""
     groups = GROUPS.get(experiment, {})
     planned = groups[group].rows if group in groups else []
-    lines: list[tuple[str, list[Result]]] = []
+    lines: list[tuple[str, str, list[Result]]] = []
     for row in dict.fromkeys([*planned, *(run.row for run in results)]):
-        runs = sorted((run for run in results if run.row == row), key=lambda run: (-run.epochs, run.length, run.seed))
-        lines += [(row, list(same)) for _, same in groupby(runs, key=lambda run: run.length)] or [(row, [])]
+        sets = alike([run for run in results if run.row == row])
+        lines += [(row, same[0].label, same) for same in sets] or [(row, labelled(row), [])]
     return lines
+
+
+def _alike_in_mc(runs: list[Result], metric: str) -> list[list[Result]]:
+    """Those of a line that have an MC metric, in sets of the same samples and masks."""
+    sets: dict[str, list[Result]] = {}
+    for run in kept(runs):
+        if metric in run.metrics:
+            sets.setdefault(in_words(run.mc_settings(metric)), []).append(run)
+    return list(sets.values())
+
+
+def _mc_mean(runs: list[Result], metric: str, digits: int, absent: str) -> str:
+    """Means of an MC metric, one for each number of samples and kind of masks."""
+    sets = _alike_in_mc(runs, metric) or [[]]
+    return "; ".join(_mean_sd(runs, [run.metrics[metric] for run in same], digits, absent) for same in sets)
+
+
+def _mc_samples(runs: list[Result], metric: str) -> str:
+    """The numbers of MC samples of these means."""
+    return "; ".join(map(_samples, _alike_in_mc(runs, metric) or [[]]))
 
 
 def _mean(runs: list[Result], metric: str, digits: int, absent: str = "not run") -> str:
@@ -576,10 +603,9 @@ def published_figure(paper: dict[str, Any], metric: str) -> str:
     return " ± ".join(f"{value:.1f}" for value in paper[metric]) if metric in paper else "n/a"
 
 
-def _samples(runs: list[Result]) -> str:
-    """The numbers of MC samples of the runs that have an MC metric."""
-    samples = {run.metrics["mc_samples"] for run in kept(runs) if "mc_samples" in run.metrics}
-    return ", ".join(f"{k:g}" for k in sorted(samples)) or "–"
+def _samples(same: list[Result]) -> str:
+    """The number of MC samples, which they share."""
+    return f"{same[0].metrics['mc_samples']:g}" if same and "mc_samples" in same[0].metrics else "–"
 
 
 def _epochs(runs: list[Result]) -> str:
@@ -587,8 +613,12 @@ def _epochs(runs: list[Result]) -> str:
 
 
 def _seeds(runs: list[Result], metric: str) -> str:
-    """The number of seeds in the mean, e.g. "3", or "2 of 3" if one is discarded."""
-    used = sum(metric in run.metrics for run in kept(runs))
+    """The number of seeds in the mean."""
+    return _of_all(runs, sum(metric in run.metrics for run in kept(runs)))
+
+
+def _of_all(runs: list[Result], used: int) -> str:
+    """A number of seeds, e.g. "3", or "2 of 3" if one is discarded."""
     return f"{used} of {len(runs)}" if len(kept(runs)) < len(runs) else str(used)
 
 

@@ -135,6 +135,58 @@ def test_one_seed_has_no_spread_and_three_have_the_sample_standard_deviation(
     assert (tied["valid, exact"], tied["valid, as printed"], tied["seeds"]) == ("83.0 ± 3.6", "82.0 ± 3.6", "3")
 
 
+def test_seeds_with_other_settings_have_a_line_of_their_own_that_says_what_differs(
+    folder: Path, write_result: WriteResult
+) -> None:
+    for seed, (precision, valid) in enumerate((("bf16-mixed", 70.0), (None, 80.0), (None, 82.0))):
+        config = {"trainer": {"precision": precision}}
+        write_result("ptb", "medium", "variational_tied", seed=seed, config=config, metrics=perplexities(valid=valid))
+    table = ptb_table("medium", load_results(folder))
+    exact, bf16 = line(table, "Variational (tied) [32-true]"), line(table, "Variational (tied) [bf16-mixed]")
+    assert (exact["valid, exact"], exact["seeds"]) == ("81.0 ± 1.4", "2")
+    assert (bf16["valid, exact"], bf16["seeds"]) == ("70.0", "1")
+    assert line(table, "Variational (tied, MC) [bf16-mixed]")["test, ours"] == "not run"
+
+
+def mc_run(samples: int, masks: str, mc: float, **more: float) -> dict[str, Any]:
+    return {
+        "metrics": perplexities(test_ppl_mc=mc, mc_samples=samples, **more),
+        "config": {"model": {"init_args": {"mc_samples": samples, "mc_masks": masks}}},
+    }
+
+
+def test_mc_is_averaged_over_seeds_with_the_same_samples_and_masks_and_leaves_the_line_above_whole(
+    folder: Path, write_result: WriteResult
+) -> None:
+    runs = (mc_run(100, "stream", 79.0), mc_run(100, "both", 81.0), mc_run(1000, "both", 78.0))
+    for seed, run in enumerate(runs):
+        write_result("ptb", "medium", "variational_tied", seed=seed, **run)
+    table = ptb_table("medium", load_results(folder))
+    assert line(table, "Variational (tied)")["seeds"] == "3"
+    mc = table[table["row"] == "Variational (tied, MC)"]
+    assert mc[["K", "test, ours", "seeds"]].to_numpy().tolist() == [["100", "80.0 ± 1.4", "2"], ["1000", "78.0", "1"]]
+
+
+def test_mc_by_other_masks_is_a_line_that_says_so(folder: Path, write_result: WriteResult) -> None:
+    for seed, masks in enumerate(("stream", "window")):
+        write_result("ptb", "medium", "variational_tied", seed=seed, **mc_run(10, masks, 80.0))
+    names = list(ptb_table("medium", load_results(folder))["row"])
+    assert [name for name in names if "tied, MC" in name and "un" not in name] == [
+        "Variational (tied, MC) [MC masks stream, MC word dropout False]",
+        "Variational (tied, MC) [MC masks window, MC word dropout True]",
+    ]
+
+
+def test_where_mc_has_no_line_of_its_own_its_means_are_told_apart_by_their_samples(
+    folder: Path, write_result: WriteResult
+) -> None:
+    for seed, (samples, mc) in enumerate(((10, 0.15), (50, 0.14), (50, 0.16))):
+        metrics = {"test_rmse": 0.15, "test_rmse_mc": mc, "mc_samples": samples}
+        write_result("sentiment", "figure2", "variational_lstm", seed=seed, metrics=metrics)
+    shown = line(sentiment_table("sentiment", "figure2", load_results(folder)), "Variational LSTM")
+    assert (shown["test, MC"], shown["K"], shown["seeds"]) == ("0.1500; 0.1500 ± 0.0141", "10; 50", "3")
+
+
 def test_monte_carlo_rows_have_their_own_test_perplexity_and_number_of_samples(
     folder: Path, write_result: WriteResult
 ) -> None:
