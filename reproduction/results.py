@@ -57,6 +57,9 @@ LSTM_ROWS = [f"{row}_lstm" for row in DEMO_ROWS]
 GRU_ROWS = [f"{row}_gru" for row in DEMO_ROWS]
 
 
+PTB_WORDS = 929_589
+"""Training words of Penn Treebank (protocol 1.1)."""
+
 LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
 """Options of the trainer that make a run less than it seems."""
 
@@ -225,6 +228,20 @@ class Result:
         """Its settings, those of MC too, that are not those of the row's file in `configs`."""
         planned = configured(self.experiment, self.group, self.row)
         return {n: value for n, value in settings(self.config).items() if n in planned and planned[n] != value}
+
+    @property
+    def words_per_s(self) -> float | None:
+        """Training words of an epoch per second that it took, validation included: the median of the epochs.
+
+        None where the number of words is not known: it is for whole epochs of Penn Treebank.
+        """
+        options = settings(self.config)
+        seconds = [entry["seconds"] for entry in self.curve if "seconds" in entry]
+        is_whole = all(self.trainer.get(limit) is None for limit in LIMITS)
+        if not seconds or not is_whole or options.get("data") != "datamodules.PennTreebank":
+            return None
+        streams, window = options["batch_size"], options["window"]
+        return (PTB_WORDS // streams - 1) // window * window * streams / median(seconds)
 
     @property
     def mc_points(self) -> tuple[list[int], list[float]]:

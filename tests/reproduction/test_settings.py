@@ -1,4 +1,5 @@
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,3 +131,16 @@ def test_words_dropped_in_mc_as_its_masks_imply_are_no_change(
 ) -> None:
     run = load_result(write_result("ptb", "small", "zaremba", config=config(mc_masks=masks, mc_word_dropout=drops)))
     assert ("mc_word_dropout" in run.changes) == is_change
+
+
+def test_words_per_second_are_of_whole_epochs_with_their_validation(write_result: WriteResult) -> None:
+    curve = [{"epoch": epoch, "seconds": seconds} for epoch, seconds in ((1, 500.0), (2, 200.0), (3, 100.0))]
+    for window, words in ((35, 928_900), (20, 929_200)):  # protocol 1.1
+        its = config(data={"batch_size": 20, "window": window})
+        run = load_result(write_result("ptb", "small", "zaremba", config=its, curve=curve))
+        assert run.words_per_s == words / 200
+    part = json.loads(json.dumps(its))
+    part["trainer"]["limit_train_batches"] = 0.1
+    other = its | {"data": {"class_path": "datamodules.PlainText", "init_args": {}}}
+    for unknown in (part, other, {}):
+        assert load_result(write_result("ptb", "small", "zaremba", config=unknown, curve=curve)).words_per_s is None

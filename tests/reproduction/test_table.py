@@ -67,6 +67,11 @@ def test_published_numbers_are_those_of_the_papers(size: str, row: str, metric: 
     assert PUBLISHED["ptb"][size][row][metric] == number
 
 
+@pytest.mark.parametrize(("size", "row", "kwps"), [("medium", "moon", 4.8), ("large", "variational_untied", 1.6)])
+def test_published_speeds_are_those_of_the_paper(size: str, row: str, kwps: float) -> None:
+    assert PUBLISHED["ptb"][size][row]["kwps"] == kwps
+
+
 def test_what_else_is_published_on_the_authors_log_stands_below_its_table() -> None:
     text = to_markdown([], ["ptb"], ["gal1250"])
     source = "Source: the author in github.com/keras-team/keras, pull request 2523."
@@ -130,9 +135,22 @@ def test_one_seed_has_no_spread_and_three_have_the_sample_standard_deviation(
         write_result("ptb", "medium", "variational_tied", seed=seed, metrics=perplexities(valid=valid))
     table = ptb_table("medium", load_results(folder))
     assert line(table, "Zaremba et al.")["valid, exact"] == "87.0"
-    assert line(table, "Zaremba et al.")["words/s"] == "31.2K"
     tied = line(table, "Variational (tied)")
     assert (tied["valid, exact"], tied["valid, as printed"], tied["seeds"]) == ("83.0 ± 3.6", "82.0 ± 3.6", "3")
+
+
+def test_speed_stands_beside_that_of_the_paper_in_its_table(folder: Path, write_result: WriteResult) -> None:
+    config = {"data": {"class_path": "datamodules.PennTreebank", "init_args": {"batch_size": 20, "window": 35}}}
+    for seed, seconds in enumerate((200.0, 400.0)):  # 4.6 and 2.3 thousand words/s
+        curve = [{"epoch": 1, "seconds": 9000.0}, {"epoch": 2, "seconds": seconds}, {"epoch": 3, "seconds": seconds}]
+        write_result("ptb", "medium", "zaremba", seed=seed, curve=curve, config=config)
+    table = ptb_table("medium", load_results(folder))
+    shown = line(table, "Zaremba et al.")
+    assert (shown["words/s, paper"], shown["words/s"]) == ("5.5K", "3.5K")
+    assert line(table, "Variational (untied)")["words/s"] == "–"
+    assert line(table, "Variational (untied, MC)")["words/s, paper"] == "–"
+    assert "words/s, paper" in ptb_table("large", [])
+    assert "words/s, paper" not in ptb_table("v1", [])
 
 
 def test_seeds_with_other_settings_have_a_line_of_their_own_that_says_what_differs(
@@ -539,7 +557,8 @@ def test_groups_of_ones_own_have_the_table_of_their_task_without_published_numbe
 ) -> None:
     for seed, ppl in enumerate((80.0, 90.0)):
         metrics = perplexities(valid=ppl, test=ppl + 1, train_eval_ppl=ppl - 1, test_ppl_sliding=ppl / 2)
-        write_result("mine", "gal1250", "variational_untied", seed=seed, metrics=metrics)
+        curve = [{"epoch": epoch, "words_per_s": speed} for epoch, speed in ((1, 3e4), (2, 3e4), (3, 1e4))]
+        write_result("mine", "gal1250", "variational_untied", seed=seed, metrics=metrics, curve=curve)
     rmse = {
         "train_rmse": 8.0,
         "train_rmse_all": 9.0,
@@ -563,6 +582,7 @@ def test_groups_of_ones_own_have_the_table_of_their_task_without_published_numbe
     text = to_markdown(load_results(folder), ["mine"])
     assert "paper" not in text
     assert "not run" not in text
+    assert shown["words/s, training"] == "30.0K", "the median of the epochs"
 
 
 def test_predictive_distributions_on_ones_own_texts_are_shown_where_some_were_held_out(
