@@ -50,8 +50,10 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 # What the line on a run's origin says of its result: name and digits by metric.
 SHOWN = {
     "valid_ppl": ("valid", 2),
+    "valid_ppl_lua": ("valid as printed", 2),
     "test_ppl": ("test", 2),
     "test_ppl_mc": ("MC", 2),
+    "test_ppl_mc_window": ("MC with masks per window", 2),
     "test_rmse": ("test", 4),
     "test_rmse_mc": ("MC", 4),
 }
@@ -483,7 +485,8 @@ def to_latex(results: list[Result], experiments: list[str], sizes: list[str] | N
     for section in every:
         shown = _with_links(section.table, "{row}")
         alignment = "".join("l" if column in TEXT else "r" for column in shown.columns)
-        text = shown.to_latex(index=False, escape=True, column_format=alignment, caption=section.title)
+        caption = re.sub(r"([&%$#_])", r"\\\1", ". ".join(filter(None, [section.title, _machines_of(section.table)])))
+        text = shown.to_latex(index=False, escape=True, column_format=alignment, caption=caption)
         parts.append(text.replace("±", r"$\pm$").replace("×", r"$\times$").replace("–", "--"))
     return "\n".join(parts)
 
@@ -646,6 +649,12 @@ def _machines(runs: list[Result]) -> str:
     return "; ".join(dict.fromkeys(map(_hardware, runs))) or "–"
 
 
+def _machines_of(table: pd.DataFrame) -> str:
+    """What the lines of a table ran on."""
+    cells = table.get("hardware", [])
+    return "; ".join(dict.fromkeys(machine for cell in cells for machine in cell.split("; ") if machine != "–"))
+
+
 def _hardware(run: Result) -> str:
     """What a run ran on, and its precision if that was not float32."""
     hardware = run.provenance["hardware"]
@@ -677,8 +686,9 @@ def _ptb_sources(size: str) -> list[str]:
 
 
 def origin_of(run: Result) -> str:
-    """Where a result comes from, on one line: commit, date, hardware, time, epochs, figures."""
+    """Where a result comes from, on one line: commit, date, hardware, time, epochs, figures, and changed settings."""
     origin = run.provenance
+    changes = in_words({name: value for name, value in run.changes.items() if name != "precision"})  # the hardware's
     minutes, seconds = divmod(round(origin["wall_time_s"]), 60)
     hours, minutes = divmod(minutes, 60)
     return ", ".join(
@@ -694,7 +704,7 @@ def origin_of(run: Result) -> str:
                 if metric in run.metrics
             ),
         ]
-    )
+    ) + (f"; unlike its configuration: {changes}" if changes else "")
 
 
 def _commit(origin: dict[str, Any]) -> str:

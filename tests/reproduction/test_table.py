@@ -23,6 +23,7 @@ from reproduction.table import (
     ptb_table,
     sections,
     sentiment_table,
+    to_latex,
     to_markdown,
 )
 
@@ -281,8 +282,18 @@ def test_the_origin_of_each_result_stands_below_its_table(folder: Path, write_re
     path.write_text(path.read_text().replace('"dirty": false', '"dirty": true'))
     assert (
         "- Zaremba et al., seed 4: commit 0123456 with uncommitted changes, 2026-01-02, Some CPU (2 cores), 1 h 2 min, "
-        "tested after epoch 3 of 3, valid 90.00, test 85.00\n"
+        "tested after epoch 3 of 3, valid 90.00, valid as printed 88.70, test 85.00\n"
     ) in to_markdown(load_results(folder), ["ptb"])
+
+
+def test_the_origin_of_a_run_says_what_differs_from_its_configuration_and_its_mc(
+    folder: Path, write_result: WriteResult
+) -> None:
+    write_result("ptb", "medium", "variational_tied", **mc_run(100, "stream", 79.0, test_ppl_mc_window=79.5))
+    assert (
+        "MC 79.00, MC with masks per window 79.50; unlike its configuration: K 100, MC masks stream\n"
+        in to_markdown(load_results(folder), ["ptb"])
+    )
 
 
 def test_the_origin_of_a_run_in_lower_precision_says_so(folder: Path, write_result: WriteResult) -> None:
@@ -413,8 +424,18 @@ def test_every_format_has_the_same_cells(folder: Path, write_result: WriteResult
     assert "<td>85.0</td>" in text
     main([*arguments, "latex"])
     latex = capsys.readouterr().out
-    assert r"\caption{Penn Treebank, small (2 $\times$ 200 units)}" in latex
+    assert r"\caption{Penn Treebank, small (2 $\times$ 200 units). Some CPU (2 cores)}" in latex
     assert "Zaremba et al. &" in latex
+
+
+def test_latex_says_what_the_runs_of_a_table_were_on(folder: Path, write_result: WriteResult) -> None:
+    for row, precision in (("zaremba", None), ("moon", "bf16-mixed")):
+        write_result("ptb", "small", row, config={"trainer": {"precision": precision}})
+    write_result("my_texts", "a", "b")
+    latex = to_latex(load_results(folder), ["ptb", "my_texts"])
+    machines = "Some CPU (2 cores), bf16-mixed; Some CPU (2 cores)"
+    assert rf"\caption{{Penn Treebank, small (2 $\times$ 200 units). {machines}}}" in latex
+    assert r"\caption{my\_texts, a. Some CPU (2 cores)}" in latex
 
 
 def test_mc_with_masks_per_window_has_a_line_of_its_own_where_it_was_run(
