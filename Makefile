@@ -13,7 +13,7 @@ SEEDS ?= 0
 DEVICES ?= 1
 NODES ?= 1
 LAUNCH ?= here
-GPU ?= $(wildcard /dev/nvidia0)
+GPU ?= $(wildcard /dev/nvidia[0-9]*)
 SIZE ?= $(if $(GPU),medium,small v1)
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
@@ -204,6 +204,7 @@ submit = $(if $(call missing,$(1)),.venv/bin/python -m reproduction.slurm --logs
 	-- $(SLURM) --job-name=$@ --nodes=$(NODES) --ntasks-per-node=$(DEVICES),echo "All runs are there: nothing to submit. Without LAUNCH=slurm, make $@ shows the table.")
 
 $(RESULTS)/%.json: $$(call unfinished,$$@) | .venv/ready
+	@printf '%s\n' $(TO_DO) | awk '$$0 == "$@" {run = NR} END {if (run) print "run " run " of " NR}'
 	@.venv/bin/python main.py $(call reproduce,$*)
 
 # A point of a grid: its configuration is that of the sweep.

@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 import pandas as pd
 
-from reproduction.results import LABELS, LIMITS, STEPS, Result, kept
+from reproduction.results import LABELS, LIMITS, STEPS, Result, alike, kept
 
 LAST_EPOCHS = 25  # "the end of training" of a sentiment curve, protocol section 4, choice 24
 RISES = 0.03  # a curve overfits if its end is so much above its lowest stretch
@@ -66,7 +66,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Curves:
-    """The runs of a row, one for each seed, as long as its longest one."""
+    """Runs of a row that may be averaged, one for each seed."""
 
     runs: list[Curve]
 
@@ -352,18 +352,19 @@ def _mc_and_approximation(runs: dict[Row, list[Result]]) -> Verdict:
 
 
 def _complete(runs: list[Result]) -> list[Result]:
-    """Those that did not diverge, saw all data, and have an error for every epoch."""
-    return [
-        run
-        for run in kept(runs)
-        if run.points("test_rmse")[0] == list(range(1, len(run.curve) + 1))
-        and "constant_rmse" in run.metrics
-        and all(run.trainer.get(limit) is None for limit in LIMITS)
-    ]
+    """Of a row the first set that may be averaged with runs that did not diverge, saw all data, and have all errors."""
+    for same in alike(runs):
+        complete = [
+            run
+            for run in kept(same)
+            if run.points("test_rmse")[0] == list(range(1, len(run.curve) + 1))
+            and "constant_rmse" in run.metrics
+            and all(run.trainer.get(limit) is None for limit in LIMITS)
+        ]
+        if complete:
+            return complete
+    return []
 
 
 def _curves(runs: list[Result]) -> Curves:
-    longest = max(len(run.curve) for run in runs)
-    return Curves(
-        [Curve(run.points("test_rmse")[1], run.metrics["constant_rmse"]) for run in runs if len(run.curve) == longest]
-    )
+    return Curves([Curve(run.points("test_rmse")[1], run.metrics["constant_rmse"]) for run in runs])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reproduction.results import Result, ResultError, kept, load_results
+from reproduction.results import Result, ResultError, alike, kept, load_results
 
 # What `main.py predict` calls its surprisals, and the perplexity that a test makes of them.
 METRICS = {"approximation": "test_ppl", "mc": "test_ppl_mc", "mc_window": "test_ppl_mc_window"}
@@ -53,7 +53,7 @@ def finished_runs(folder: Path, seeds: list[int]) -> list[Result]:
     """The results of these seeds, in their order, from a row's folder of results.
 
     Raises:
-        ResultError: one is not there or cannot be used, or they are of different length.
+        ResultError: one is not there or cannot be used, or they may not be averaged.
     """
     missing = [f"seed{seed}.json" for seed in seeds if not (folder / f"seed{seed}.json").is_file()]
     if missing:
@@ -62,8 +62,9 @@ def finished_runs(folder: Path, seeds: list[int]) -> list[Result]:
         )
     by_seed = {run.seed: run for run in load_results(folder.parents[2]) if run.path.parent == folder}
     runs = [by_seed[seed] for seed in seeds]
-    if len({run.length for run in runs}) > 1:
-        raise ResultError(f"{folder}: the seeds ran for different epochs: {', '.join(run.length for run in runs)}")
+    if len(alike(runs)) > 1:
+        each = (f"{run.length} {run.mark}".strip() for run in runs)
+        raise ResultError(f"{folder}: the seeds ran for different epochs, or with other settings: {', '.join(each)}")
     return runs
 
 

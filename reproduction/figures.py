@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from reproduction.results import Result, ResultError, chosen_experiments, groups_with, load_results, title
+from reproduction.results import Result, ResultError, alike, chosen_experiments, groups_with, load_results, title
 from reproduction.table import LOG, constant_rmse
 
 # Okabe and Ito's palette, which stays distinct under the common kinds of colour blindness. Schemes that are the same
@@ -164,27 +164,29 @@ def draw_demo(results: list[Result]) -> Figure:
 def draw_curves(axes: Axes, results: list[Result], metric: str, style: str = "solid") -> None:
     """One line for each row that has `metric` in its curves: the mean of its seeds, their range shaded.
 
-    Runs of different length are different lines of one colour. Only solid lines have an entry in the legend.
+    Runs of different length or settings are different lines of one colour. Only solid lines are in the legend.
     """
     colour_of = colours(results)
-    lines: dict[str, list[Result]] = {}
-    for run in results:
-        if run.points(metric)[0]:
-            lines.setdefault(name(run), []).append(run)
-    for label, runs in lines.items():
-        curves = pd.DataFrame({run.seed: pd.Series(dict(zip(*run.points(metric), strict=True))) for run in runs})
-        colour = colour_of[runs[0].row]
-        axes.plot(
-            curves.index,
-            curves.mean(axis=1),
-            color=colour,
-            linestyle=style,
-            marker="o" if len(curves) <= 5 else None,
-            label=label if style == "solid" else None,
-        )
-        if len(runs) > 1:
-            lowest, highest = curves.min(axis=1), curves.max(axis=1)
-            axes.fill_between(curves.index, lowest, highest, color=colour, alpha=0.2, linewidth=0)
+    shown = [run for run in results if run.points(metric)[0]]
+    for row in dict.fromkeys(run.row for run in shown):
+        for runs in alike([run for run in shown if run.row == row]):
+            _draw_seeds(axes, runs, metric, colour_of[row], style)
+
+
+def _draw_seeds(axes: Axes, runs: list[Result], metric: str, colour: str, style: str) -> None:
+    """The mean of runs that may be averaged, their range shaded."""
+    curves = pd.DataFrame({run.seed: pd.Series(dict(zip(*run.points(metric), strict=True))) for run in runs})
+    axes.plot(
+        curves.index,
+        curves.mean(axis=1),
+        color=colour,
+        linestyle=style,
+        marker="o" if len(curves) <= 5 else None,
+        label=name(runs[0]) if style == "solid" else None,
+    )
+    if len(runs) > 1:
+        lowest, highest = curves.min(axis=1), curves.max(axis=1)
+        axes.fill_between(curves.index, lowest, highest, color=colour, alpha=0.2, linewidth=0)
 
 
 def colours(results: list[Result]) -> dict[str, str]:

@@ -3,10 +3,12 @@
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from reproduction.settings import MC, configured, differing, settings
 
 STEPS = ("0", "0.1", "0.2", "0.3", "0.4", "0.5")  # of p_U and p_E in the sweeps
 
@@ -54,6 +56,9 @@ DEMO_ROWS = ["standard", "naive", "variational"]
 LSTM_ROWS = [f"{row}_lstm" for row in DEMO_ROWS]
 GRU_ROWS = [f"{row}_gru" for row in DEMO_ROWS]
 
+
+PTB_WORDS = 929_589
+"""Training words of Penn Treebank (protocol 1.1)."""
 
 LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
 """Options of the trainer that make a run less than it seems."""
@@ -154,8 +159,9 @@ class Result:
     """One training run.
 
     `metrics` and the entries of `curve` hold only what was computed. Perplexities are per word, RMSE is in rating
-    units (of film reviews 0 to 1), `words_per_s` counts training words per second of wall time. `is_language`: whether
-    it is a language model or a regression.
+    units (of film reviews 0 to 1), the metric `words_per_s` is of an epoch's training alone, validation left out.
+    `is_language`: whether it is a language model or a regression. `mark`: what tells it from runs of the row with other
+    settings, as `load_results` finds them; empty where there are none.
     """
 
     path: Path
@@ -172,11 +178,12 @@ class Result:
     config: dict[str, Any]
     provenance: dict[str, Any]
     is_language: bool
+    mark: str = ""
 
     @property
     def label(self) -> str:
-        """The name of the row in tables and legends."""
-        return LABELS.get(self.row, self.row)
+        """The name of the row in tables and legends, with the mark, e.g. "Zaremba et al. [bf16-mixed]"."""
+        return labelled(self.row, self.mark)
 
     @property
     def shortened(self) -> bool:
@@ -199,6 +206,42 @@ class Result:
         """The epochs at which `metric` is in the curve, and its values there."""
         entries = [entry for entry in self.curve if metric in entry]
         return [entry["epoch"] for entry in entries], [entry[metric] for entry in entries]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options that all of its figures depend on."""
+        return {name: value for name, value in settings(self.config).items() if name not in MC}
+
+    def mc_settings(self, metric: str) -> dict[str, Any]:
+        """What an MC metric depends on beside them."""
+        options = settings(self.config)
+        masks = "window" if metric.endswith("_window") or options.get("mc_masks") == "window" else "stream"
+        drops = options.get("mc_word_dropout")
+        return {
+            "mc_samples": self.metrics.get("mc_samples"),
+            "mc_masks": masks,
+            "mc_word_dropout": masks == "window" if drops is None else drops,
+        }
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Its settings, those of MC too, that are not those of the row's file in `configs`."""
+        planned = configured(self.experiment, self.group, self.row)
+        return {n: value for n, value in settings(self.config).items() if n in planned and planned[n] != value}
+
+    @property
+    def words_per_s(self) -> float | None:
+        """Training words of an epoch per second that it took, validation included: the median of the epochs.
+
+        None where the number of words is not known: it is for whole epochs of Penn Treebank.
+        """
+        options = settings(self.config)
+        seconds = [entry["seconds"] for entry in self.curve if "seconds" in entry]
+        is_whole = all(self.trainer.get(limit) is None for limit in LIMITS)
+        if not seconds or not is_whole or options.get("data") != "datamodules.PennTreebank":
+            return None
+        streams, window = options["batch_size"], options["window"]
+        return (PTB_WORDS // streams - 1) // window * window * streams / median(seconds)
 
     @property
     def mc_points(self) -> tuple[list[int], list[float]]:
@@ -230,7 +273,7 @@ def load_results(folder: Path) -> list[Result]:
             raise ResultError(f"{run.path} and {other.path} are of different tasks: give one of them another group")
     rows = list(LABELS)
     return sorted(
-        results,
+        _marked(results),
         key=lambda run: (
             run.experiment,
             run.group,
@@ -273,6 +316,26 @@ def load_result(path: Path) -> Result:
     fields["metrics"] = _computed(path, data["metrics"], "metrics")
     fields["curve"] = [_computed(path, entry, f"curve[{i}]") for i, entry in enumerate(data["curve"])]
     return Result(path=path, is_language="valid_ppl" in kinds, **fields)
+
+
+def labelled(row: str, mark: str = "") -> str:
+    """The name of a row in tables and legends."""
+    label = LABELS.get(row, row)
+    return f"{label} [{mark}]" if mark else label
+
+
+def alike(runs: list[Result]) -> list[list[Result]]:
+    """The runs of a row in sets that may be averaged, of equal length and settings.
+
+    The longest comes first, and of equally long ones the one that is most as its file in `configs` says.
+    """
+    sets: dict[tuple[str, str], list[Result]] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        sets.setdefault((run.length, run.mark), []).append(run)
+    return sorted(
+        sets.values(),
+        key=lambda same: (-same[0].epochs, same[0].length, min(len(run.changes) for run in same)),
+    )
 
 
 def kept(runs: list[Result]) -> list[Result]:
@@ -377,6 +440,18 @@ def _in_place(run: Result, folder: Path) -> Result:
     if place != expected:
         raise ResultError(f"{run.path}: the file says it is {expected} but lies at {place}; move it or repeat the run")
     return run
+
+
+def _marked(results: list[Result]) -> list[Result]:
+    """With the marks of runs whose row has runs with other settings."""
+    rows: dict[tuple[str, str, str], list[Result]] = {}
+    for run in results:
+        rows.setdefault((run.experiment, run.group, run.row), []).append(run)
+    return [
+        replace(run, mark=mark)
+        for runs in rows.values()
+        for run, mark in zip(runs, differing([run.settings for run in runs]), strict=True)
+    ]
 
 
 _KINDS: dict[str, Any] = {

@@ -8,9 +8,10 @@ import html
 import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -26,14 +27,17 @@ from reproduction.results import (
     Result,
     ResultError,
     ablations_of,
+    alike,
     chosen_experiments,
     ensembles_of,
     groups_with,
     kept,
+    labelled,
     load_results,
     read_json,
     title,
 )
+from reproduction.settings import differing, in_words
 
 ROOT = Path(__file__).parents[1]
 LOG = Path(__file__).with_name("gal_1250_untied.csv")
@@ -46,8 +50,10 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 # What the line on a run's origin says of its result: name and digits by metric.
 SHOWN = {
     "valid_ppl": ("valid", 2),
+    "valid_ppl_lua": ("valid as printed", 2),
     "test_ppl": ("test", 2),
     "test_ppl_mc": ("MC", 2),
+    "test_ppl_mc_window": ("MC with masks per window", 2),
     "test_rmse": ("test", 4),
     "test_rmse_mc": ("MC", 4),
 }
@@ -60,9 +66,10 @@ NOTES = {
     "A row is tested after its last epoch or, with early stopping, at its best validation epoch, as listed below it. "
     "*MC* rows average the probabilities of K samples of the dropout masks, each kept for the whole text, words not "
     "dropped, as in the original code; *masks per window*, and v1, have those of the theory, words dropped. "
-    "*Sliding*: each word predicted from the window of words before it alone. Words/s counts training words. Tables "
-    "*beyond the paper* are of what others built on it; *exact* is what to compare there, but in rows with words by "
-    "token, whose code was the paper's.",
+    "*Sliding*: each word predicted from the window of words before it alone. Words/s are the training words of an "
+    "epoch over the time that it took, validation included, as in the paper (there on a Titan X); of a run the median "
+    "of its epochs. Tables *beyond the paper* are of what others built on it; *exact* is what to compare there, but in "
+    "rows with words by token, whose code was the paper's.",
     "sentiment": "RMSE in rating units (0 to 1), lower is better; mean ± sample standard deviation where a row has "
     "several seeds. The paper gives these results as curves only. *Train* is the error on the first 100 training "
     "chunks, as in the paper, *all* that on all of them. *Test* is the dropout approximation after the last epoch, "
@@ -79,7 +86,7 @@ OWN_NOTE = (
     "several seeds. All errors but MC are of the dropout approximation, after the epoch that is named below. *Train*, "
     "of ratings, is the error on the first training chunks, *all* that on all of them, *by review* that of the mean "
     "prediction over a text's chunks, *lowest* the smallest of any epoch, and the constant predictor the mean "
-    "training rating."
+    "training rating. Words/s are of training alone, the median of the epochs."
 )
 FAIR_REMARK = (
     "*Held out* is the error on validation texts (of film reviews a tenth of those for training, on which the tested "
@@ -124,11 +131,11 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
     """Table 1 of the paper for one size: perplexities per word, published and ours."""
     published = PUBLISHED["ptb"].get(size, {})
     lines = []
-    for row, runs in _lines("ptb", size, results):
+    for row, label, runs in _lines("ptb", size, results):
         paper = published.get("moon" if row in ("moon_loop", "moon_fresh") else row, {})  # readings of the same row
         lines.append(
             {
-                "row": LABELS.get(row, row),
+                "row": label,
                 "valid, paper": published_figure(paper, "valid"),
                 "valid, as printed": _mean(runs, "valid_ppl_lua", 1),
                 "valid, exact": _mean(runs, "valid_ppl", 1),
@@ -139,32 +146,38 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
                 "K": "–",
                 "epochs": _epochs(runs),
                 "seeds": _seeds(runs, "test_ppl"),
-                "words/s": _speed(runs),
+                "words/s, paper": f"{paper['kwps']:.1f}K" if "kwps" in paper else "n/a",
+                "words/s": _speed([run.words_per_s for run in kept(runs)]),
                 "hours": _hours(runs),
                 "hardware": _machines(runs),
                 "config": _config("ptb", size, row),
             }
         )
         if row.startswith("variational"):
-            for metric, label in (("test_ppl_mc", "MC"), ("test_ppl_mc_window", "MC, masks per window")):
+            for metric, mc in (("test_ppl_mc", "MC"), ("test_ppl_mc_window", "MC, masks per window")):
                 if metric == "test_ppl_mc_window" and not any(metric in run.metrics for run in runs):
                     continue
                 paper = published.get(f"{row}_mc", {}) if metric == "test_ppl_mc" else {}
-                lines.append(
-                    dict.fromkeys(lines[-1], "–")
-                    | {"config": lines[-1]["config"]}
-                    | {
-                        "row": LABELS.get(row, row).replace(")", f", {label})"),
-                        "test, paper": published_figure(paper, "test"),
-                        "test, ours": _mean(runs, metric, 1),
-                        "K": _samples(runs),
-                        "epochs": _epochs(runs),
-                        "seeds": _seeds(runs, metric),
-                    }
-                )
+                sets = _alike_in_mc(runs, metric) or [[]]
+                marks = differing([same[0].mc_settings(metric) | {"mc_samples": 0} for same in sets if same])
+                for same, mark in zip(sets, marks or [""], strict=True):
+                    lines.append(
+                        dict.fromkeys(lines[-1], "–")
+                        | {"config": lines[-1]["config"]}
+                        | {
+                            "row": label.replace(")", f", {mc})", 1) + (f" [{mark}]" if mark else ""),
+                            "test, paper": published_figure(paper, "test"),
+                            "test, ours": _mean_sd(runs, [run.metrics[metric] for run in same], 1),
+                            "K": _samples(same),
+                            "epochs": _epochs(runs),
+                            "seeds": _of_all(runs, len(same)),
+                        }
+                    )
     table = pd.DataFrame(lines)
     if size != "medium_constant":  # where nothing ends the descent, the last epoch is as good as any
         table = table.drop(columns="valid, lowest")
+    if not any("kwps" in paper for paper in published.values()):
+        table = table.drop(columns="words/s, paper")
     return table if any("test_ppl_sliding" in run.metrics for run in results) else table.drop(columns="test, sliding")
 
 
@@ -217,7 +230,7 @@ def ablation_table(results: list[Result], sizes: list[str] | None = None) -> pd.
     for size, of_size in groups_with("ptb", results).items():
         if sizes and size not in sizes:
             continue
-        for row, runs in _lines("ptb", size, [run for run in of_size if run.path in ablations]):
+        for row, label, runs in _lines("ptb", size, [run for run in of_size if run.path in ablations]):
             choices = [choice for run in kept(runs) for choice in ablations[run.path]["choices"]]
             by_kind: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
             for choice in choices:
@@ -226,7 +239,7 @@ def ablation_table(results: list[Result], sizes: list[str] | None = None) -> pd.
                 temperatures = sorted({choice["temperature"] for choice in same})
                 lines.append(
                     {
-                        "row": f"{size}, {LABELS.get(row, row)}",
+                        "row": f"{size}, {label}",
                         "mean": mean,
                         "masks per": masks or "–",
                         "K": f"{samples}" if samples else "–",
@@ -244,21 +257,23 @@ def ablation_table(results: list[Result], sizes: list[str] | None = None) -> pd.
 def language_model_table(experiment: str, group: str, results: list[Result]) -> pd.DataFrame:
     """Perplexities per word of the language models of the demo, or of texts of one's own."""
     lines = []
-    for row, runs in _lines(experiment, group, results):
+    for row, label, runs in _lines(experiment, group, results):
         line = {
-            "row": LABELS.get(row, row),
+            "row": label,
             "train": _mean(runs, "train_eval_ppl", 1, absent=_absent(experiment)),
             "valid": _mean(runs, "valid_ppl", 1),
             "test": _mean(runs, "test_ppl", 1),
             "test, sliding": _mean(runs, "test_ppl_sliding", 1, absent="–"),
-            "test, MC": _mean(runs, "test_ppl_mc", 1, absent=_absent(experiment, row)),
-            "test, MC, masks per window": _mean(runs, "test_ppl_mc_window", 1, absent="–"),
-            "K": _samples(runs),
+            "test, MC": _mc_mean(runs, "test_ppl_mc", 1, absent=_absent(experiment, row)),
+            "test, MC, masks per window": _mc_mean(runs, "test_ppl_mc_window", 1, absent="–"),
+            "K": _mc_samples(runs, "test_ppl_mc"),
             "epochs": _epochs(runs),
             "seeds": _seeds(runs, "test_ppl"),
         }
         if experiment != "demo":
-            line |= {"words/s": _speed(runs), "hours": _hours(runs), "hardware": _machines(runs)}
+            speeds = [run.points("words_per_s")[1] for run in kept(runs)]
+            training = [median(values) for values in speeds if values]
+            line |= {"words/s, training": _speed(training), "hours": _hours(runs), "hardware": _machines(runs)}
         lines.append(line)
     metrics = {"test, sliding": "test_ppl_sliding", "test, MC, masks per window": "test_ppl_mc_window"}
     absent = [name for name, metric in metrics.items() if not any(metric in run.metrics for run in results)]
@@ -275,24 +290,24 @@ def sentiment_table(experiment: str, group: str, results: list[Result], folder: 
         folder: of all results, where the baselines are.
     """
     lines = []
-    for row, runs in _lines(experiment, group, results):
+    for row, label, runs in _lines(experiment, group, results):
         line = {
-            "row": LABELS.get(row, row),
+            "row": label,
             "train": _mean(runs, "train_rmse", 4),
             "train, all": _mean(runs, "train_rmse_all", 4),
             "test": _mean(runs, "test_rmse", 4),
-            "test, MC": _mean(runs, "test_rmse_mc", 4, absent=_absent(experiment, row)),
-            "K": _samples(runs),
+            "test, MC": _mc_mean(runs, "test_rmse_mc", 4, absent=_absent(experiment, row)),
+            "K": _mc_samples(runs, "test_rmse_mc"),
             "test, by review": _mean(runs, "test_rmse_review", 4),
             "test, lowest": _mean_sd(runs, _lowest(runs, "test_rmse"), 4),
             "test, end": _mean_sd(runs, _ends(runs, "test_rmse"), 4, absent="–"),
             "held out": _mean(runs, "valid_rmse", 4, absent=_absent(experiment)),
             "log likelihood": _mean(runs, "test_log_likelihood", 3, absent=_absent(experiment)),
-            "log likelihood, MC": _mean(runs, "test_log_likelihood_mc", 3, absent=_absent(experiment, row)),
+            "log likelihood, MC": _mc_mean(runs, "test_log_likelihood_mc", 3, absent=_absent(experiment, row)),
             "within 50 %": _mean(runs, "test_coverage_50", 2, absent=_absent(experiment)),
-            "within 50 %, MC": _mean(runs, "test_coverage_50_mc", 2, absent=_absent(experiment, row)),
+            "within 50 %, MC": _mc_mean(runs, "test_coverage_50_mc", 2, absent=_absent(experiment, row)),
             "within 90 %": _mean(runs, "test_coverage_90", 2, absent=_absent(experiment)),
-            "within 90 %, MC": _mean(runs, "test_coverage_90_mc", 2, absent=_absent(experiment, row)),
+            "within 90 %, MC": _mc_mean(runs, "test_coverage_90_mc", 2, absent=_absent(experiment, row)),
             "epochs": _epochs(runs),
             "seeds": _seeds(runs, "test_rmse"),
         }
@@ -387,7 +402,9 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
         origins = [f"{run.label}, seed {run.seed}: {origin_of(run)}" for run in runs]
         parts.append(Section(f"{experiment}_{group}", title(experiment, group), table, remarks, origins))
         if (experiment, group) == ("ptb", "gal1250"):
-            trajectory = trajectory_table([run for run in runs if run.row == "variational_untied"])
+            trajectory = trajectory_table(
+                next(iter(alike([run for run in runs if run.row == "variational_untied"])), [])
+            )
             heading = "Validation perplexity as printed, by epoch, 2 × 1250 units"
             parts.append(Section("ptb_gal1250_trajectory", heading, trajectory, [], []))
     if experiment == "ptb" and len(table := ensemble_table(results, sizes)):
@@ -468,7 +485,8 @@ def to_latex(results: list[Result], experiments: list[str], sizes: list[str] | N
     for section in every:
         shown = _with_links(section.table, "{row}")
         alignment = "".join("l" if column in TEXT else "r" for column in shown.columns)
-        text = shown.to_latex(index=False, escape=True, column_format=alignment, caption=section.title)
+        caption = re.sub(r"([&%$#_])", r"\\\1", ". ".join(filter(None, [section.title, _machines_of(section.table)])))
+        text = shown.to_latex(index=False, escape=True, column_format=alignment, caption=caption)
         parts.append(text.replace("±", r"$\pm$").replace("×", r"$\times$").replace("–", "--"))
     return "\n".join(parts)
 
@@ -485,7 +503,8 @@ def print_tables(
         for section in sections(experiment, results, sizes):
             table = Table(title=section.title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
             narrow = _with_links(section.table, "{row}").drop(
-                columns=["words/s", "hours", "train, all", "test, by review"], errors="ignore"
+                columns=["words/s, paper", "words/s", "words/s, training", "hours", "train, all", "test, by review"],
+                errors="ignore",
             )
             for column in narrow.columns:
                 header = column.replace(", ", "\n").replace("as printed", "printed")
@@ -528,15 +547,35 @@ def replace_between_markers(text: str, tables: str) -> str:
     return pattern.sub(lambda _: f"{BEGIN}\n\n{tables}\n\n{END}", text)
 
 
-def _lines(experiment: str, group: str, results: list[Result]) -> list[tuple[str, list[Result]]]:
-    """The lines of a table: a row's runs of equal length, so that no mean mixes full and shortened runs."""
+def _lines(experiment: str, group: str, results: list[Result]) -> list[tuple[str, str, list[Result]]]:
+    """The lines of a table: a row, its name, and runs of it that may be averaged."""
     groups = GROUPS.get(experiment, {})
     planned = groups[group].rows if group in groups else []
-    lines: list[tuple[str, list[Result]]] = []
+    lines: list[tuple[str, str, list[Result]]] = []
     for row in dict.fromkeys([*planned, *(run.row for run in results)]):
-        runs = sorted((run for run in results if run.row == row), key=lambda run: (-run.epochs, run.length, run.seed))
-        lines += [(row, list(same)) for _, same in groupby(runs, key=lambda run: run.length)] or [(row, [])]
+        sets = alike([run for run in results if run.row == row])
+        lines += [(row, same[0].label, same) for same in sets] or [(row, labelled(row), [])]
     return lines
+
+
+def _alike_in_mc(runs: list[Result], metric: str) -> list[list[Result]]:
+    """Those of a line that have an MC metric, in sets of the same samples and masks."""
+    sets: dict[str, list[Result]] = {}
+    for run in kept(runs):
+        if metric in run.metrics:
+            sets.setdefault(in_words(run.mc_settings(metric)), []).append(run)
+    return list(sets.values())
+
+
+def _mc_mean(runs: list[Result], metric: str, digits: int, absent: str) -> str:
+    """Means of an MC metric, one for each number of samples and kind of masks."""
+    sets = _alike_in_mc(runs, metric) or [[]]
+    return "; ".join(_mean_sd(runs, [run.metrics[metric] for run in same], digits, absent) for same in sets)
+
+
+def _mc_samples(runs: list[Result], metric: str) -> str:
+    """The numbers of MC samples of these means."""
+    return "; ".join(map(_samples, _alike_in_mc(runs, metric) or [[]]))
 
 
 def _mean(runs: list[Result], metric: str, digits: int, absent: str = "not run") -> str:
@@ -576,10 +615,9 @@ def published_figure(paper: dict[str, Any], metric: str) -> str:
     return " ± ".join(f"{value:.1f}" for value in paper[metric]) if metric in paper else "n/a"
 
 
-def _samples(runs: list[Result]) -> str:
-    """The numbers of MC samples of the runs that have an MC metric."""
-    samples = {run.metrics["mc_samples"] for run in kept(runs) if "mc_samples" in run.metrics}
-    return ", ".join(f"{k:g}" for k in sorted(samples)) or "–"
+def _samples(same: list[Result]) -> str:
+    """The number of MC samples, which they share."""
+    return f"{same[0].metrics['mc_samples']:g}" if same and "mc_samples" in same[0].metrics else "–"
 
 
 def _epochs(runs: list[Result]) -> str:
@@ -587,15 +625,19 @@ def _epochs(runs: list[Result]) -> str:
 
 
 def _seeds(runs: list[Result], metric: str) -> str:
-    """The number of seeds in the mean, e.g. "3", or "2 of 3" if one is discarded."""
-    used = sum(metric in run.metrics for run in kept(runs))
+    """The number of seeds in the mean."""
+    return _of_all(runs, sum(metric in run.metrics for run in kept(runs)))
+
+
+def _of_all(runs: list[Result], used: int) -> str:
+    """A number of seeds, e.g. "3", or "2 of 3" if one is discarded."""
     return f"{used} of {len(runs)}" if len(kept(runs)) < len(runs) else str(used)
 
 
-def _speed(runs: list[Result]) -> str:
-    """Thousands of training words per second, as the paper prints them."""
-    speeds = [run.metrics["words_per_s"] for run in kept(runs) if "words_per_s" in run.metrics]
-    return f"{sum(speeds) / len(speeds) / 1000:.1f}K" if speeds else "–"
+def _speed(speeds: Sequence[float | None]) -> str:
+    """The mean in thousands of words per second, as the paper prints them."""
+    known = [speed for speed in speeds if speed is not None]
+    return f"{sum(known) / len(known) / 1000:.1f}K" if known else "–"
 
 
 def _hours(runs: list[Result]) -> str:
@@ -605,6 +647,12 @@ def _hours(runs: list[Result]) -> str:
 
 def _machines(runs: list[Result]) -> str:
     return "; ".join(dict.fromkeys(map(_hardware, runs))) or "–"
+
+
+def _machines_of(table: pd.DataFrame) -> str:
+    """What the lines of a table ran on."""
+    cells = table.get("hardware", [])
+    return "; ".join(dict.fromkeys(machine for cell in cells for machine in cell.split("; ") if machine != "–"))
 
 
 def _hardware(run: Result) -> str:
@@ -638,8 +686,9 @@ def _ptb_sources(size: str) -> list[str]:
 
 
 def origin_of(run: Result) -> str:
-    """Where a result comes from, on one line: commit, date, hardware, time, epochs, figures."""
+    """Where a result comes from, on one line: commit, date, hardware, time, epochs, figures, and changed settings."""
     origin = run.provenance
+    changes = in_words({name: value for name, value in run.changes.items() if name != "precision"})  # the hardware's
     minutes, seconds = divmod(round(origin["wall_time_s"]), 60)
     hours, minutes = divmod(minutes, 60)
     return ", ".join(
@@ -655,7 +704,7 @@ def origin_of(run: Result) -> str:
                 if metric in run.metrics
             ),
         ]
-    )
+    ) + (f"; unlike its configuration: {changes}" if changes else "")
 
 
 def _commit(origin: dict[str, Any]) -> str:

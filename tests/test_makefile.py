@@ -170,7 +170,7 @@ def test_several_sizes_run_those_of_the_rows_that_they_have(runs_of: Callable[..
     assert found == ["small/zaremba", "small/variational_untied", "gal1250/variational_untied"]
 
 
-@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a GPU")
 def test_without_a_gpu_the_sizes_of_200_units_are_the_default(runs_of: Callable[..., list[str]]) -> None:
     commands = runs_of("reproduce-ptb", "ROWS=zaremba")
     assert [re.findall(r"--config configs/ptb/(\w+)/", line)[0] for line in commands] == ["small", "v1"]
@@ -188,6 +188,20 @@ def test_what_is_missing_is_measured_before_it_runs_where_there_is_no_gpu(
     assert "benchmarks.cost" not in make(*arguments[:-1], "GPU=/dev/nvidia0").stdout
     write_result("ptb/small/zaremba/seed0", 13, 13)
     assert "benchmarks.cost" not in make(*arguments).stdout
+
+
+def test_several_gpus_make_the_medium_column_the_default(runs_of: Callable[..., list[str]]) -> None:
+    for gpus in ("GPU=/dev/nvidia3", "GPU=/dev/nvidia2 /dev/nvidia3"):
+        [command] = runs_of("reproduce-ptb", "ROWS=zaremba", gpus)
+        assert "--config configs/ptb/medium/zaremba.yaml" in command
+
+
+def test_each_run_says_which_of_those_that_are_missing_it_is(make: Make, write_result: Callable[..., None]) -> None:
+    write_result("ptb/small/moon/seed0", 13, 13)
+    done = make("-n", "reproduce-ptb", "SIZE=small", "ROWS=moon zaremba variational_tied", "GPU=")
+    counts = [line for line in done.stdout.splitlines() if line.startswith("printf")]
+    said = [subprocess.run(["bash", "-c", line], capture_output=True, text=True).stdout for line in counts]
+    assert said == ["run 1 of 2\n", "run 2 of 2\n"]
 
 
 def test_tables_of_the_reproduction_are_logged_to_wandb(make: Make) -> None:

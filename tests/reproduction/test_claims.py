@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,13 +30,14 @@ def scaled(values: Sequence[float], factor: float) -> list[float]:
 def write(write_result: WriteResult) -> Callable[..., None]:
     """Write the result file of a run with these test errors, and MC's at every fifth epoch, `mc` times as large."""
 
-    def write(group: str, row: str, values: Sequence[float], seed: int = 0, mc: float = 1.001) -> None:
+    def write(group: str, row: str, values: Sequence[float], seed: int = 0, mc: float = 1.001, **changes: Any) -> None:
         curve = [{"epoch": epoch, "test_rmse": value} for epoch, value in enumerate(values, start=1)]
         for entry in curve[4::5]:
             entry["test_rmse_mc"] = mc * entry["test_rmse"]
         metrics = {"test_rmse": values[-1], "constant_rmse": CONSTANT}
         epochs = len(values)
-        write_result("sentiment", group, row, seed, epochs=epochs, planned_epochs=60, curve=curve, metrics=metrics)
+        changes |= {"epochs": epochs, "planned_epochs": 60, "curve": curve, "metrics": metrics}
+        write_result("sentiment", group, row, seed, **changes)
 
     return write
 
@@ -75,6 +77,15 @@ STOPPED = "GRU: stopped early (within 10 epochs), the standard one beats all oth
 LONGER = "the longer the sequences, the better"
 KEPT = "LSTM: masks on input and output only overfit alike, whether fresh at each step or kept"
 MC = "MC and the dropout approximation are alike"
+
+
+def test_a_claim_is_judged_by_seeds_with_the_same_settings(three: Write, write: Write, verdict: Verdict) -> None:
+    three(OVERFITTED, OVERFITTED, FALLING)
+    before = verdict(LOWEST)
+    assert before[0] == "holds"
+    bf16 = {"trainer": {"precision": "bf16-mixed"}}
+    write("figure2", "variational_lstm", scaled(OVERFITTED, 2), seed=1, config=bf16)
+    assert verdict(LOWEST) == before
 
 
 def test_claims_are_about_rows_that_are_planned() -> None:

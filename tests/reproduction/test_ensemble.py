@@ -66,16 +66,20 @@ def test_an_ensemble_of_shortened_runs_says_so(predictions: list[Path], write_re
     assert json.loads(output.read_text())["epochs"] == "2 of 3 epochs"
 
 
-def test_models_of_different_length_or_without_a_result_make_no_ensemble(
+def test_models_of_different_length_or_settings_or_without_a_result_make_no_ensemble(
     predictions: list[Path], write_result: Callable[..., Path]
 ) -> None:
     output = write_result("ptb", "small", "zaremba", seed=0).with_name("ensemble.json")
     arguments = [*map(str, predictions), "--output", str(output)]
     with pytest.raises(SystemExit, match=r"small/zaremba has no seed1\.json: .* run these seeds first"):
         main(arguments)
-    write_result("ptb", "small", "zaremba", seed=1, epochs=2)
-    with pytest.raises(SystemExit, match="the seeds ran for different epochs: 3, 2 of 3 epochs"):
-        main(arguments)
+    for changes, said in (
+        ({"epochs": 2}, "3, 2 of 3 epochs"),
+        ({"config": {"trainer": {"precision": "bf16-mixed"}}}, r"3, 3 bf16-mixed"),
+    ):
+        write_result("ptb", "small", "zaremba", seed=1, **changes)
+        with pytest.raises(SystemExit, match=f"the seeds ran for different epochs, or with other settings: {said}$"):
+            main(arguments)
     assert not output.exists()
 
 

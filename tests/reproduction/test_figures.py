@@ -83,6 +83,14 @@ def test_seeds_are_one_line_of_their_mean_in_a_band_of_their_range(folder: Path,
     assert (heights.min(), heights.max()) == (70.0, 94.0)
 
 
+def test_seeds_with_other_settings_are_lines_of_their_own(folder: Path, write_result: WriteResult) -> None:
+    for seed, precision in enumerate(("32-true", "bf16-mixed", "32-true")):
+        write_result("ptb", "small", "zaremba", seed=seed, config={"trainer": {"precision": precision}})
+    figure = draw_group("ptb", "small", load_results(folder))
+    assert legend(figure) == ["Zaremba et al. [32-true]", "Zaremba et al. [bf16-mixed]"]
+    assert len(figure.axes[1].collections) == 1, "a range, of the two that are alike"
+
+
 def test_the_steps_of_a_sweep_have_colours_of_their_own(folder: Path, write_result: WriteResult) -> None:
     for row in ("pu0.5_pe0.1", "pu0.5_pe0.2", "pu0.5_pe0.3", "pu0.5_pe0.4"):
         write_result("sentiment", "word_sweep", row)

@@ -23,6 +23,7 @@ from reproduction.table import (
     ptb_table,
     sections,
     sentiment_table,
+    to_latex,
     to_markdown,
 )
 
@@ -65,6 +66,22 @@ def readme(tmp_path: Path) -> Path:
 )
 def test_published_numbers_are_those_of_the_papers(size: str, row: str, metric: str, number: list[float]) -> None:
     assert PUBLISHED["ptb"][size][row][metric] == number
+
+
+@pytest.mark.parametrize(("size", "row", "kwps"), [("medium", "moon", 4.8), ("large", "variational_untied", 1.6)])
+def test_published_speeds_are_those_of_the_paper(size: str, row: str, kwps: float) -> None:
+    assert PUBLISHED["ptb"][size][row]["kwps"] == kwps
+
+
+def test_what_else_is_published_on_the_authors_log_stands_below_its_table() -> None:
+    text = to_markdown([], ["ptb"], ["gal1250"])
+    source = "Source: the author in github.com/keras-team/keras, pull request 2523."
+    for said in (
+        f"Variational (untied), three runs: valid 79.1 ± 0.2, test 76.3 ± 0.3. {source}",
+        f"Variational (tied), three runs: valid 79.3 ± 0.1, test 76.7 ± 0.1. {source}",
+        "Variational (untied), the run of the log, MC with K = 100: test with MC 75.3. Source: ",
+    ):
+        assert f"Also published: {said}" in text
 
 
 def test_every_published_number_has_a_source() -> None:
@@ -119,9 +136,74 @@ def test_one_seed_has_no_spread_and_three_have_the_sample_standard_deviation(
         write_result("ptb", "medium", "variational_tied", seed=seed, metrics=perplexities(valid=valid))
     table = ptb_table("medium", load_results(folder))
     assert line(table, "Zaremba et al.")["valid, exact"] == "87.0"
-    assert line(table, "Zaremba et al.")["words/s"] == "31.2K"
     tied = line(table, "Variational (tied)")
     assert (tied["valid, exact"], tied["valid, as printed"], tied["seeds"]) == ("83.0 ± 3.6", "82.0 ± 3.6", "3")
+
+
+def test_speed_stands_beside_that_of_the_paper_in_its_table(folder: Path, write_result: WriteResult) -> None:
+    config = {"data": {"class_path": "datamodules.PennTreebank", "init_args": {"batch_size": 20, "window": 35}}}
+    for seed, seconds in enumerate((200.0, 400.0)):  # 4.6 and 2.3 thousand words/s
+        curve = [{"epoch": 1, "seconds": 9000.0}, {"epoch": 2, "seconds": seconds}, {"epoch": 3, "seconds": seconds}]
+        write_result("ptb", "medium", "zaremba", seed=seed, curve=curve, config=config)
+    table = ptb_table("medium", load_results(folder))
+    shown = line(table, "Zaremba et al.")
+    assert (shown["words/s, paper"], shown["words/s"]) == ("5.5K", "3.5K")
+    assert line(table, "Variational (untied)")["words/s"] == "–"
+    assert line(table, "Variational (untied, MC)")["words/s, paper"] == "–"
+    assert "words/s, paper" in ptb_table("large", [])
+    assert "words/s, paper" not in ptb_table("v1", [])
+
+
+def test_seeds_with_other_settings_have_a_line_of_their_own_that_says_what_differs(
+    folder: Path, write_result: WriteResult
+) -> None:
+    for seed, (precision, valid) in enumerate((("bf16-mixed", 70.0), (None, 80.0), (None, 82.0))):
+        config = {"trainer": {"precision": precision}}
+        write_result("ptb", "medium", "variational_tied", seed=seed, config=config, metrics=perplexities(valid=valid))
+    table = ptb_table("medium", load_results(folder))
+    exact, bf16 = line(table, "Variational (tied) [32-true]"), line(table, "Variational (tied) [bf16-mixed]")
+    assert (exact["valid, exact"], exact["seeds"]) == ("81.0 ± 1.4", "2")
+    assert (bf16["valid, exact"], bf16["seeds"]) == ("70.0", "1")
+    assert line(table, "Variational (tied, MC) [bf16-mixed]")["test, ours"] == "not run"
+
+
+def mc_run(samples: int, masks: str, mc: float, **more: float) -> dict[str, Any]:
+    return {
+        "metrics": perplexities(test_ppl_mc=mc, mc_samples=samples, **more),
+        "config": {"model": {"init_args": {"mc_samples": samples, "mc_masks": masks}}},
+    }
+
+
+def test_mc_is_averaged_over_seeds_with_the_same_samples_and_masks_and_leaves_the_line_above_whole(
+    folder: Path, write_result: WriteResult
+) -> None:
+    runs = (mc_run(100, "stream", 79.0), mc_run(100, "both", 81.0), mc_run(1000, "both", 78.0))
+    for seed, run in enumerate(runs):
+        write_result("ptb", "medium", "variational_tied", seed=seed, **run)
+    table = ptb_table("medium", load_results(folder))
+    assert line(table, "Variational (tied)")["seeds"] == "3"
+    mc = table[table["row"] == "Variational (tied, MC)"]
+    assert mc[["K", "test, ours", "seeds"]].to_numpy().tolist() == [["100", "80.0 ± 1.4", "2"], ["1000", "78.0", "1"]]
+
+
+def test_mc_by_other_masks_is_a_line_that_says_so(folder: Path, write_result: WriteResult) -> None:
+    for seed, masks in enumerate(("stream", "window")):
+        write_result("ptb", "medium", "variational_tied", seed=seed, **mc_run(10, masks, 80.0))
+    names = list(ptb_table("medium", load_results(folder))["row"])
+    assert [name for name in names if "tied, MC" in name and "un" not in name] == [
+        "Variational (tied, MC) [MC masks stream, MC word dropout False]",
+        "Variational (tied, MC) [MC masks window, MC word dropout True]",
+    ]
+
+
+def test_where_mc_has_no_line_of_its_own_its_means_are_told_apart_by_their_samples(
+    folder: Path, write_result: WriteResult
+) -> None:
+    for seed, (samples, mc) in enumerate(((10, 0.15), (50, 0.14), (50, 0.16))):
+        metrics = {"test_rmse": 0.15, "test_rmse_mc": mc, "mc_samples": samples}
+        write_result("sentiment", "figure2", "variational_lstm", seed=seed, metrics=metrics)
+    shown = line(sentiment_table("sentiment", "figure2", load_results(folder)), "Variational LSTM")
+    assert (shown["test, MC"], shown["K"], shown["seeds"]) == ("0.1500; 0.1500 ± 0.0141", "10; 50", "3")
 
 
 def test_monte_carlo_rows_have_their_own_test_perplexity_and_number_of_samples(
@@ -200,8 +282,18 @@ def test_the_origin_of_each_result_stands_below_its_table(folder: Path, write_re
     path.write_text(path.read_text().replace('"dirty": false', '"dirty": true'))
     assert (
         "- Zaremba et al., seed 4: commit 0123456 with uncommitted changes, 2026-01-02, Some CPU (2 cores), 1 h 2 min, "
-        "tested after epoch 3 of 3, valid 90.00, test 85.00\n"
+        "tested after epoch 3 of 3, valid 90.00, valid as printed 88.70, test 85.00\n"
     ) in to_markdown(load_results(folder), ["ptb"])
+
+
+def test_the_origin_of_a_run_says_what_differs_from_its_configuration_and_its_mc(
+    folder: Path, write_result: WriteResult
+) -> None:
+    write_result("ptb", "medium", "variational_tied", **mc_run(100, "stream", 79.0, test_ppl_mc_window=79.5))
+    assert (
+        "MC 79.00, MC with masks per window 79.50; unlike its configuration: K 100, MC masks stream\n"
+        in to_markdown(load_results(folder), ["ptb"])
+    )
 
 
 def test_the_origin_of_a_run_in_lower_precision_says_so(folder: Path, write_result: WriteResult) -> None:
@@ -332,8 +424,18 @@ def test_every_format_has_the_same_cells(folder: Path, write_result: WriteResult
     assert "<td>85.0</td>" in text
     main([*arguments, "latex"])
     latex = capsys.readouterr().out
-    assert r"\caption{Penn Treebank, small (2 $\times$ 200 units)}" in latex
+    assert r"\caption{Penn Treebank, small (2 $\times$ 200 units). Some CPU (2 cores)}" in latex
     assert "Zaremba et al. &" in latex
+
+
+def test_latex_says_what_the_runs_of_a_table_were_on(folder: Path, write_result: WriteResult) -> None:
+    for row, precision in (("zaremba", None), ("moon", "bf16-mixed")):
+        write_result("ptb", "small", row, config={"trainer": {"precision": precision}})
+    write_result("my_texts", "a", "b")
+    latex = to_latex(load_results(folder), ["ptb", "my_texts"])
+    machines = "Some CPU (2 cores), bf16-mixed; Some CPU (2 cores)"
+    assert rf"\caption{{Penn Treebank, small (2 $\times$ 200 units). {machines}}}" in latex
+    assert r"\caption{my\_texts, a. Some CPU (2 cores)}" in latex
 
 
 def test_mc_with_masks_per_window_has_a_line_of_its_own_where_it_was_run(
@@ -476,7 +578,8 @@ def test_groups_of_ones_own_have_the_table_of_their_task_without_published_numbe
 ) -> None:
     for seed, ppl in enumerate((80.0, 90.0)):
         metrics = perplexities(valid=ppl, test=ppl + 1, train_eval_ppl=ppl - 1, test_ppl_sliding=ppl / 2)
-        write_result("mine", "gal1250", "variational_untied", seed=seed, metrics=metrics)
+        curve = [{"epoch": epoch, "words_per_s": speed} for epoch, speed in ((1, 3e4), (2, 3e4), (3, 1e4))]
+        write_result("mine", "gal1250", "variational_untied", seed=seed, metrics=metrics, curve=curve)
     rmse = {
         "train_rmse": 8.0,
         "train_rmse_all": 9.0,
@@ -500,6 +603,7 @@ def test_groups_of_ones_own_have_the_table_of_their_task_without_published_numbe
     text = to_markdown(load_results(folder), ["mine"])
     assert "paper" not in text
     assert "not run" not in text
+    assert shown["words/s, training"] == "30.0K", "the median of the epochs"
 
 
 def test_predictive_distributions_on_ones_own_texts_are_shown_where_some_were_held_out(
