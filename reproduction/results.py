@@ -41,6 +41,7 @@ LABELS = {
     "standard_gru": "Standard GRU",
     "naive_gru": "Naive GRU",
     "variational_gru": "Variational GRU",
+    "variational_gru_p0.5": "Variational GRU, p = 0.5, l2 = 1e-6",
     "constant_lstm": "LSTM, input and output masks kept",
     **{f"pu{u}_pe{e}": f"p_U = {u}, p_E = {e}" for e in STEPS for u in STEPS},
     **{f"l2_{l2}": f"l2 = {l2}" for l2 in ("1e-6", "1e-5", "1e-4")},
@@ -107,7 +108,10 @@ GROUPS: dict[str, dict[str, Group]] = {
     },
     "sentiment": {
         "figure2": Group("Film reviews, LSTM as executed (Figure 3a–b; Figure 2 of the first version)", LSTM_ROWS),
-        "figure10": Group("Film reviews, GRU as executed (Figure 3c; Figure 10 of the first version)", GRU_ROWS),
+        "figure10": Group(
+            "Film reviews, GRU as executed (Figure 3c; Figure 10 of the first version)",
+            [*GRU_ROWS, "variational_gru_p0.5"],
+        ),
         "figure3": Group(
             "Film reviews, dropout of recurrent connections and of words (Figure 4a; Figure 3 of the first version)",
             [f"pu{u}_pe{e}" for e in ("0", "0.5") for u in ("0", "0.5")],

@@ -407,6 +407,8 @@ def test_sentiment_curves_have_the_published_settings(name: str, parse: Callable
         length, _, words = row.removeprefix("t").partition("_pe")
         expected = (float(words or 0.25), 0.25, 0.25, 0.25, 1e-3, 0.0)
         assert data.chunk_length == int(length)
+    elif row == "variational_gru_p0.5":
+        expected = (0.5, 0.5, 0.5, 0.5, 1e-6, 0.0)
     elif figure == "window_masks":
         expected = THREE["naive"]
     else:
