@@ -143,7 +143,8 @@ def draw_mc(experiment: str, group: str, results: list[Result]) -> Figure:
             continue
         colour = colours(results)[run.row]
         axes.plot(counts, values, color=colour, marker="o", label=name(run))
-        axes.axhline(run.metrics["test_ppl"], color=colour, linestyle="--")
+        if "test_ppl" in run.metrics:  # not where that alone diverged
+            axes.axhline(run.metrics["test_ppl"], color=colour, linestyle="--")
     axes.set(title="Test, MC dropout", xlabel="samples K", ylabel=PERPLEXITY, xscale="log")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     _legend(figure, [Line2D([], [], color=GREY, linestyle="--", label="dropout approximation")])
@@ -221,6 +222,8 @@ def _draw(heading: str, parts: list[tuple[Panel, list[Result]]]) -> Figure:
             draw_curves(axes, results, lines.metric, lines.style)
             if lines.meaning and any(run.points(lines.metric)[0] for run in results):
                 styles[lines.meaning] = Line2D([], [], color=GREY, linestyle=lines.style, label=lines.meaning)
+        if results and not any(run.points(lines.metric)[0] for run in results for lines in panel.lines):
+            axes.text(0.5, 0.5, "diverged: no finite value", transform=axes.transAxes, ha="center", color=GREY)
         if panel.log:
             log = pd.read_csv(LOG)
             axes.plot(log["epoch"], log[panel.log], color=GREY, linestyle=":", label=LOG_LABEL)
@@ -246,11 +249,13 @@ def _perplexity_axis(axes: Axes) -> None:
 
 
 def _legend(figure: Figure, more: Sequence[Artist] = ()) -> None:
-    """One legend below both panels, with each label once."""
+    """One legend below both panels, with each label once; none where nothing is drawn."""
     entries = {
         label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     handles = [*entries.values(), *more]
+    if not handles:
+        return
     longest = max(len(str(handle.get_label())) for handle in handles)
     fitting = int(figure.get_figwidth() * 11.6) // (longest + 8)  # what the figure is wide enough for, in characters
     wanted = len(handles) if len(handles) < 5 else 3

@@ -210,6 +210,31 @@ def test_the_legend_of_mc_is_no_wider_than_the_figure(folder: Path, write_result
     assert 0 < box.x0 < box.x1 < figure.bbox.x1
 
 
+def test_a_group_whose_runs_all_diverged_is_drawn_as_such_beside_the_others(
+    folder: Path, tmp_path: Path, write_result: WriteResult
+) -> None:
+    nothing = {"metrics": {"valid_ppl": None, "test_ppl": None}, "curve": [{"epoch": 1, "train_ppl": None}]}
+    write_result("ptb", "small", "zaremba", **nothing)
+    write_result("demo", "language_model", "standard", **nothing)
+    write_result("demo", "sentiment", "standard")
+    write_result("sentiment", "figure10", "standard_gru")
+    main(["--results", str(folder), "--out", str(tmp_path / "figures")])
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"demo", "ptb_small", "sentiment_figure10"}
+    results = load_results(folder)
+    figure = draw_group("ptb", "small", [run for run in results if run.experiment == "ptb"])
+    assert not figure.legends
+    left, right = draw_demo([run for run in results if run.experiment == "demo"]).axes
+    said = ["diverged: no finite value"]
+    assert [[text.get_text() for text in axes.texts] for axes in (*figure.axes, left, right)] == [said, said, said, []]
+
+
+def test_mc_is_drawn_where_the_approximation_alone_diverged(folder: Path, write_result: WriteResult) -> None:
+    metrics = {"valid_ppl": 90.0, "test_ppl": None, "test_ppl_mc_1": 99.0, "test_ppl_mc": 83.0, "mc_samples": 5.0}
+    write_result("ptb", "small", "variational_tied", metrics=metrics)
+    [line] = draw_mc("ptb", "small", load_results(folder)).axes[0].get_lines()
+    assert list(line.get_ydata()) == [99.0, 83.0]
+
+
 def test_experiments_of_ones_own_are_drawn_by_their_task(
     folder: Path, tmp_path: Path, write_result: WriteResult
 ) -> None:
