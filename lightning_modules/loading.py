@@ -8,7 +8,7 @@ from datamodules.text_files import quoted
 from lightning_modules.checkpoints import read_checkpoint
 from lightning_modules.language_model import LanguageModel
 from lightning_modules.sentiment_regressor import SentimentRegressor
-from lightning_modules.sharing import SUFFIXES, fetch, is_hub_name, saved_config
+from lightning_modules.sharing import SUFFIXES, check_finite, fetch, is_hub_name, saved_config
 
 MODELS: dict[str, type[LanguageModel | SentimentRegressor]] = {
     "LanguageModel": LanguageModel,
@@ -30,7 +30,7 @@ def load(path: str | Path) -> LanguageModel | SentimentRegressor:
     Raises:
         FileNotFoundError: there is no such file; names what is there.
         ConnectionError: there is none, and the hub does not deliver it.
-        ValueError: the file is damaged, or is no checkpoint of this repository.
+        ValueError: the file is damaged, is no checkpoint of this repository, or is of a run that diverged.
         UnpicklingError: the checkpoint holds something other than tensors and plain values.
     """
     if Path(path).is_dir() or is_hub_name(path):
@@ -59,6 +59,7 @@ def load(path: str | Path) -> LanguageModel | SentimentRegressor:
         model.load_state_dict(checkpoint["state_dict"])
     except (AttributeError, TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} cannot be loaded as {name}: {error}") from error
+    check_finite(model, path)
     return model.eval()
 
 

@@ -156,6 +156,8 @@ def ratings(model: SentimentRegressor, reader: Reader, text: str, options: Any) 
 def surprisals(model: LanguageModel, text: str, options: Any) -> tuple[list[Row], list[str]]:
     """A row for each word, and the perplexity."""
     said = model.surprisals(text, options.mc_samples, options.seed)
+    if not math.isfinite(said.perplexity):
+        raise ValueError(f"the perplexity of the text by {options.model} is {said.perplexity}: its run diverged")
     columns: dict[str, list[Any]] = {
         "word": said.words,
         "unknown": [not known for known in said.known],

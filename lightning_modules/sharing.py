@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
+from torch import nn
 
 from datamodules.reader import Reader
 from datamodules.text_files import quoted
@@ -121,7 +122,7 @@ class Shareable(ModelHubMixin):
 
         Raises:
             OSError: there is no such folder and the hub does not deliver it, or a file is missing.
-            ValueError: the files are of another model, or damaged.
+            ValueError: the files are of another model, damaged, or of a run that diverged.
         """
         where = {"force_download": force_download, "token": token, "cache_dir": cache_dir}
         where |= {"local_files_only": local_files_only, "revision": revision}
@@ -147,7 +148,25 @@ class Shareable(ModelHubMixin):
         except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())  # torch's has lines
             raise ValueError(f"{folder} cannot be loaded as {name}: {reason}") from error
+        check_finite(model, folder)  # type: ignore[arg-type]
         return model.eval()  # type: ignore[attr-defined]
+
+
+def check_finite(model: nn.Module, source: Path) -> None:
+    """Refuse a model whose predictions would be no numbers.
+
+    Args:
+        model: just loaded.
+        source: of its parameters, for the message.
+
+    Raises:
+        ValueError: a parameter is infinite, or none at all.
+    """
+    if wrong := [name for name, value in model.state_dict().items() if not value.isfinite().all()]:
+        raise ValueError(
+            f"the parameters of {source} are not finite ({quoted(wrong)}): its run diverged. Take the checkpoint of an "
+            "earlier epoch, or train with a smaller learning rate."
+        )
 
 
 def is_hub_name(name: str | Path) -> bool:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -299,3 +300,26 @@ def test_what_is_no_checkpoint_is_refused(sentiment: str, call: Call, text: Any,
 def test_a_checkpoint_without_a_vocabulary_says_so(sentiment: str, call: Call, text: Any, tmp_path: Path) -> None:
     torch.save(torch.load(sentiment, weights_only=True) | {"reader": None}, tmp_path / "older.ckpt")
     refused(call("predict", str(tmp_path / "older.ckpt"), text("good\n")), "older than that")
+
+
+def test_a_model_of_a_run_that_diverged_is_refused(
+    language: str, sentiment: str, call: Call, text: Any, tmp_path: Path
+) -> None:
+    for source, words in ((language, "w1 w2\n"), (sentiment, "good\n")):
+        checkpoint = torch.load(source, weights_only=True)
+        name, weight = next((name, value) for name, value in checkpoint["state_dict"].items() if value.dim() == 2)
+        for value in (math.nan, math.inf):
+            weight[1, 1] = value
+            torch.save(checkpoint, tmp_path / "diverged.ckpt")
+            said = f"diverged.ckpt are not finite ('{name}'): its run diverged"
+            refused(call("predict", str(tmp_path / "diverged.ckpt"), text(words)), said)
+            refused(call("export", str(tmp_path / "diverged.ckpt"), str(tmp_path / "exported")), said)
+    assert not (tmp_path / "exported").exists()
+
+
+def test_a_perplexity_beyond_all_numbers_is_refused(language: str, call: Call, text: Any, tmp_path: Path) -> None:
+    checkpoint = torch.load(language, weights_only=True)
+    checkpoint["state_dict"]["softmax.bias"][:3] = 1e12
+    torch.save(checkpoint, tmp_path / "diverged.ckpt")
+    outcome = call("predict", str(tmp_path / "diverged.ckpt"), text("w1 w2\nw8 w9\n"))
+    refused(outcome, "the perplexity of the text by", "diverged.ckpt is inf: its run diverged")

@@ -189,6 +189,15 @@ def test_a_folder_that_is_not_of_such_a_model_is_refused(
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("loader", [load, LanguageModel.from_pretrained])
+def test_a_folder_of_parameters_that_are_not_finite_is_refused(loader: Callable[..., Any], folder: Path) -> None:
+    parameters = load_file(folder / "model.safetensors")
+    parameters["softmax.bias"][3] = math.nan
+    save_file(parameters, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"saved are not finite \('softmax.bias'\): its run diverged"):
+        loader(folder)
+
+
 def test_a_model_is_not_loaded_as_one_of_another_class(folder: Path) -> None:
     with pytest.raises(ValueError, match="has a LanguageModel, not a SentimentRegressor"):
         SentimentRegressor.from_pretrained(folder)
