@@ -88,6 +88,12 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"--interval is a probability between 0 and 1, got {options.interval}")
     if options.output and (options.output.is_dir() or not options.output.absolute().parent.is_dir()):
         raise ValueError(f"--output {options.output} is a folder, or in none that is there: name a file in a folder")
+    if options.output:
+        output = options.output.resolve()
+        if Path(options.model).resolve() in (output, output.parent):
+            raise ValueError(f"--output {options.output} would write over the model: name a file elsewhere")
+        if options.file != "-" and Path(options.file).resolve() == output:
+            raise ValueError(f"--output {options.output} would write over the text: name another file")
     model = load(options.model)
     wrong = [*OF_RATINGS] if isinstance(model, LanguageModel) else ["generate", *OF_GENERATION]
     if isinstance(model, LanguageModel) and options.generate is None:

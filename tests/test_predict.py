@@ -286,6 +286,29 @@ def test_models_and_files_that_are_not_there_are_answered_with_those_that_are(
     refused(call("predict"), "MODEL")
 
 
+def test_neither_the_model_nor_the_text_is_written_over(
+    sentiment: str, call: Call, text: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = text("good\n")
+    assert call("export", sentiment, "saved").status == 0
+    (tmp_path / "link").symlink_to(sentiment)
+    files = [Path(sentiment), Path(file), *(tmp_path / "saved").iterdir()]
+    before = [path.read_bytes() for path in files]
+    for model, output, what in (
+        (sentiment, sentiment, "model"),
+        ("sentiment.ckpt", str(tmp_path / "saved/../sentiment.ckpt"), "model"),
+        (sentiment, "link", "model"),
+        ("saved", "saved/model.safetensors", "model"),
+        ("saved", "saved/new.csv", "model"),
+        (sentiment, file, "text"),
+        (sentiment, "./text.txt", "text"),
+    ):
+        refused(call("predict", model, file, "--output", output), f"--output {Path(output)} would write over the {what}")
+    assert [path.read_bytes() for path in files] == before
+    assert not (tmp_path / "saved/new.csv").exists()
+    assert call("predict", sentiment, file, "--output", "out.csv").status == 0, "beside them"
+
+
 def test_what_is_no_checkpoint_is_refused(sentiment: str, call: Call, text: Any, tmp_path: Path) -> None:
     file = text("good\n")
     refused(call("predict", file, file), "text.txt is damaged, or none")
