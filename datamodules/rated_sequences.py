@@ -15,6 +15,7 @@ from datamodules.common import TrainingLoader, accumulated, check_at_least, rank
 from datamodules.reader import SPECIAL_WORDS, Reader
 
 PAD, START, UNKNOWN = 0, 1, 2
+SHORT = 200  # words of a chunk that any text may be padded to: the paper's
 
 
 class RatedSequences(LightningDataModule):
@@ -211,7 +212,16 @@ def cut(texts: Sequence[list[int]], ratings: Sequence[float], reviews: Sequence[
 
     Returns:
         The columns "words", "review" and "rating".
+
+    Raises:
+        ValueError: Chunks would hardly be anything but padding, which takes memory and time.
     """
+    longest = max(map(len, texts), default=0)
+    if length > max(SHORT, 10 * longest):
+        raise ValueError(
+            f"chunk_length={length}, but the longest text has {longest} words, the start included: "
+            f"set chunk_length={longest} or less (--data.init_args.chunk_length)"
+        )
     chunks = [(text, start) for text, ids in enumerate(texts) for start in range(0, len(ids), length)]
     return Dataset.from_dict(
         {

@@ -53,8 +53,16 @@ def split_streams(ids: Tensor, num_streams: int) -> Tensor:
 
     Returns:
         The streams as columns, shape [R, B].
+
+    Raises:
+        ValueError: There are more streams than tokens.
     """
     n = len(ids)
+    if num_streams > n:
+        raise ValueError(
+            f"a text of {n} tokens is too short for batch_size={num_streams} streams: use a longer text or a smaller "
+            "batch_size (--data.init_args.batch_size)"
+        )
     length = n // num_streams
     # Integer arithmetic, because round() takes halves to the even number: 464794, not 464795, for stream 10 of the PTB.
     starts = [(2 * i * n + num_streams) // (2 * num_streams) for i in range(num_streams)]

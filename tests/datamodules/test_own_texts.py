@@ -177,6 +177,7 @@ def test_what_is_no_text_is_said_with_file_line_and_byte(
         ({"vocab_size": 9}, ["vocab_size=9", "train.txt has only 8 word types", "set vocab_size=8 or less"]),
         ({"valid": "the"}, ["valid.txt: streams of 2 tokens are too short for a window of 2"]),
         ({"train": "the cat sat\n" * 3, "batch_size": 7}, ["train.txt: streams of 1 tokens are too short"]),
+        ({"batch_size": 10**12}, ["train.txt: a text of 16 tokens is too short for batch_size=1000000000000 streams"]),
         ({"valid": "cow\nhen\n" * 9}, ["valid.txt has none of the 3 words of the vocabulary"]),
         ({"test": "<unk>\n" * 9}, ["test.txt has none of the 3 words of the vocabulary"]),
     ],
@@ -267,6 +268,18 @@ def test_chunks_spell_their_texts_and_have_their_ratings(tmp_path: Path) -> None
             assert [datamodule.vocabulary[i] for i in ids] == ["<start>", *spelled]
         reviews += words
     assert sorted(reviews) == list(range(20)), "every text is in one part, with all its chunks"
+
+
+@pytest.mark.parametrize("length", [10**6, 10**12])
+def test_chunks_far_longer_than_any_text_are_refused(length: int, tmp_path: Path) -> None:
+    said = message(rated(write(tmp_path / "a.csv", rows()), chunk_length=length))
+    assert f"chunk_length={length}, but the longest text has 11 words, the start included: set chunk_length=11" in said
+
+
+def test_chunks_may_be_somewhat_longer_than_any_text(tmp_path: Path) -> None:
+    datamodule = rated(write(tmp_path / "a.csv", rows()), chunk_length=200)
+    datamodule.setup()
+    assert {len(chunk["words"]) for chunk in datamodule.chunks["train"]} == {200}
 
 
 def test_words_are_counted_in_the_training_texts_only(tmp_path: Path) -> None:
