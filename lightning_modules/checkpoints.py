@@ -86,7 +86,11 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     """
     with path.open("rb") as file:
         try:
-            damaged = zipfile.ZipFile(file).testzip()
+            archive = zipfile.ZipFile(file)
+            size, there = sum(part.file_size for part in archive.infolist()), path.stat().st_size
+            if size > there:  # torch.save compresses nothing
+                raise ValueError(f"its parts claim {size / 1e6:,.0f} MB, more than the {there / 1e6:,.0f} MB of the file")
+            damaged = archive.testzip()
             content = None if damaged else torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
         except UnpicklingError as error:
             name = re.search(r"GLOBAL (\S+)", str(error))

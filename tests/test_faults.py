@@ -94,6 +94,16 @@ def test_a_checkpoint_that_is_cut_off_is_found(kept: int, checkpoint: Path) -> N
         read_checkpoint(checkpoint)
 
 
+def test_a_checkpoint_that_would_inflate_is_refused_before_it_is_read(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(checkpoint, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**7))
+    monkeypatch.setattr(zipfile.ZipFile, "open", None)  # or it is a TypeError
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged, or none: its parts claim 10 MB, more than the 0 MB"):
+        read_checkpoint(checkpoint)
+
+
 class Trap:
     """Makes a file when it is unpickled."""
 
