@@ -8,7 +8,7 @@ from datamodules.text_files import quoted
 from lightning_modules.checkpoints import read_checkpoint
 from lightning_modules.language_model import LanguageModel
 from lightning_modules.sentiment_regressor import SentimentRegressor
-from lightning_modules.sharing import SUFFIXES, check_finite, fetch, is_hub_name, saved_config
+from lightning_modules.sharing import SUFFIXES, check_finite, check_sizes, fetch, is_hub_name, saved_config
 
 MODELS: dict[str, type[LanguageModel | SentimentRegressor]] = {
     "LanguageModel": LanguageModel,
@@ -54,6 +54,7 @@ def load(path: str | Path) -> LanguageModel | SentimentRegressor:
     name = str(checkpoint.get("model") or given.get("_class_path")).rpartition(".")[2]  # older ones have the latter
     model_class = _model(name, path)
     try:
+        check_sizes(given, [value.shape for value in checkpoint["state_dict"].values()])
         model = model_class(**{option: value for option, value in given.items() if not option.startswith("_")})
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])

@@ -8,12 +8,13 @@ import math
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -134,6 +135,8 @@ class Shareable(ModelHubMixin):
         if unknown := sorted(saved.keys() - inspect.signature(cls.__init__).parameters.keys()):
             raise ValueError(f"{folder / CONFIG} has options that {name} does not know: {quoted(unknown)}")
         try:
+            with safe_open(folder / WEIGHTS, framework="pt") as parameters:
+                check_sizes(saved, [parameters.get_slice(key).get_shape() for key in parameters.keys()])  # noqa: SIM118
             model = cls(**saved | options)
             model.noise = {key: float(value) for key, value in config["noise"].items()}
             if not all(0 < tau < math.inf for tau in model.noise.values()):
@@ -150,6 +153,24 @@ class Shareable(ModelHubMixin):
             raise ValueError(f"{folder} cannot be loaded as {name}: {reason}") from error
         check_finite(model, folder)  # type: ignore[arg-type]
         return model.eval()  # type: ignore[attr-defined]
+
+
+def check_sizes(options: dict[str, Any], shapes: Iterable[Sequence[int]]) -> None:
+    """Refuse options of a model that is far larger than what was saved of it, before it is built.
+
+    Args:
+        options: of the model.
+        shapes: of the parameters that were saved.
+
+    Raises:
+        ValueError: the embedding or the recurrent layers alone would have more numbers than all that were saved.
+    """
+    there = sum(math.prod(shape) for shape in shapes)
+    hidden, layers = options.get("hidden_size", 0), options.get("num_layers", 1)
+    width = options.get("embedding_size", hidden)
+    needed = max(options.get("vocab_size", 0) * width, layers * hidden * hidden, width * hidden)
+    if needed > there:
+        raise ValueError(f"its options ask for at least {needed:,} parameters, but it has {there:,}")
 
 
 def check_finite(model: nn.Module, source: Path) -> None:

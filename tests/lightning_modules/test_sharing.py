@@ -162,6 +162,13 @@ def test_a_folder_that_cannot_be_written_as_a_whole_is_not_there(
             "know: 'magic'",
         ),
         (lambda f: change(f / "config.json", options={"vocab_size": 11, "hidden_size": 7}), "size mismatch for emb"),
+        *(
+            (
+                lambda f, huge=huge: change(f / "config.json", options={"vocab_size": 11, "hidden_size": 6} | huge),
+                "cannot be loaded as LanguageModel: its options ask for at least [0-9,]+ parameters, but it has 647",
+            )
+            for huge in ({"num_layers": 10**7}, {"hidden_size": 10**5}, {"vocab_size": 10**10})
+        ),
         (lambda f: change(f / "config.json", options={"vocab_size": 11}), "loaded as LanguageModel.*hidden_size"),
         (lambda f: change(f / "config.json", options={"vocab_size": 11, "hidden_size": "six"}), "cannot be loaded as"),
         (lambda f: change(f / "config.json", model="Trainer"), "of the model Trainer; there are: LanguageModel"),
