@@ -240,8 +240,9 @@ def saved_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         is_known = [type(config[name]) for name in ("model", "options", "noise")] == [str, dict, dict]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG} is not of a model of this repository ({error!r})") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{folder / CONFIG} is not of a model of this repository ({reason})") from error
     if not is_known:
         raise ValueError(f"{folder / CONFIG} is not of a model of this repository: it has other kinds of values")
     return config

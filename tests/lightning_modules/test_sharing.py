@@ -183,7 +183,10 @@ def test_a_folder_that_cannot_be_written_as_a_whole_is_not_there(
         (lambda f: (f / "reader.json").write_text("[]"), "cannot be loaded as LanguageModel"),
         (lambda f: (f / "model.safetensors").write_bytes(b"?" * 99), "cannot be loaded as LanguageModel"),
         (lambda f: (f / "model.safetensors").write_bytes(b""), "cannot be loaded as LanguageModel"),
-        (lambda f: save_file({"x": torch.ones(1)}, f / "model.safetensors"), "Missing key.*Unexpected key.*x"),
+        (lambda f: save_file({"x": torch.ones(999)}, f / "model.safetensors"), "Missing key.*Unexpected key.*x"),
+        (lambda f: (f / "config.json").write_text("[" * 100_000), r"config\.json is not of .*maximum recursion depth"),
+        (lambda f: (f / "reader.json").write_text("[" * 100_000), "cannot be loaded as .*maximum recursion depth"),
+        (lambda f: (f / "config.json").write_bytes(b"\xff" * 999), r"^[^\\]*config\.json is not of .{,120}$"),
     ],
 )
 def test_a_folder_that_is_not_of_such_a_model_is_refused(
