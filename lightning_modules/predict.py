@@ -33,7 +33,9 @@ OF_GENERATION = ("sequences", "temperature", "top_k", "no_unknown")
 EPILOG = """\
 A language model gives each word's surprisal -ln p in nats, by the dropout
 approximation and by MC (the probabilities of K sampled networks, averaged), and
-the mutual information of word and weights: how far the networks disagree. A
+the mutual information of word and weights: how far the networks disagree. Line
+and position count from 1, <eos> included; exp of the mean of a column surprisal
+is the perplexity: numpy.exp(pandas.read_csv("out.csv").surprisal_mc.mean()). A
 sentiment model gives each text's rating: by the approximation, and mean,
 standard deviation and predictive interval of K sampled networks.
 
@@ -160,11 +162,15 @@ def ratings(model: SentimentRegressor, reader: Reader, text: str, options: Any) 
 
 
 def surprisals(model: LanguageModel, text: str, options: Any) -> tuple[list[Row], list[str]]:
-    """A row for each word, and the perplexity."""
+    """A row for each word but the first, with its place in the text, and the perplexity."""
     said = model.surprisals(text, options.mc_samples, options.seed)
     if not math.isfinite(said.perplexity):
         raise ValueError(f"the perplexity of the text by {options.model} is {said.perplexity}: its run diverged")
+    lines = [len(model.known_reader().words(line)) for line in text.removesuffix("\n").split("\n")]
+    places = [(line, position) for line, n in enumerate(lines, start=1) for position in range(1, n + 1)][1:]
     columns: dict[str, list[Any]] = {
+        "line": [line for line, _ in places],
+        "position": [position for _, position in places],
         "word": said.words,
         "unknown": [not known for known in said.known],
         "surprisal": said.approximation.tolist(),

@@ -6,9 +6,12 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy
+import pandas
 import pytest
 import torch
 import yaml
@@ -57,8 +60,8 @@ def test_a_language_model_gives_surprisals_and_perplexities(language: str, call:
     outcome = call("predict", language, text("w0 w1\nw2 w3\n"), "--mc_samples", "5", "--seed", "3")
     assert outcome.status == 0
     header, *table = outcome.out.splitlines()
-    assert header.split() == ["word", "unknown", "surprisal", "surprisal", "mc", "mutual", "information"]
-    assert [line.split()[0] for line in table[:5]] == ["w1", "<eos>", "w2", "w3", "<eos>"]
+    assert header.split() == ["line", "position", "word", "unknown", "surprisal", "surprisal", "mc", "mutual", "information"]
+    assert [line.split()[2] for line in table[:5]] == ["w1", "<eos>", "w2", "w3", "<eos>"]
     model = load(language)
     assert isinstance(model, LanguageModel)
     said = model.surprisals("w0 w1\nw2 w3\n", 5, seed=3)
@@ -67,6 +70,31 @@ def test_a_language_model_gives_surprisals_and_perplexities(language: str, call:
         in table
     )
     assert max(map(len, outcome.out.splitlines())) <= 80
+
+
+def test_words_have_their_places_in_the_text(language: str, call: Call, text: Any) -> None:
+    outcome = call("predict", language, text("w0 w1\r\n\n w2\nw3"), "--mc_samples", "0", "--format", "jsonl")
+    assert [(row["line"], row["position"], row["word"]) for row in rows(outcome.out)] == [
+        (1, 2, "w1"),
+        (1, 3, "<eos>"),
+        (2, 1, "<eos>"),
+        (3, 1, "w2"),
+        (3, 2, "<eos>"),
+        (4, 1, "w3"),
+        (4, 2, "<eos>"),
+    ]
+
+
+def test_the_perplexities_are_those_of_the_surprisals_that_are_written(language: str, call: Call, text: Any) -> None:
+    file = text("w0 w1\nw2 w3\n")
+    model = load(language)
+    assert isinstance(model, LanguageModel)
+    said = model.surprisals("w0 w1\nw2 w3\n", 5)
+    for form, read in (("csv", pandas.read_csv), ("jsonl", partial(pandas.read_json, lines=True))):
+        assert call("predict", language, file, "--mc_samples", "5", "--format", form, "--output", "out").status == 0
+        columns = read("out")
+        assert numpy.exp(columns.surprisal.mean()) == pytest.approx(said.perplexity, rel=1e-9)
+        assert numpy.exp(columns.surprisal_mc.mean()) == pytest.approx(said.perplexity_mc, rel=1e-9)
 
 
 def test_a_sentiment_model_rates_each_line(sentiment: str, call: Call, text: Any) -> None:
