@@ -19,11 +19,14 @@ def read(file: Path) -> bytes:
 
     Raises:
         FileNotFoundError: It is not there; names what is.
+        IsADirectoryError: It is a folder.
         ValueError: It is empty.
     """
     if not file.exists():
         there = sorted(other.name for other in file.parent.iterdir()) if file.parent.is_dir() else []
         raise FileNotFoundError(f"{file.absolute()} does not exist; in its folder there is: {quoted(there)}")
+    if file.is_dir():
+        raise IsADirectoryError(f"{file.absolute()} is a folder, but a file is needed: name one")
     content = file.read_bytes()
     if not content.strip():
         raise ValueError(f"{file} is empty")

@@ -225,7 +225,7 @@ def fetch(name: str | Path, **where: Any) -> Path:
     for file in (CONFIG, WEIGHTS):
         if file not in there:
             raise FileNotFoundError(
-                f"{name} has no {file}; there is: {quoted(there) or 'nothing'}. A saved model has {CONFIG} and "
+                f"{Path(name)} has no {file}; there is: {quoted(there) or 'nothing'}. A saved model has {CONFIG} and "
                 f"{WEIGHTS}; no other format is read, since it could execute code."
             )
     return folder

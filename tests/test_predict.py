@@ -309,6 +309,9 @@ def test_models_and_files_that_are_not_there_are_answered_with_those_that_are(
     (tmp_path / "runs").mkdir()
     refused(call("predict", "runs/last", file), f"{tmp_path}/runs/last is no file or folder", "hub is not asked for it")
     refused(call("predict", sentiment, str(tmp_path / "other.txt")), "other.txt does not exist", "'text.txt'")
+    for folder in (str(tmp_path), ""):
+        refused(call("predict", sentiment, folder), f"error: {tmp_path} is a folder, but a file is needed: name one")
+    refused(call("predict", "", file), "error: . has no config.json")
     refused(call("predict", sentiment, file, "--output", str(tmp_path / "no/out")), "no/out", "name a file in a folder")
     refused(call("predict", sentiment, file, "--output", str(tmp_path)), "name a file in a folder")
     refused(call("predict"), "MODEL")

@@ -217,6 +217,13 @@ def test_a_missing_file_is_named_with_those_that_are_there(plain: Callable[..., 
     )
 
 
+def test_a_folder_where_a_file_is_needed_is_named(plain: Callable[..., PlainText], tmp_path: Path) -> None:
+    assert message(plain(vocabulary=tmp_path)) == f"{tmp_path} is a folder, but a file is needed: name one"
+    (tmp_path / "rated/test.csv").mkdir(parents=True)
+    write(tmp_path / "rated/train.csv", rows())
+    assert "rated/test.csv is a folder, but a file is needed" in message(rated(tmp_path / "rated"))
+
+
 @pytest.mark.parametrize(
     "changes", [{"vocab_size": 2}, {"tokens": "letters"}, {"batch_size": 0}, {"window": 0}, {"train_eval_windows": -1}]
 )
