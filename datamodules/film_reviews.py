@@ -78,6 +78,8 @@ class FilmReviews(RatedSequences):
         self.folder = Path(data_dir) / "film_reviews"
         self.chunk_length = chunk_length
         self.vocab_size = vocab_size
+        if not 0 <= split_seed < 2**32:  # numpy's
+            raise ValueError(f"split_seed must be from 0 to 2^32 - 1, got {split_seed}")
         self.split_seed = split_seed
         if not 0 <= validation_share < 1:
             raise ValueError(f"validation_share is a share of the training reviews, in [0, 1), got {validation_share}")

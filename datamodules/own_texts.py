@@ -200,6 +200,7 @@ class RatedText(RatedSequences):
         self.columns = {"text_column": text_column, "rating_column": rating_column}
         self.subset = subset
         check_at_least(1, chunk_length=chunk_length)
+        check_at_least(0, split_seed=split_seed)
         self.chunk_length = chunk_length
         check_at_least(len(SPECIAL_WORDS) + 1, vocab_size=vocab_size)
         self.vocab_size = vocab_size

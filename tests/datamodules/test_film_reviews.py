@@ -456,3 +456,9 @@ def test_a_reader_reads_reviews_as_the_data_module_did(datamodule: FilmReviews) 
         assert first in chunks["review"]
         whole = [row["words"] for row in chunks if row["review"] == first]
         assert reader.chunks(datamodule.texts[first]["text"])[-len(whole) :] == whole
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_split_seed_out_of_range_is_named(seed: int) -> None:
+    with pytest.raises(ValueError, match=rf"split_seed must be from 0 to 2\^32 - 1, got {seed}"):
+        FilmReviews(split_seed=seed)

@@ -427,6 +427,7 @@ def test_a_file_or_folder_that_does_not_do_is_answered_with_what_is_there(tmp_pa
         *({"validation_share": share} for share in (1.0, -0.1)),
         *({name: 0} for name in ("batch_size", "eval_batch_size", "chunk_length", "train_eval_chunks")),
         {"vocab_size": 4},
+        {"split_seed": -1},
         {"tokens": "letters"},
     ],
 )
