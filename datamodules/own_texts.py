@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-import torch
 from datasets import Dataset, load_dataset
 
 from datamodules.common import check_at_least, no_progress_bars
@@ -27,7 +26,7 @@ from datamodules.streams import (
 from datamodules.text_files import READERS, Record, checked_columns, decoded, quoted, read, shortened
 
 NAMES = {"train": "train", "validation": "valid", "test": "test"}  # of files, without their endings
-LARGEST = torch.finfo(torch.float32).max
+LARGEST = 1e15  # of a rating: a sum of squared errors is still a number of 32 bits
 
 Tokens = Literal["spaces", "words"]
 
@@ -302,22 +301,22 @@ class RatedText(RatedSequences):
         """Texts and ratings.
 
         Raises:
-            ValueError: A text is none, or empty; a rating is no finite number; or there are none.
+            ValueError: A text is none, or empty; a rating is no finite number, or too large a one; or there are none.
         """
         text_column, rating_column = self.columns.values()
         rows = []
         for where, text, rating in records:
             if text is None or (isinstance(text, str) and not text.strip()):
                 raise ValueError(f"{where}: {text_column!r} is empty: give it a text, or leave it out")
-            if not isinstance(text, str) or re.search("[\ud800-\udfff]", text):
+            if not isinstance(text, str) or re.search("[\0\ud800-\udfff]", text):
                 raise ValueError(f"{where}: {text_column!r} is {shortened(repr(text))}, which is no text")
             try:
-                number = float(rating)
+                number = math.nan if isinstance(rating, bool) else float(rating)
             except (TypeError, ValueError, OverflowError):
                 number = math.nan
             if not abs(number) <= LARGEST:
                 what = "missing" if rating in (None, "") else shortened(repr(rating))
-                raise ValueError(f"{where}: {rating_column!r} is {what}, but a rating is a finite number (of 32 bits)")
+                raise ValueError(f"{where}: {rating_column!r} is {what}, but a rating is a finite number, up to {LARGEST:g}")
             rows.append((text, number))
         if not rows:
             raise ValueError(f"{source} has no texts")

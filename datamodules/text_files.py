@@ -102,6 +102,10 @@ def read_tsv(content: bytes, file: Path, columns: dict[str, str]) -> Iterator[Re
     return read_csv(content, file, columns, separator="\t")
 
 
+class Pairs(list[tuple[str, Any]]):
+    """Keys and values of a JSON object, of which `dict` would keep the last one of each key."""
+
+
 def read_json_lines(content: bytes, file: Path, columns: dict[str, str]) -> Iterator[Record]:
     """The objects in the lines of a file."""
     for number, line in enumerate(decoded(content, file).split("\n"), start=1):
@@ -109,13 +113,13 @@ def read_json_lines(content: bytes, file: Path, columns: dict[str, str]) -> Iter
             continue
         where = f"{file}, line {number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=Pairs)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is no JSON ({error}): write one object in each line") from error
-        if not isinstance(row, dict):
+        if not isinstance(row, Pairs):
             raise ValueError(f"{where} is {shortened(repr(row))}: write one object in each line")
-        text, rating = checked_columns(row, columns, where)
-        yield where, row[text], row[rating]
+        text, rating = checked_columns((name for name, _ in row), columns, where)
+        yield where, dict(row)[text], dict(row)[rating]
 
 
 def read_parquet(content: bytes, file: Path, columns: dict[str, str]) -> Iterator[Record]:
