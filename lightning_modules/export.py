@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from huggingface_hub import get_token
 
 from lightning_modules.loading import load
+from lightning_modules.options import OptionParser
 
 
 def export(checkpoint: str, folder: Path, result: Path | None = None, name: str | None = None) -> None:
@@ -27,7 +27,8 @@ def export(checkpoint: str, folder: Path, result: Path | None = None, name: str 
     if name and not get_token():
         raise ConnectionError("nobody is logged in to the Hugging Face hub: `.venv/bin/hf auth login`, or set HF_TOKEN")
     if result and not result.is_file():
-        raise FileNotFoundError(f"--result {result} does not exist")
+        what = "is a folder: name the file of a run in it" if result.is_dir() else "does not exist"
+        raise FileNotFoundError(f"--result {result} {what}")
     model = load(checkpoint)
     card = {"result": result}
     model.save_pretrained(folder, model_card_kwargs=card)
@@ -43,7 +44,7 @@ def export(checkpoint: str, folder: Path, result: Path | None = None, name: str 
 
 def main(arguments: list[str]) -> None:
     """Save a model, and push it; raises what `export` does."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         allow_abbrev=False,
         prog="main.py export",
         description="Save a trained model as safetensors, with its options, vocabulary and a model card.",

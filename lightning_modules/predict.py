@@ -20,8 +20,9 @@ from datamodules.reader import EOS, Reader
 from datamodules.text_files import decoded, read
 from lightning_modules.language_model import LanguageModel
 from lightning_modules.loading import load
+from lightning_modules.options import OptionParser
 from lightning_modules.sentiment_regressor import SentimentRegressor
-from lightning_modules.trainer import write_atomically
+from lightning_modules.trainer import check_writable, write_atomically
 
 Row = dict[str, Any]
 FORMATS = ("table", "jsonl", "csv")
@@ -45,9 +46,9 @@ predictions to predictions.pt.
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> OptionParser:
     """The options."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="main.py predict",
         description="What a trained model says about a text, and how sure it is.",
         epilog=EPILOG,
@@ -91,6 +92,7 @@ def main(arguments: list[str]) -> None:
     if options.output and (options.output.is_dir() or not options.output.absolute().parent.is_dir()):
         raise ValueError(f"--output {options.output} is a folder, or in none that is there: name a file in a folder")
     if options.output:
+        check_writable(options.output, "--output")
         output = options.output.resolve()
         if Path(options.model).resolve() in (output, output.parent):
             raise ValueError(f"--output {options.output} would write over the model: name a file elsewhere")

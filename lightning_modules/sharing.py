@@ -64,7 +64,9 @@ class Shareable(ModelHubMixin):
                 address = super().save_pretrained(Path(part) / folder.name, **options)
                 (Path(part) / folder.name).replace(folder)
         except (OSError, SafetensorError) as error:
-            raise OSError(f"{folder} cannot be written ({error}): make room there, or name another folder") from error
+            raise OSError(
+                f"{folder} cannot be written ({error}): make room, give the right to write there, or name another folder"
+            ) from error
         return address
 
     def _save_pretrained(self, save_directory: Path) -> None:

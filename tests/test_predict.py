@@ -211,6 +211,7 @@ def test_help_is_of_texts_without_a_configuration_and_lightnings_with_one(call: 
 def refused(outcome: Any, *named: str) -> None:
     assert outcome.status == 2
     assert outcome.out == ""
+    assert outcome.err.startswith("error: ")
     assert outcome.err.count("error:") == 1
     assert "Traceback" not in outcome.err
     for part in named:
@@ -248,7 +249,7 @@ def test_a_file_that_is_no_text_of_use_is_refused(
         ("--format xml", "argument --format"),
         ("--generate 5", "--generate needs a language model; "),
         ("--top_k 5", "--top_k needs a language model and --generate"),
-        ("--modle 3", "--modle"),
+        ("--modle 3", "unrecognized arguments: --modle 3 (`main.py predict --help` lists the options)"),
     ],
 )
 def test_options_of_no_use_to_a_sentiment_model_are_refused(
@@ -315,6 +316,14 @@ def test_models_and_files_that_are_not_there_are_answered_with_those_that_are(
     refused(call("predict", sentiment, file, "--output", str(tmp_path / "no/out")), "no/out", "name a file in a folder")
     refused(call("predict", sentiment, file, "--output", str(tmp_path)), "name a file in a folder")
     refused(call("predict"), "MODEL")
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_predicted(
+    sentiment: str, call: Call, text: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SentimentRegressor, "rate", None)  # or it is a TypeError
+    said = "/proc/out.csv cannot be written, since no file can be made in /proc"
+    refused(call("predict", sentiment, text("good\n"), "--output", "/proc/out.csv"), said, "(--output)")
 
 
 def test_neither_the_model_nor_the_text_is_written_over(

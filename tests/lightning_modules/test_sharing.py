@@ -142,14 +142,15 @@ def test_a_folder_with_something_in_it_is_left_alone(model: LanguageModel, tmp_p
     assert load(tmp_path / "empty").reader == READER
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError(13, "Permission denied")])
 def test_a_folder_that_cannot_be_written_as_a_whole_is_not_there(
-    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: OSError, model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr("lightning_modules.sharing.save_model", full)  # config.json is written by then
-    with pytest.raises(OSError, match=r"saved cannot be written .*No space left.*: make room there"):
+    with pytest.raises(OSError, match=rf"saved cannot be written .*{error.strerror}.*: make room, give the right"):
         model.save_pretrained(tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
 
@@ -448,6 +449,11 @@ def test_what_is_wrong_with_an_export_is_said_in_one_message(
     assert not (tmp_path / "sprung").exists()
     assert "run is there, and is no empty folder" in failed(call("export", checkpoint, "run"))
     assert "--result none.json does not exist" in failed(call("export", checkpoint, "new", "--result", "none.json"))
+    message = failed(call("export", checkpoint, "new", "--result", "results"))
+    assert "--result results is a folder: name the file of a run in it" in message
+    assert "error: unrecognized arguments: --resutl x (`main.py export --help`" in failed(
+        call("export", checkpoint, "new", "--resutl", "x")
+    )
     best = json.loads(Path(result).read_text())
     (tmp_path / "other.json").write_text(json.dumps(best | {"tested_epoch": 1}))
     assert "other.json is not of this model" in failed(call("export", checkpoint, "new", "--result", "other.json"))

@@ -1,0 +1,16 @@
+"""The options of the commands that need no configuration."""
+
+import argparse
+from typing import NoReturn
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A parser whose errors are one message, as those of the other commands are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where help is.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"{message} (`{self.prog} --help` lists the options)")
