@@ -95,7 +95,7 @@ class Shareable(ModelHubMixin):
                     f"{result} is not of this model: what was tested there, after epoch {run.tested_epoch}, has "
                     "another curve. Give the result of the run that wrote the checkpoint, and the checkpoint it tested."
                 )
-        return model_card(type(self).__name__, dict(self.hparams), self.reader is not None, run)
+        return model_card(type(self).__name__, dict(self.hparams), self.reader, run)
 
     @classmethod
     def from_pretrained(

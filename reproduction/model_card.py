@@ -5,6 +5,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from datamodules.penn_treebank import HUB_REPOSITORY
+from datamodules.reader import Reader
 from reproduction.results import Result, title
 from reproduction.table import PUBLISHED, origin_of, published_figure
 
@@ -59,29 +60,30 @@ model = load("OWNER/NAME")  # or a folder; in eval mode
 * In eval mode, dropout is off: the *approximation*. *MC* averages what K networks predict that are sampled by keeping
   dropout on (`with mc_dropout(model)`, of `variational_rnn`): probabilities of a language model, ratings of a
   regression. Figures without *MC* are those of the approximation.
-* {reader}
+* {limits}
 * It was trained on one kind of text, for an experiment of 2016. It was not examined for what else it may have learnt.
 * No licence is given for these weights here. The corpus has one of its own, which may limit what may be done with a
   model of it: before you share this one, name its licence in the first lines of this file (`license: ...`).
 """
 
 
-def model_card(kind: str, options: dict[str, Any], has_reader: bool, result: Result | None) -> ModelCard:
+def model_card(kind: str, options: dict[str, Any], reader: Reader | None, result: Result | None) -> ModelCard:
     """Describe a model: what it is, how it is used, what it reaches beside what was published, and its limits.
 
     Args:
         kind: "LanguageModel" or "SentimentRegressor".
         options: that the model was built with.
-        has_reader: whether the model comes with its vocabulary.
+        reader: with the model's vocabulary, if the model comes with it.
         result: of the run that trained it; without it, the card has no figures.
     """
     is_language = kind == "LanguageModel"
     what = "A word-level language model" if is_language else "A regression of ratings on texts"
     task, metric = ("language-modeling", "perplexity") if is_language else ("text-regression", "rmse")
     layers, cell = options.get("num_layers", 1), options["cell"].upper()
+    words = len(reader.vocabulary) if reader else options["vocab_size"]  # which may leave some of them unused
     description = (
         f"{what} with the dropout of {PAPER}: {cell}, {layers} × {options['hidden_size']} units, "
-        f"{options['vocab_size']:,} word types. `config.json` has all options; `..._dropout` is a probability to drop."
+        f"{words:,} word types. `config.json` has all options; `..._dropout` is a probability to drop."
     )
     data = ModelCardData(
         library_name="variational-rnn",
@@ -110,9 +112,9 @@ def model_card(kind: str, options: dict[str, Any], has_reader: bool, result: Res
             for name, value in result.metrics.items()
             if name in FIGURES and name.startswith("test")
         ]
-    reader = (
+    limits = (
         "Words beyond the vocabulary in `reader.json` are `<unk>`; it also says how texts are split."
-        if has_reader
+        if reader
         else "It comes without its vocabulary, which its checkpoint did not have: words are numbers, as in its data."
     )
     return ModelCard(
@@ -120,9 +122,9 @@ def model_card(kind: str, options: dict[str, Any], has_reader: bool, result: Res
             yaml=data.to_yaml(),
             title=heading,
             description=description,
-            use=USE[kind, has_reader],
+            use=USE[kind, reader is not None],
             figures=figures,
-            reader=reader,
+            limits=limits,
         )
     )
 

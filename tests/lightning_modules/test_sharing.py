@@ -371,6 +371,12 @@ def test_a_card_without_a_result_claims_nothing(folder: Path) -> None:
     assert "No result file was given" in card.content
 
 
+@pytest.mark.parametrize(("reader", "words"), [(None, 11), (Reader(("<unk>", "<eos>", "a"), "words", window=5), 3)])
+def test_a_card_counts_the_words_that_the_model_knows(reader: Reader | None, words: int, model: LanguageModel) -> None:
+    model.reader = reader
+    assert f" {words} word types." in model.generate_model_card().content
+
+
 @pytest.mark.parametrize("reader", [None, READER])
 def test_the_lines_of_use_on_a_card_run(reader: Reader | None, model: LanguageModel, tmp_path: Path) -> None:
     model.reader = reader
