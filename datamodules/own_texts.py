@@ -316,7 +316,9 @@ class RatedText(RatedSequences):
                 number = math.nan
             if not abs(number) <= LARGEST:
                 what = "missing" if rating in (None, "") else shortened(repr(rating))
-                raise ValueError(f"{where}: {rating_column!r} is {what}, but a rating is a finite number, up to {LARGEST:g}")
+                raise ValueError(
+                    f"{where}: {rating_column!r} is {what}, but a rating is a finite number, up to {LARGEST:g}"
+                )
             rows.append((text, number))
         if not rows:
             raise ValueError(f"{source} has no texts")

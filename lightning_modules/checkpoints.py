@@ -89,7 +89,7 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
             archive = zipfile.ZipFile(file)
             size, there = sum(part.file_size for part in archive.infolist()), path.stat().st_size
             if size > there:  # torch.save compresses nothing
-                raise ValueError(f"its parts claim {size / 1e6:,.0f} MB, more than the {there / 1e6:,.0f} MB of the file")
+                raise ValueError(f"its parts claim {size / 1e6:,.0f} MB, but it has {there / 1e6:,.0f} MB")
             damaged = archive.testzip()
             content = None if damaged else torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
         except UnpicklingError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import math
@@ -30,9 +31,9 @@ SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin", ".json")  # of files
 class Shareable(ModelHubMixin):
     """Base of models that are saved in a folder, shared on the Hugging Face hub, and loaded from either.
 
-    A folder has the class, its options and measured noise in `config.json`, the parameters in `model.safetensors`, the
-    vocabulary and how texts are split in `reader.json`, and a model card in `README.md`. `push_to_hub("OWNER/NAME")` is
-    the mixin's.
+    A folder has the class, its options, measured noise and the hash of the reader in `config.json`, the parameters
+    in `model.safetensors`, the vocabulary and how texts are split in `reader.json`, and a model card in
+    `README.md`. `push_to_hub("OWNER/NAME")` is the mixin's.
     Not its PyTorchModelHubMixin, which takes a pickle where there are no safetensors, and leaves out what it does not
     know of a configuration.
     """
@@ -65,7 +66,7 @@ class Shareable(ModelHubMixin):
                 (Path(part) / folder.name).replace(folder)
         except (OSError, SafetensorError) as error:
             raise OSError(
-                f"{folder} cannot be written ({error}): make room, give the right to write there, or name another folder"
+                f"{folder} cannot be written ({error}): make room, give the right to write there, or name another"
             ) from error
         return address
 
@@ -74,6 +75,7 @@ class Shareable(ModelHubMixin):
         config = {"model": type(self).__name__, "options": options, "noise": getattr(self, "noise", {})}
         contents: dict[str, Any] = {CONFIG: config}
         if self.reader:
+            config["reader_sha256"] = reader_sha256(self.reader)
             contents[READER] = self.reader.state()
         for name, content in contents.items():
             text = json.dumps(content, indent=1, ensure_ascii=False)
@@ -149,12 +151,20 @@ class Shareable(ModelHubMixin):
                     raise ValueError(f"{READER} is of a model of the other kind")
                 if len(model.reader.vocabulary) > model.hparams.vocab_size:
                     raise ValueError(f"{READER} has {len(model.reader.vocabulary)} words, more than vocab_size")
+            expected = config.get("reader_sha256")  # older folders have none
+            if expected is not None and (model.reader is None or reader_sha256(model.reader) != expected):
+                raise ValueError(f"{READER} is not the one that was saved with it: take that one")
             load_model(model, folder / WEIGHTS)  # type: ignore[arg-type]
         except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())  # torch's has lines
             raise ValueError(f"{folder} cannot be loaded as {name}: {reason}") from error
         check_finite(model, folder)  # type: ignore[arg-type]
         return model.eval()  # type: ignore[attr-defined]
+
+
+def reader_sha256(reader: Reader) -> str:
+    """SHA-256 of a reader's content, in hexadecimal."""
+    return hashlib.sha256(json.dumps(reader.state(), sort_keys=True).encode()).hexdigest()
 
 
 def check_sizes(options: dict[str, Any], shapes: Iterable[Sequence[int]]) -> None:

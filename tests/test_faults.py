@@ -100,7 +100,7 @@ def test_a_checkpoint_that_would_inflate_is_refused_before_it_is_read(
     with zipfile.ZipFile(checkpoint, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**7))
     monkeypatch.setattr(zipfile.ZipFile, "open", None)  # or it is a TypeError
-    with pytest.raises(ValueError, match=r"last\.ckpt is damaged, or none: its parts claim 10 MB, more than the 0 MB"):
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged, or none: its parts claim 10 MB, but it has 0 MB"):
         read_checkpoint(checkpoint)
 
 

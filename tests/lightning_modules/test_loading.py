@@ -106,7 +106,7 @@ def test_data_of_another_vocabulary_than_the_checkpoints_are_refused(
         (lambda checkpoint: checkpoint.update(model="Trainer"), "of the model Trainer; there are: LanguageModel, Sent"),
         (lambda checkpoint: checkpoint.update(model="SentimentRegressor"), "cannot be loaded as SentimentRegressor"),
         (lambda checkpoint: checkpoint["hyper_parameters"].update(hidden_size=7), "cannot be .* of another model than"),
-        (lambda checkpoint: checkpoint["hyper_parameters"].update(num_layers=10**7), "ask for at least 360,000,000 par"),
+        (lambda checkpoint: checkpoint["hyper_parameters"].update(num_layers=10**7), "at least 360,000,000 param"),
         (lambda checkpoint: checkpoint["reader"].update(tokens="letters"), "cannot be .* how a model reads texts"),
         (lambda checkpoint: checkpoint["reader"].update(letters=3), "cannot be loaded as LanguageModel.*letters"),
         (lambda checkpoint: checkpoint["reader"]["vocabulary"].append("w11"), "vocabulary of 13 words is larger"),

@@ -200,6 +200,34 @@ def test_a_folder_that_is_not_of_such_a_model_is_refused(
     assert "\n" not in str(raised.value)
 
 
+OTHERS = ("<unk>", "<eos>", "other", *map(str, range(1, 9)))
+
+
+@pytest.mark.parametrize(
+    "exchange",
+    [
+        lambda f: change(f / "reader.json", vocabulary=OTHERS),
+        lambda f: change(f / "reader.json", vocabulary=OTHERS[:5]),
+        lambda f: change(f / "reader.json", tokens="spaces"),
+        lambda f: (f / "reader.json").unlink(),
+    ],
+)
+def test_a_reader_of_another_model_is_refused(exchange: Callable[[Path], Any], folder: Path) -> None:
+    exchange(folder)
+    with pytest.raises(ValueError, match=r"saved cannot be .* reader\.json is not the one that was saved with it"):
+        load(folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["reader_sha256"]
+    (folder / "config.json").write_text(json.dumps(config))
+    load(folder)  # as a folder that was saved before there were hashes
+
+
+def test_a_reader_may_be_written_otherwise(folder: Path) -> None:
+    state = json.loads((folder / "reader.json").read_text())
+    (folder / "reader.json").write_text(json.dumps(dict(reversed(state.items()))))
+    assert load(folder).reader == READER
+
+
 @pytest.mark.parametrize("loader", [load, LanguageModel.from_pretrained])
 def test_a_folder_of_parameters_that_are_not_finite_is_refused(loader: Callable[..., Any], folder: Path) -> None:
     parameters = load_file(folder / "model.safetensors")
