@@ -138,7 +138,7 @@ class PlainText(TokenStreams):
 class RatedText(RatedSequences):
     """Ratings of texts of your own: of a file or a folder of files, or of a data set on the Hugging Face hub.
 
-    A file has a column of texts and one of ratings, numbers of any range. It is UTF-8 and ends in `.csv` (the first
+    A file has a column of texts and one of ratings, numbers up to 1e15. It is UTF-8 and ends in `.csv` (the first
     line names the columns; texts with commas, quotes or several lines are in quotes), `.tsv` (the same, but quotes are
     characters like others), `.jsonl` (an object in each line) or `.parquet`. A folder has files named train, valid and
     test, of which the last two may be absent. A data set has the splits train and maybe validation and test.
