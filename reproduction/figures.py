@@ -92,8 +92,8 @@ def panels(experiment: str, group: str, results: list[Result]) -> list[Panel]:
     Groups of texts of one's own are drawn as those of Penn Treebank or of film reviews.
 
     The training perplexity is the one with dropout off where every run has it: only then rows can be compared. The
-    authors' log has the other, and validation as printed. Where the test set of film reviews was also predicted by sampled networks, their error
-    is dotted. The demo's language model has the validation set for held-out data.
+    authors' log has the other, and validation as printed. Where the test set of film reviews was also predicted by
+    sampled networks, their error is dotted. The demo's language model has the validation set for held-out data.
     """
     constant = constant_rmse(experiment, results)
     is_language = any(run.is_language for run in results)
