@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Literal
 
 import pandas as pd
@@ -91,8 +92,8 @@ def panels(experiment: str, group: str, results: list[Result]) -> list[Panel]:
     Groups of texts of one's own are drawn as those of Penn Treebank or of film reviews.
 
     The training perplexity is the one with dropout off where every run has it: only then rows can be compared. The
-    authors' log has the other, and validation as printed. Where the test set of film reviews was also predicted by sampled networks, their error
-    is dotted. The demo's language model has the validation set for held-out data.
+    authors' log has the other, and validation as printed. Where the test set of film reviews was also predicted by
+    sampled networks, their error is dotted. The demo's language model has the validation set for held-out data.
     """
     constant = constant_rmse(experiment, results)
     is_language = any(run.is_language for run in results)
@@ -135,7 +136,7 @@ def draw_group(experiment: str, group: str, results: list[Result]) -> Figure:
 def draw_mc(experiment: str, group: str, results: list[Result]) -> Figure:
     """Test perplexity by the number of MC samples, beside that of the approximation, of a group of language models."""
     figure = Figure(figsize=(6, 4.2), layout="constrained")
-    figure.suptitle(title(experiment, group), x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(fill(title(experiment, group), 55), x=0.01, ha="left", fontweight="bold")
     axes = figure.subplots()
     for run in results:
         counts, values = run.mc_points
@@ -214,7 +215,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
 def _draw(heading: str, parts: list[tuple[Panel, list[Result]]]) -> Figure:
     """Two panels beside each other and one legend."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
-    figure.suptitle(heading, x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(fill(heading, 85), x=0.01, ha="left", fontweight="bold")
     styles = {}
     for axes, (panel, results) in zip(figure.subplots(1, 2), parts, strict=True):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -228,7 +229,7 @@ def _draw(heading: str, parts: list[tuple[Panel, list[Result]]]) -> Figure:
             log = pd.read_csv(LOG)
             axes.plot(log["epoch"], log[panel.log], color=GREY, linestyle=":", label=LOG_LABEL)
         if panel.constant is not None:
-            axes.axhline(panel.constant, color=GREY, linewidth=1.2, linestyle=":", label=CONSTANT_LABEL)
+            axes.axhline(panel.constant, color=GREY, linewidth=1.2, linestyle="-.", label=CONSTANT_LABEL)
         axes.set(title=panel.title, xlabel="epoch", ylabel=panel.ylabel)
         if panel.ylabel == PERPLEXITY:
             _perplexity_axis(axes)

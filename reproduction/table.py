@@ -9,7 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -367,13 +367,17 @@ def constant_rmse(experiment: str, results: list[Result]) -> float | None:
 
 @dataclass(frozen=True)
 class Section:
-    """One table with what belongs below it: remarks and the origin of each result. `name` is for files and W&B."""
+    """One table with what belongs below it: remarks, the origin of each result, and what else there is to say.
+
+    `name` is for files and W&B. `more` are the paragraphs after the first of a group's notes, which a text folds up.
+    """
 
     name: str
     title: str
     table: pd.DataFrame
     remarks: list[str]
     origins: list[str]
+    more: list[str] = field(default_factory=list)
 
 
 def sections(experiment: str, results: list[Result], sizes: list[str] | None = None) -> list[Section]:
@@ -396,11 +400,13 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
                 remarks.append(FAIR_REMARK)
         if "seeds" in table and table["seeds"].str.contains(" of ").any():
             remarks.append(DISCARD_REMARK)
+        more: list[str] = []
         notes = runs[0].path.parents[1] / "notes.md" if runs else None
         if notes and notes.is_file():
-            remarks.append(notes.read_text(encoding="utf-8").strip())
+            first, *more = notes.read_text(encoding="utf-8").strip().split("\n\n")
+            remarks.append(first)
         origins = [f"{run.label}, seed {run.seed}: {origin_of(run)}" for run in runs]
-        parts.append(Section(f"{experiment}_{group}", title(experiment, group), table, remarks, origins))
+        parts.append(Section(f"{experiment}_{group}", title(experiment, group), table, remarks, origins, more))
         if (experiment, group) == ("ptb", "gal1250"):
             trajectory = trajectory_table(
                 next(iter(alike([run for run in runs if run.row == "variational_untied"])), [])
@@ -449,7 +455,12 @@ def to_markdown(results: list[Result], experiments: list[str], sizes: list[str] 
             blocks += [f"#### {section.title}", markdown_of(section)]
             if section.origins:
                 origins = "\n".join(f"- {origin}" for origin in section.origins)
-                blocks += ["<details><summary>Where our numbers come from</summary>", origins, "</details>"]
+                blocks += [
+                    "<details><summary>Where our numbers come from</summary>",
+                    origins,
+                    *section.more,
+                    "</details>",
+                ]
     return "\n\n".join(blocks)
 
 

@@ -146,7 +146,7 @@ def run(
         env=outside | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent.parent)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == (128 + signal.SIGTERM if options.get("is_stopped") else 0), done.stderr
     steps = [json.loads((folder / f"steps{rank}.json").read_text()) for rank in range(devices)]

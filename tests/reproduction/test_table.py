@@ -565,9 +565,13 @@ def test_a_constant_learning_rate_has_the_lowest_perplexity_beside_the_last(
     assert "valid, lowest" not in ptb_table("medium", [])
 
 
-def test_notes_on_a_group_stand_below_its_table(folder: Path, write_result: WriteResult) -> None:
-    (write_result("ptb", "small", "zaremba").parents[1] / "notes.md").write_text("What was tried.\n")
-    assert "\n\nWhat was tried.\n\n" in to_markdown(load_results(folder), ["ptb"])
+def test_the_first_paragraph_of_notes_stands_below_a_table_and_the_others_are_folded(
+    folder: Path, write_result: WriteResult
+) -> None:
+    (write_result("ptb", "small", "zaremba").parents[1] / "notes.md").write_text("What was tried.\n\nAnd how.\n")
+    shown, folded = to_markdown(load_results(folder), ["ptb"]).split("<details>")[:2]
+    assert "\n\nWhat was tried.\n\n" in shown
+    assert "\n\nAnd how.\n\n</details>" in folded
 
 
 # --- texts of one's own -----------------------------------------------------------------------------------------------
