@@ -166,8 +166,9 @@ def ratings(model: SentimentRegressor, reader: Reader, text: str, options: Any) 
 def surprisals(model: LanguageModel, text: str, options: Any) -> tuple[list[Row], list[str]]:
     """A row for each word but the first, with its place in the text, and the perplexity."""
     said = model.surprisals(text, options.mc_samples, options.seed)
-    if not math.isfinite(said.perplexity):
-        raise ValueError(f"the perplexity of the text by {options.model} is {said.perplexity}: its run diverged")
+    for perplexity in (said.perplexity, said.perplexity_mc):
+        if perplexity is not None and not math.isfinite(perplexity):
+            raise ValueError(f"the perplexity of the text by {options.model} is {perplexity}: its run diverged")
     lines = [len(model.known_reader().words(line)) for line in text.removesuffix("\n").split("\n")]
     places = [(line, position) for line, n in enumerate(lines, start=1) for position in range(1, n + 1)][1:]
     columns: dict[str, list[Any]] = {

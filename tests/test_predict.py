@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from lightning_modules import LanguageModel, SentimentRegressor, load
+from lightning_modules.language_model import Surprisals
 from tests.tiny import CONFIGS, tiny_run
 
 Call = Callable[..., Any]
@@ -387,3 +388,10 @@ def test_a_perplexity_beyond_all_numbers_is_refused(language: str, call: Call, t
     torch.save(checkpoint, tmp_path / "diverged.ckpt")
     outcome = call("predict", str(tmp_path / "diverged.ckpt"), text("w1 w2\nw8 w9\n"))
     refused(outcome, "the perplexity of the text by", "diverged.ckpt is inf: its run diverged")
+
+
+def test_a_perplexity_of_the_sampled_networks_alone_beyond_all_numbers_is_refused(
+    language: str, call: Call, text: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Surprisals, "perplexity_mc", math.inf)
+    refused(call("predict", language, text("w1 w2\n"), "--mc_samples", "2"), "last.ckpt is inf: its run diverged")
