@@ -123,6 +123,7 @@ class CommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the progress bar, checkpoints and loggers, all below trainer.default_root_dir."""
+        self.model.check_data(self.datamodule)
         config = self.config[self.subcommand]
         root = Path(os.path.normpath(Path(config.trainer.default_root_dir).expanduser()))  # the trainer's
         is_logged = config.trainer.logger in (None, True)
