@@ -6,6 +6,8 @@ import difflib
 import inspect
 import re
 import sys
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,7 +35,8 @@ class Parser(LightningArgumentParser):
         """Say what is wrong and where help is, and end with status 2."""
         if not self.exit_on_error:  # of one alternative of several
             super().error(message, ex)
-        name = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")
+        parser = getattr(ex, "subcommand_parser", None) or self
+        name = parser.prog.replace(" [options]", "")
         print(f"error: {in_short(message)}\n(`{name} --help` lists the options)", file=sys.stderr)
         self.exit(2)
 
@@ -53,17 +56,17 @@ def in_short(message: str) -> str:
         known = vars(sys.modules[module]).get(name) if module in sys.modules else None
         options = list(inspect.signature(known).parameters) if inspect.isclass(known) else []
         near = difflib.get_close_matches(option, options, n=1)
-        return f"{path} has no option {option!r}" + (f": did you mean {near[0]!r}?" if near else "")
+        return f"{_where(option)}{path} has no option {option!r}" + (f": did you mean {near[0]!r}?" if near else "")
     if outside := re.match(r"(-?\d+) is not in bounds, numpy accepts", message):
         return f"{SEED}, got {outside[1]}"
     key, found, details = message.rpartition('Parser key "')[2].partition('":')  # the innermost
-    kinds = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", details, re.MULTILINE)
+    kinds = map(_plain, re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", details, re.MULTILINE))
+    allowed = dict.fromkeys(kind for kind in kinds if kind != TYPES["NoneType"])
     value = re.search(r"G(?:ot|iven) value: (.*)", details)
     if key == "seed_everything" and value:
         return f"{SEED}, got {value[1]}"
-    if found and kinds and value and "class_path" not in details:
-        allowed = dict.fromkeys(kind for kind in map(_plain, kinds) if kind != TYPES["NoneType"])
-        return f"{key} must be {' or '.join(allowed)}, got {value[1]}"
+    if found and allowed and value and "given class_path" not in details:
+        return f"{_where(key)}{key} must be {' or '.join(allowed)}, got {value[1]}"
     first = re.search(r"(?:Errors:\n\s*- |class_path '[\w.]+':\s*)((?:.+:\n\s*)?.+)", message)
     return re.sub(r":\n\s*", ": ", first[1]) if first else message.strip()
 
@@ -75,8 +78,23 @@ def _plain(kind: str) -> str:
     return literal[1] if literal else TYPES.get(name, name)
 
 
-def check_config(path: Path) -> None:
+def _where(option: str) -> str:
+    """Where a configuration on the command line has an option, unless it stands on the command line itself."""
+    if any(f".{word.partition('=')[0].lstrip('-')}".endswith(f".{option}") for word in sys.argv if word[:2] == "--"):
+        return ""
+    paths = [path for word, path in pairwise(sys.argv) if word == "--config"]
+    for path in reversed(paths):  # the last one counts
+        for name, line in check_config(Path(path)).items():
+            if f".{name}".endswith(f".{option}"):
+                return f"--config {path}, line {line}: "
+    return ""
+
+
+def check_config(path: Path) -> dict[str, int]:
     """Check what a configuration is before it is read: YAML, of options, none of them twice.
+
+    Returns:
+        The line of each option, `trainer.max_epochs`.
 
     Raises:
         ValueError: it is something else; names the file and the line.
@@ -85,21 +103,21 @@ def check_config(path: Path) -> None:
         root = yaml.compose(path.read_text(encoding="utf-8"))
         if not isinstance(root, yaml.MappingNode):
             raise ValueError(f"--config {path} has no options, in lines like `model:` and what it is, indented")
-        _check_keys(root, path, set())
+        return dict(_options(root, path, set()))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise ValueError(f"--config {path} is nested too deeply") from error
 
 
-def _check_keys(node: yaml.Node, path: Path, seen: set[int]) -> None:
-    """YAML readers take the last of equal keys without a word."""
+def _options(node: yaml.Node, path: Path, seen: set[int], above: str = "") -> Iterator[tuple[str, int]]:
+    """Options below a node, with their lines; YAML readers take the last of equal keys without a word."""
     if id(node) in seen:  # by an alias
         return
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            _check_keys(value, path, seen)
+            yield from _options(value, path, seen, above)
     lines: dict[str, int] = {}
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         line = key.start_mark.line + 1
@@ -111,4 +129,5 @@ def _check_keys(node: yaml.Node, path: Path, seen: set[int]) -> None:
                 "put all that is below it in one place"
             )
         lines[key.value] = line
-        _check_keys(value, path, seen)
+        yield above + key.value, line
+        yield from _options(value, path, seen, f"{above}{key.value}.")

@@ -143,6 +143,36 @@ def test_an_option_that_is_wrong_is_one_message_and_leaves_nothing(
     assert list(Path.cwd().rglob("*")) == []
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "model:\n  class_path: lightning_modules.LanguageModel\n  init_args:\n    hidden_size: eight\n",
+            "line 4: hidden_size must be a whole number, got eight",
+        ),
+        ("model:\n  init_args:\n    word_dropout: half\n", "line 3: word_dropout must be a number, got half"),
+        ("data:\n  init_args:\n    window: [1]\n", "line 3: window must be a whole number, got [1]"),
+        ("trainer:\n  max_epochs: many\n", "line 2: trainer.max_epochs must be a whole number, got many"),
+        (
+            "model:\n  init_args:\n    hidden: 8\n",
+            "line 3: lightning_modules.LanguageModel has no option 'hidden': did you mean 'hidden_size'?",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_configuration_is_named_with_file_and_line(
+    call: Call, tmp_path: Path, content: str, message: str
+) -> None:
+    path = written(tmp_path, content)
+    outcome = call("fit", *DEMO, "--config", str(path))
+    assert (outcome.status, outcome.err.splitlines()[0]) == (2, f"error: --config {path}, {message}")
+
+
+def test_what_the_command_line_says_is_not_sought_in_a_configuration(call: Call, tmp_path: Path) -> None:
+    path = written(tmp_path, "trainer:\n  max_epochs: 3\n")
+    outcome = call("fit", *DEMO, "--config", str(path), "--trainer.max_epochs", "many")
+    assert outcome.err.splitlines()[0] == "error: trainer.max_epochs must be a whole number, got many"
+
+
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "1.5", "one", "[1, 2]"])
 def test_a_seed_that_is_none_is_one_message_with_those_that_are(call: Call, seed: str) -> None:
     outcome = call("fit", *DEMO, f"--seed_everything={seed}")
