@@ -109,16 +109,19 @@ class CommandLine(LightningCLI):
             raise FileNotFoundError(f"--ckpt_path {path} is no file: name one, such as RUN/checkpoints/last.ckpt")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Do what it says; leave no folder of a run that was refused before its first step."""
+        """Do what it says; leave no folder that was made for a run which was refused before its first step."""
         root = Path(self.trainer.default_root_dir)
         try:
             super()._run_subcommand(subcommand)
         except BAD_INPUT:
             # It may have been made by another process since, which holds it; and a test has metrics without a step.
-            is_own = not self.root_was_there and (root in LOCKS or not is_running(root))
+            is_own = root in self.missing and (root in LOCKS or not is_running(root))
             is_empty = not (self.trainer.global_step or self.trainer.callback_metrics)
             if self.trainer.is_global_zero and is_own and is_empty:
                 shutil.rmtree(root, ignore_errors=True)
+                for folder in self.missing[1:]:  # above
+                    if folder.is_dir() and not any(folder.iterdir()):
+                        folder.rmdir()
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -131,7 +134,7 @@ class CommandLine(LightningCLI):
             check_writable(root / "checkpoints" / LAST, FOLDER)
         elif is_logged:
             check_writable(root / "csv" / "metrics.csv", FOLDER)
-        self.root_was_there = root.exists()
+        self.missing = [folder for folder in (root, *root.parents) if not folder.exists()]
         callbacks = [*(self.config_init[self.subcommand].trainer.callbacks or [])]
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(Progress())

@@ -202,6 +202,36 @@ def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder_of_its_own
     assert (tmp_path / "run/mine.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("command", ["fit", "reproduce"])
+def test_a_run_that_is_refused_leaves_no_folder_above_its_own_unless_it_was_there(
+    command: str, call: Call, tmp_path: Path, tiny_treebank: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    result = ["--result", "results/mine/small/row/seed0.json"] if command == "reproduce" else []
+    too_long = ("--data.init_args.window", "100000")
+    for root in ("runs/mine/small", "there/mine/small"):
+        outcome = call(command, *tiny_run(tmp_path, "--trainer.default_root_dir", root, *too_long, *result, logger=()))
+        assert (outcome.status, "too short for a window of 100000" in outcome.err) == (2, True), outcome.err
+    assert not (tmp_path / "runs").exists()
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_run_that_is_refused_leaves_what_has_come_beside_it(
+    call: Call, tmp_path: Path, tiny_treebank: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Trainer.fit
+
+    @wraps(fit)
+    def later(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        (tmp_path / "runs/mine/other").mkdir(parents=True)
+        fit(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "fit", later)
+    named = ("--trainer.default_root_dir", "runs/mine/small", "--data.init_args.window", "100000")
+    assert call("fit", *tiny_run(tmp_path, *named, logger=())).status == 2
+    assert [path.name for path in (tmp_path / "runs/mine").iterdir()] == ["other"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
