@@ -18,6 +18,7 @@ from tests.tiny import CONFIGS, tiny_run
 Call = Callable[..., Any]
 DEMO = ("--config", str(CONFIGS / "demo/language_model/variational.yaml"))
 SENTIMENT = ("--config", str(CONFIGS / "demo/sentiment/variational.yaml"))
+CPU = ("--trainer.accelerator", "cpu")
 RESUMED = ("--ckpt_path", "run/checkpoints/last.ckpt")
 
 
@@ -124,6 +125,8 @@ def test_whatever_is_in_a_configuration_it_is_read_or_refused_by_name(
         (("fit", *DEMO, "--data.init_args.window", "0"), "window must be at least 1, got 0"),
         (("fit", *DEMO, "--data.init_args.vocab_size", "2"), "vocab_size must be at least 3, got 2"),
         (("fit", *DEMO, "--trainer.gradient_clip_val", "-1"), "gradient_clip_val must be at least 0, got -1"),
+        (("fit", *DEMO, *CPU, "--trainer.devices", "x"), "trainer.devices must be auto, a number of processes, or"),
+        (("fit", *DEMO, *CPU, "--trainer.devices", "0,1"), "trainer.devices must be auto, a number of processes, or"),
         (("fit", *DEMO, "--trainer.precision", "8"), "trainer.precision must be 64, 32, 16 or 'transformer-engine'"),
         (("fit", *SENTIMENT, "--model.init_args.l2", "-1"), "l2 must be at least 0, got -1.0"),
         (("fit", *SENTIMENT, "--model.init_args.mc_every", "-1"), "mc_every must be at least 0, got -1"),
