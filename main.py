@@ -87,6 +87,11 @@ class CommandLine(LightningCLI):
         # A W&B agent gives each run of a sweep an id.
         parser.set_defaults({"trainer.default_root_dir": f"runs/{os.environ.get('WANDB_RUN_ID', 'unnamed')}"})
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse to make a model whose vocabulary is that of no data."""
+        if not self.config[self.subcommand].data:
+            raise ValueError("there is no data: name some by --data, or by `data:` in a --config (docs/guide.md)")
+
     def before_fit(self) -> None:
         """Let a checkpoint be compared with the options given here."""
         self._check_ckpt_path()

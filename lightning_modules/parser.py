@@ -20,6 +20,7 @@ DESCRIPTION = """Train and test the models of the paper: `make demo`, or for one
 Two commands need no configuration, and have a help of their own: `main.py predict MODEL [FILE]` says what a trained
 model makes of a text, `main.py export CHECKPOINT FOLDER` saves a model to be shared. The guide is docs/guide.md."""
 TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text", "NoneType": "null"}
+CLASSES = {"model": "lightning_modules.LanguageModel", "data": "datamodules.PlainText"}
 SEED = f"--seed_everything must be a whole number from 0 to {max_seed_value}"
 
 
@@ -37,16 +38,22 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         name = parser.prog.replace(" [options]", "")
-        print(f"error: {in_short(message)}\n(`{name} --help` lists the options)", file=sys.stderr)
+        print(f"error: {in_short(message, parser)}\n(`{name} --help` lists the options)", file=sys.stderr)
         self.exit(2)
 
 
-def in_short(message: str) -> str:
+def in_short(message: str, parser: LightningArgumentParser | None = None) -> str:
     """What is wrong, without all that every alternative type has against a value.
 
     Args:
         message: jsonargparse's.
+        parser: whose options may have been meant.
     """
+    if unknown := re.match(r"(?:Subcommand '\w+' does not accept option '|unrecognized arguments: --)([^\s=']+)", message):
+        option = unknown[1]
+        known = [name.removeprefix("--") for name in parser._option_string_actions] if parser else []
+        near = [match for name in (option, option.partition(".")[0]) for match in difflib.get_close_matches(name, known)]
+        return f"{_where(option)}there is no option {option!r}" + (f": did you mean {near[0]!r}?" if near else "")
     if re.search(r"arguments are required: \w+\.model", message):
         return "there is no model: name a configuration, such as --config configs/demo/sentiment/variational.yaml"
     if unknown := re.search(r"class_path '([\w.]+)':\s*Option '([\w.]+)' is not accepted", message):
@@ -65,6 +72,9 @@ def in_short(message: str) -> str:
     value = re.search(r"G(?:ot|iven) value: (.*)", details)
     if key == "seed_everything" and value:
         return f"{SEED}, got {value[1]}"
+    if key in CLASSES and value and "given class_path" not in details:
+        given = re.sub(r"^NestedArg\(key='class_path', val=(.*)\)$", r"\1", value[1])
+        return f"{key} must name one class, such as {CLASSES[key]}, got {given}"
     if found and allowed and value and "given class_path" not in details:
         return f"{_where(key)}{key} must be {' or '.join(allowed)}, got {value[1]}"
     first = re.search(r"(?:Errors:\n\s*- |class_path '[\w.]+':\s*)((?:.+:\n\s*)?.+)", message)

@@ -95,8 +95,15 @@ def test_whatever_is_in_a_configuration_it_is_read_or_refused_by_name(
     [
         (("fit",), "there is no model: name a configuration, such as --config configs/"),
         (("fit", "--config", str(CONFIGS)), f"--config {CONFIGS} is a folder: name one of its files"),
-        (("fit", *DEMO, "--trainer.max_epoch", "1"), "unrecognized arguments: --trainer.max_epoch 1"),
-        (("fit", *DEMO, "--nothing", "1"), "unrecognized arguments: --nothing 1"),
+        (("fit", *DEMO, "--trainer.max_epoch", "1"), "there is no option 'trainer.max_epoch': did you mean 'trainer.max_epochs'?"),
+        (("fit", *DEMO, "--modle.init_args.cell", "gru"), "there is no option 'modle.init_args.cell': did you mean 'model'?"),
+        (("fit", *DEMO, "--nothing=1"), "there is no option 'nothing'\n"),
+        (
+            ("fit", "--model", "lightning_modules.LanguageModel", "--model.init_args.hidden_size", "8"),
+            "there is no data: name some by --data",
+        ),
+        (("fit", *DEMO, "--data.class_path", "[1]"), "data must name one class, such as datamodules.PlainText, got [1]"),
+        (("fit", *DEMO, "--model", "5"), "model must name one class, such as lightning_modules.LanguageModel, got 5"),
         (
             ("fit", *DEMO, "--model.init_args.wordd_dropout", "0.1"),
             "lightning_modules.LanguageModel has no option 'wordd_dropout': did you mean 'word_dropout'?",
@@ -157,6 +164,10 @@ def test_an_option_that_is_wrong_is_one_message_and_leaves_nothing(
         ("data:\n  init_args:\n    window: [1]\n", "line 3: window must be a whole number, got [1]"),
         ("trainer:\n  max_epochs: many\n", "line 2: trainer.max_epochs must be a whole number, got many"),
         (
+            "trainer:\n  max_epoch: 3\n",
+            "line 2: there is no option 'trainer.max_epoch': did you mean 'trainer.max_epochs'?",
+        ),
+        (
             "model:\n  init_args:\n    hidden: 8\n",
             "line 3: lightning_modules.LanguageModel has no option 'hidden': did you mean 'hidden_size'?",
         ),
@@ -168,6 +179,15 @@ def test_what_is_wrong_in_a_configuration_is_named_with_file_and_line(
     path = written(tmp_path, content)
     outcome = call("fit", *DEMO, "--config", str(path))
     assert (outcome.status, outcome.err.splitlines()[0]) == (2, f"error: --config {path}, {message}")
+
+
+@pytest.mark.parametrize("class_path", ["[1]", "1"])
+def test_a_class_path_in_a_configuration_that_is_no_name_is_one_message(
+    call: Call, tmp_path: Path, class_path: str
+) -> None:
+    outcome = call("fit", *DEMO, "--config", str(written(tmp_path, f"data:\n  class_path: {class_path}\n")))
+    message = f"data must name one class, such as datamodules.PlainText, got {{'class_path': {class_path}}}"
+    assert (outcome.status, outcome.err.splitlines()[0]) == (2, f"error: {message}")
 
 
 def test_what_the_command_line_says_is_not_sought_in_a_configuration(call: Call, tmp_path: Path) -> None:
