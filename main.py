@@ -136,6 +136,11 @@ class CommandLine(LightningCLI):
         root = Path(os.path.normpath(Path(config.trainer.default_root_dir).expanduser()))  # the trainer's
         is_logged = config.trainer.logger in (None, True)
         if self.subcommand in ("fit", "reproduce"):
+            for name in ("max_epochs", "max_steps", "limit_train_batches"):
+                if config.trainer[name] == 0:
+                    raise ValueError(
+                        f"trainer.{name} must be more than 0, got {config.trainer[name]}: it trains nothing"
+                    )
             check_writable(root / "checkpoints" / LAST, FOLDER)
         elif is_logged:
             check_writable(root / "csv" / "metrics.csv", FOLDER)

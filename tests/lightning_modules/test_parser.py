@@ -93,6 +93,14 @@ def test_whatever_is_in_a_configuration_it_is_read_or_refused_by_name(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ("fit", *DEMO, "--trainer.max_epochs", "0"),
+            "trainer.max_epochs must be more than 0, got 0: it trains nothing",
+        ),
+        (
+            ("reproduce", *DEMO, "--result", "results/a/b/c/seed0.json", "--trainer.limit_train_batches", "0.0"),
+            "trainer.limit_train_batches must be more than 0, got 0.0: it trains nothing",
+        ),
         (("fit",), "there is no model: name a configuration, such as --config configs/"),
         (("fit", "--config", str(CONFIGS)), f"--config {CONFIGS} is a folder: name one of its files"),
         (("fit", *DEMO, "--trainer.max_epoch", "1"), "there is no option 'trainer.max_epoch': did you mean 'trainer.max_epochs'?"),
