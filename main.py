@@ -26,7 +26,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from lightning_modules import export, predict
 from lightning_modules.checkpoints import LAST, PREVIOUS, checkpoints
-from lightning_modules.parser import Parser, check_config, in_short
+from lightning_modules.parser import COMMANDS, Parser, check_config, in_short
 from lightning_modules.progress import Progress
 from lightning_modules.tracking import FOLDER, LOCKS, LoggersOfARun, WandbLogger, default_loggers, hold, is_running
 from lightning_modules.trainer import Trainer, check_writable, kept_options, provenance
@@ -237,8 +237,8 @@ def run(trainer_class: type[Trainer]) -> None:
         save_config_callback=SaveRunConfig,
         parser_class=Parser,
         parser_kwargs={
-            name: {"usage": f"main.py {name} --config configs/.../ROW.yaml [options]"}
-            for name in CommandLine.subcommands()
+            name: {"usage": f"main.py {name} --config configs/.../ROW.yaml [options]", "description": does}
+            for name, does in COMMANDS.items()
         },
     )
 

@@ -235,6 +235,14 @@ def test_unknown_subcommand_is_answered_with_the_known_ones(call: Call) -> None:
         assert name in outcome.err
 
 
+def test_help_lists_every_command_with_a_whole_sentence(call: Call) -> None:
+    listed = dict(re.findall(r"^  ([a-z]+)\b.*  ([A-Z].*)$", call("--help").out, re.MULTILINE))
+    assert listed.keys() == {*main.CommandLine.subcommands(), "export"}
+    assert all(does.endswith(".") for does in listed.values())
+    assert "\n  predict MODEL [FILE]" in call("--help").out
+    assert f"\n{listed['test']}\n" in call("test", "--help").out
+
+
 def test_traceback_is_shown_on_request(
     call: Call, tiny_treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

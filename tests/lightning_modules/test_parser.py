@@ -94,6 +94,13 @@ def test_whatever_is_in_a_configuration_it_is_read_or_refused_by_name(
     ("arguments", "message"),
     [
         (
+            (),
+            "there is no command: choose fit, reproduce, validate, test, predict, ablate with --config, or predict",
+        ),
+        (("dance",), "there is no command 'dance': choose fit, "),
+        (("reproduce", *DEMO), "--result must be given\n(`main.py --help` lists the commands)"),
+        (("ablate", *DEMO, "--ckpt_path", "last.ckpt"), "--result must be given\n"),
+        (
             ("fit", *DEMO, "--trainer.max_epochs", "0"),
             "trainer.max_epochs must be more than 0, got 0: it trains nothing",
         ),
@@ -103,14 +110,23 @@ def test_whatever_is_in_a_configuration_it_is_read_or_refused_by_name(
         ),
         (("fit",), "there is no model: name a configuration, such as --config configs/"),
         (("fit", "--config", str(CONFIGS)), f"--config {CONFIGS} is a folder: name one of its files"),
-        (("fit", *DEMO, "--trainer.max_epoch", "1"), "there is no option 'trainer.max_epoch': did you mean 'trainer.max_epochs'?"),
-        (("fit", *DEMO, "--modle.init_args.cell", "gru"), "there is no option 'modle.init_args.cell': did you mean 'model'?"),
+        (
+            ("fit", *DEMO, "--trainer.max_epoch", "1"),
+            "there is no option 'trainer.max_epoch': did you mean 'trainer.max_epochs'?",
+        ),
+        (
+            ("fit", *DEMO, "--modle.init_args.cell", "gru"),
+            "there is no option 'modle.init_args.cell': did you mean 'model'?",
+        ),
         (("fit", *DEMO, "--nothing=1"), "there is no option 'nothing'\n"),
         (
             ("fit", "--model", "lightning_modules.LanguageModel", "--model.init_args.hidden_size", "8"),
             "there is no data: name some by --data",
         ),
-        (("fit", *DEMO, "--data.class_path", "[1]"), "data must name one class, such as datamodules.PlainText, got [1]"),
+        (
+            ("fit", *DEMO, "--data.class_path", "[1]"),
+            "data must name one class, such as datamodules.PlainText, got [1]",
+        ),
         (("fit", *DEMO, "--model", "5"), "model must name one class, such as lightning_modules.LanguageModel, got 5"),
         (
             ("fit", *DEMO, "--model.init_args.wordd_dropout", "0.1"),
