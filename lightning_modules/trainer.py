@@ -81,11 +81,12 @@ class Trainer(L.Trainer):
         try:
             super().__init__(*args, **kwargs)
         except (TypeError, ValueError) as error:
-            if not re.search("`devices`|invalid literal for int", str(error)):
+            devices = kwargs.get("devices", "auto")
+            if devices == "auto" or not re.search("`devices`|invalid literal for int", str(error)):
                 raise
             raise ValueError(
                 "trainer.devices must be auto, a number of processes, or on GPUs their numbers, such as 0,2; "
-                f"got {kwargs['devices']}"
+                f"got {devices}"
             ) from error
         self.tested_weights = tested_weights
         self.checkpoint_minutes = checkpoint_minutes

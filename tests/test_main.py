@@ -114,7 +114,7 @@ def result_options(tmp_path: Path) -> list[str]:
         (["--epochs", "0"], ["epochs must be at least 1", "0"]),
         (["--data.init_args.vocab_size", "99"], ["vocab_size=99", "12 word types"]),
         (["--data.init_args.window", "5000"], ["window of 5000", "too short"]),
-        (["--modle", "1.5"], ["--modle"]),
+        (["--modle", "1.5"], ["there is no option 'modle': did you mean 'model'?"]),
         (["--model.init_args.hidden", "1"], ["has no option 'hidden'"]),
     ],
 )
