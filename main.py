@@ -26,7 +26,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from lightning_modules import export, predict
 from lightning_modules.checkpoints import LAST, PREVIOUS, checkpoints
-from lightning_modules.parser import Parser, check_config, in_short
+from lightning_modules.parser import COMMANDS, Parser, check_config, in_short
 from lightning_modules.progress import Progress
 from lightning_modules.tracking import FOLDER, LOCKS, LoggersOfARun, WandbLogger, default_loggers, hold, is_running
 from lightning_modules.trainer import Trainer, check_writable, kept_options, provenance
@@ -87,6 +87,11 @@ class CommandLine(LightningCLI):
         # A W&B agent gives each run of a sweep an id.
         parser.set_defaults({"trainer.default_root_dir": f"runs/{os.environ.get('WANDB_RUN_ID', 'unnamed')}"})
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse to make a model whose vocabulary is that of no data."""
+        if not self.config[self.subcommand].data:
+            raise ValueError("there is no data: name some by --data, or by `data:` in a --config (docs/guide.md)")
+
     def before_fit(self) -> None:
         """Let a checkpoint be compared with the options given here."""
         self._check_ckpt_path()
@@ -109,28 +114,37 @@ class CommandLine(LightningCLI):
             raise FileNotFoundError(f"--ckpt_path {path} is no file: name one, such as RUN/checkpoints/last.ckpt")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Do what it says; leave no folder of a run that was refused before its first step."""
+        """Do what it says; leave no folder that was made for a run which was refused before its first step."""
         root = Path(self.trainer.default_root_dir)
         try:
             super()._run_subcommand(subcommand)
         except BAD_INPUT:
             # It may have been made by another process since, which holds it; and a test has metrics without a step.
-            is_own = not self.root_was_there and (root in LOCKS or not is_running(root))
+            is_own = root in self.missing and (root in LOCKS or not is_running(root))
             is_empty = not (self.trainer.global_step or self.trainer.callback_metrics)
             if self.trainer.is_global_zero and is_own and is_empty:
                 shutil.rmtree(root, ignore_errors=True)
+                for folder in self.missing[1:]:  # above
+                    if folder.is_dir() and not any(folder.iterdir()):
+                        folder.rmdir()
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the progress bar, checkpoints and loggers, all below trainer.default_root_dir."""
+        self.model.check_data(self.datamodule)
         config = self.config[self.subcommand]
         root = Path(os.path.normpath(Path(config.trainer.default_root_dir).expanduser()))  # the trainer's
         is_logged = config.trainer.logger in (None, True)
         if self.subcommand in ("fit", "reproduce"):
+            for name in ("max_epochs", "max_steps", "limit_train_batches"):
+                if config.trainer[name] == 0:
+                    raise ValueError(
+                        f"trainer.{name} must be more than 0, got {config.trainer[name]}: it trains nothing"
+                    )
             check_writable(root / "checkpoints" / LAST, FOLDER)
         elif is_logged:
             check_writable(root / "csv" / "metrics.csv", FOLDER)
-        self.root_was_there = root.exists()
+        self.missing = [folder for folder in (root, *root.parents) if not folder.exists()]
         callbacks = [*(self.config_init[self.subcommand].trainer.callbacks or [])]
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(Progress())
@@ -223,8 +237,8 @@ def run(trainer_class: type[Trainer]) -> None:
         save_config_callback=SaveRunConfig,
         parser_class=Parser,
         parser_kwargs={
-            name: {"usage": f"main.py {name} --config configs/.../ROW.yaml [options]"}
-            for name in CommandLine.subcommands()
+            name: {"usage": f"main.py {name} --config configs/.../ROW.yaml [options]", "description": does}
+            for name, does in COMMANDS.items()
         },
     )
 

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from datamodules.rated_sequences import RatedSequences
 from datamodules.reader import Reader
+from datamodules.streams import TokenStreams
 from lightning_modules.optim import DecoupledSGD
 from lightning_modules.sharing import Shareable
 from variational_rnn import RNNMasks
@@ -146,6 +148,21 @@ class Experiment(L.LightningModule, Shareable):
         if mc_samples and not has_dropout:
             raise ValueError(f"mc_samples={mc_samples}, but the model has no dropout: all its samples would be alike")
         return mc_samples
+
+    def check_data(self, datamodule: L.LightningDataModule) -> None:
+        """Check that the data are of the model's kind.
+
+        Raises:
+            ValueError: they have ratings and the model is of running text, or the other way round.
+        """
+        if isinstance(datamodule, TokenStreams if self.rates_texts else RatedSequences):
+            served, needed, others = "ratings", "running text", "PlainText, PennTreebank and SnippetLanguage"
+            if self.rates_texts:
+                served, needed, others = needed, served, "RatedText, FilmReviews and SnippetRatings"
+            raise ValueError(
+                f"{type(datamodule).__name__} serves {served}, {type(self).__name__} needs {needed}, as {others} of "
+                "datamodules serve: change --data or --model"
+            )
 
     def setup(self, stage: str) -> None:
         """Take over how the data read texts.

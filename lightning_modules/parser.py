@@ -6,6 +6,9 @@ import difflib
 import inspect
 import re
 import sys
+from argparse import HelpFormatter
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,59 +16,111 @@ import yaml
 from lightning.fabric.utilities.seed import max_seed_value
 from lightning.pytorch.cli import LightningArgumentParser
 
-DESCRIPTION = """Train and test the models of the paper: `make demo`, or for one of its runs `main.py reproduce
+COMMANDS = {
+    "fit": "Train a model.",
+    "reproduce": "Train, test, and write the result file (--result); started again, an interrupted run goes on.",
+    "validate": "Evaluate a checkpoint (--ckpt_path) on the validation data.",
+    "test": "Evaluate a checkpoint (--ckpt_path) on the test data.",
+    "predict": "Predict the test data by a checkpoint (--ckpt_path), into predictions.pt in the run's folder.",
+    "ablate": "Evaluate a finished language model (--ckpt_path, --result) by every choice at test time.",
+}
+"""Those that need a configuration, and what they do."""
+
+WITHOUT_CONFIG = {
+    "predict MODEL [FILE]": "Say what a trained model makes of a text.",
+    "export CHECKPOINT FOLDER": "Save a trained model to be shared.",
+}
+"""Those that need none, and what they do."""
+
+HELP = """usage: main.py COMMAND --config configs/.../ROW.yaml [options]
+
+Train and test the models of the paper: `make demo`, or for one of its runs `main.py reproduce
 --config configs/demo/sentiment/variational.yaml --result results/demo/sentiment/variational/seed0.json`.
-Two commands need no configuration, and have a help of their own: `main.py predict MODEL [FILE]` says what a trained
-model makes of a text, `main.py export CHECKPOINT FOLDER` saves a model to be shared. The guide is docs/guide.md."""
+
+Commands with a configuration (`main.py COMMAND --config FILE --help` lists their options):
+{}
+
+Commands without one (`main.py predict --help`, `main.py export --help`):
+{}
+
+The guide is docs/guide.md.
+""".format(*("\n".join(f"  {name:<26}{does}" for name, does in part.items()) for part in (COMMANDS, WITHOUT_CONFIG)))
+
+CHOICE = f"choose {', '.join(COMMANDS)} with --config, or {' or '.join(WITHOUT_CONFIG)}"
 TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text", "NoneType": "null"}
+CLASSES = {"model": "lightning_modules.LanguageModel", "data": "datamodules.PlainText"}
 SEED = f"--seed_everything must be a whole number from 0 to {max_seed_value}"
 
 
 class Parser(LightningArgumentParser):
     """Lightning's parser, whose errors are one message."""
 
-    def __init__(self, *args: Any, description: str = DESCRIPTION, **kwargs: Any) -> None:
-        super().__init__(
-            *args, description=description, **kwargs | {"allow_abbrev": False}
-        )  # a misspelt option is none
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"allow_abbrev": False})  # a misspelt option is none
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        """Of the program its commands, of a command its options."""
+        return HELP if self._subcommands_action else super().format_help(formatter)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong and where help is, and end with status 2."""
         if not self.exit_on_error:  # of one alternative of several
             super().error(message, ex)
-        name = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")
-        print(f"error: {in_short(message)}\n(`{name} --help` lists the options)", file=sys.stderr)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        name = parser.prog.replace(" [options]", "")
+        listed = "commands" if parser._subcommands_action else "options"
+        print(f"error: {in_short(message, parser)}\n(`{name} --help` lists the {listed})", file=sys.stderr)
         self.exit(2)
 
 
-def in_short(message: str) -> str:
+def in_short(message: str, parser: LightningArgumentParser | None = None) -> str:
     """What is wrong, without all that every alternative type has against a value.
 
     Args:
         message: jsonargparse's.
+        parser: whose options may have been meant.
     """
+    if unknown := re.match(
+        r"(?:Subcommand '\w+' does not accept option '|unrecognized arguments: --)([^\s=']+)", message
+    ):
+        option = unknown[1]
+        known = [name.removeprefix("--") for name in parser._option_string_actions] if parser else []
+        return f"{_where(option)}there is no option {option!r}{_meant(option, known)}"
+    if command := re.match(r"expected \"subcommand\"|argument subcommand: invalid choice: ('.+?')", message):
+        return f"there is no command {command[1]}: {CHOICE}" if command[1] else f"there is no command: {CHOICE}"
     if re.search(r"arguments are required: \w+\.model", message):
         return "there is no model: name a configuration, such as --config configs/demo/sentiment/variational.yaml"
+    if required := re.match(r"the following arguments are required: (.+)", message):
+        names = (name.partition(".")[2] for name in required[1].split(", "))
+        return f"{' and '.join(f'--{name}' for name in names)} must be given"
     if unknown := re.search(r"class_path '([\w.]+)':\s*Option '([\w.]+)' is not accepted", message):
         path, option = unknown.groups()
         # Not imported, which is to execute: the message may quote what somebody wrote into a file.
         module, _, name = path.rpartition(".")
-        known = vars(sys.modules[module]).get(name) if module in sys.modules else None
-        options = list(inspect.signature(known).parameters) if inspect.isclass(known) else []
-        near = difflib.get_close_matches(option, options, n=1)
-        return f"{path} has no option {option!r}" + (f": did you mean {near[0]!r}?" if near else "")
+        owner = vars(sys.modules[module]).get(name) if module in sys.modules else None
+        known = list(inspect.signature(owner).parameters) if inspect.isclass(owner) else []
+        return f"{_where(option)}{path} has no option {option!r}{_meant(option, known)}"
     if outside := re.match(r"(-?\d+) is not in bounds, numpy accepts", message):
         return f"{SEED}, got {outside[1]}"
     key, found, details = message.rpartition('Parser key "')[2].partition('":')  # the innermost
-    kinds = re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", details, re.MULTILINE)
+    kinds = map(_plain, re.findall(r"Expected an? (.+?)(?:\. Got value: .*)?$", details, re.MULTILINE))
+    allowed = dict.fromkeys(kind for kind in kinds if kind != TYPES["NoneType"])
     value = re.search(r"G(?:ot|iven) value: (.*)", details)
     if key == "seed_everything" and value:
         return f"{SEED}, got {value[1]}"
-    if found and kinds and value and "class_path" not in details:
-        allowed = dict.fromkeys(kind for kind in map(_plain, kinds) if kind != TYPES["NoneType"])
-        return f"{key} must be {' or '.join(allowed)}, got {value[1]}"
+    if key in CLASSES and value and "given class_path" not in details:
+        given = re.sub(r"^NestedArg\(key='class_path', val=(.*)\)$", r"\1", value[1])
+        return f"{key} must name one class, such as {CLASSES[key]}, got {given}"
+    if found and allowed and value and "given class_path" not in details:
+        return f"{_where(key)}{key} must be {' or '.join(allowed)}, got {value[1]}"
     first = re.search(r"(?:Errors:\n\s*- |class_path '[\w.]+':\s*)((?:.+:\n\s*)?.+)", message)
     return re.sub(r":\n\s*", ": ", first[1]) if first else message.strip()
+
+
+def _meant(option: str, known: list[str]) -> str:
+    """The known option most like one, or like the word before its first dot, as a question."""
+    near = [like for name in (option, option.partition(".")[0]) for like in difflib.get_close_matches(name, known)]
+    return f": did you mean {near[0]!r}?" if near else ""
 
 
 def _plain(kind: str) -> str:
@@ -75,8 +130,23 @@ def _plain(kind: str) -> str:
     return literal[1] if literal else TYPES.get(name, name)
 
 
-def check_config(path: Path) -> None:
+def _where(option: str) -> str:
+    """Where a configuration on the command line has an option, unless it stands on the command line itself."""
+    if any(f".{word.partition('=')[0].lstrip('-')}".endswith(f".{option}") for word in sys.argv if word[:2] == "--"):
+        return ""
+    paths = [path for word, path in pairwise(sys.argv) if word == "--config"]
+    for path in reversed(paths):  # the last one counts
+        for name, line in check_config(Path(path)).items():
+            if f".{name}".endswith(f".{option}"):
+                return f"--config {path}, line {line}: "
+    return ""
+
+
+def check_config(path: Path) -> dict[str, int]:
     """Check what a configuration is before it is read: YAML, of options, none of them twice.
+
+    Returns:
+        The line of each option, `trainer.max_epochs`.
 
     Raises:
         ValueError: it is something else; names the file and the line.
@@ -85,21 +155,21 @@ def check_config(path: Path) -> None:
         root = yaml.compose(path.read_text(encoding="utf-8"))
         if not isinstance(root, yaml.MappingNode):
             raise ValueError(f"--config {path} has no options, in lines like `model:` and what it is, indented")
-        _check_keys(root, path, set())
+        return dict(_options(root, path, set()))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise ValueError(f"--config {path} is nested too deeply") from error
 
 
-def _check_keys(node: yaml.Node, path: Path, seen: set[int]) -> None:
-    """YAML readers take the last of equal keys without a word."""
+def _options(node: yaml.Node, path: Path, seen: set[int], above: str = "") -> Iterator[tuple[str, int]]:
+    """Options below a node, with their lines; YAML readers take the last of equal keys without a word."""
     if id(node) in seen:  # by an alias
         return
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            _check_keys(value, path, seen)
+            yield from _options(value, path, seen, above)
     lines: dict[str, int] = {}
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         line = key.start_mark.line + 1
@@ -111,4 +181,5 @@ def _check_keys(node: yaml.Node, path: Path, seen: set[int]) -> None:
                 "put all that is below it in one place"
             )
         lines[key.value] = line
-        _check_keys(value, path, seen)
+        yield above + key.value, line
+        yield from _options(value, path, seen, f"{above}{key.value}.")

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import tempfile
 import time
@@ -77,7 +78,16 @@ class Trainer(L.Trainer):
     ) -> None:
         check_at_least(0, checkpoint_minutes=checkpoint_minutes, gradient_clip_val=kwargs.get("gradient_clip_val"))
         check_at_least(1, accumulate_grad_batches=kwargs.get("accumulate_grad_batches"))
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            devices = kwargs.get("devices", "auto")
+            if devices == "auto" or not re.search("`devices`|invalid literal for int", str(error)):
+                raise
+            raise ValueError(
+                "trainer.devices must be auto, a number of processes, or on GPUs their numbers, such as 0,2; "
+                f"got {devices}"
+            ) from error
         self.tested_weights = tested_weights
         self.checkpoint_minutes = checkpoint_minutes
         self.strategy.checkpoint_io = WholeFiles()

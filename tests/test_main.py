@@ -114,7 +114,7 @@ def result_options(tmp_path: Path) -> list[str]:
         (["--epochs", "0"], ["epochs must be at least 1", "0"]),
         (["--data.init_args.vocab_size", "99"], ["vocab_size=99", "12 word types"]),
         (["--data.init_args.window", "5000"], ["window of 5000", "too short"]),
-        (["--modle", "1.5"], ["--modle"]),
+        (["--modle", "1.5"], ["there is no option 'modle': did you mean 'model'?"]),
         (["--model.init_args.hidden", "1"], ["has no option 'hidden'"]),
     ],
 )
@@ -233,6 +233,14 @@ def test_unknown_subcommand_is_answered_with_the_known_ones(call: Call) -> None:
     assert outcome.status == 2
     for name in ("dance", "fit", "validate", "test", "predict", "reproduce"):
         assert name in outcome.err
+
+
+def test_help_lists_every_command_with_a_whole_sentence(call: Call) -> None:
+    listed = dict(re.findall(r"^  ([a-z]+)\b.*  ([A-Z].*)$", call("--help").out, re.MULTILINE))
+    assert listed.keys() == {*main.CommandLine.subcommands(), "export"}
+    assert all(does.endswith(".") for does in listed.values())
+    assert "\n  predict MODEL [FILE]" in call("--help").out
+    assert f"\n{listed['test']}\n" in call("test", "--help").out
 
 
 def test_traceback_is_shown_on_request(

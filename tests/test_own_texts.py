@@ -194,3 +194,31 @@ def test_bad_texts_end_with_one_message_and_no_result(
     assert "Traceback" not in outcome.out + outcome.err
     assert not (tmp_path / "results").exists()
     assert not list((tmp_path / "runs").rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("command", ["fit", "reproduce", "validate", "test", "predict", "ablate"])
+@pytest.mark.parametrize(
+    ("config", "data", "told"),
+    [
+        ("ptb/small/variational_tied", "RatedText", "RatedText serves ratings, LanguageModel needs running text"),
+        (
+            "sentiment/figure2_modern/variational_lstm",
+            "PlainText",
+            "PlainText serves running text, SentimentRegressor needs ratings",
+        ),
+    ],
+)
+def test_a_model_is_not_given_data_of_the_other_kind_and_nothing_is_written(
+    command: str, config: str, data: str, told: str, texts: Path, call: Call, tmp_path: Path
+) -> None:
+    source = {"RatedText": ("source", str(texts / "reviews.csv")), "PlainText": ("data_dir", str(texts))}[data]
+    more = ["--result", f"results/{LANGUAGE}/seed0.json"] if command in ("reproduce", "ablate") else []
+    more += ["--ckpt_path", "last.ckpt"] if command not in ("fit", "reproduce") else []
+    before = sorted(tmp_path.rglob("*"))
+    outcome = call(
+        *(command, "--config", str(CONFIGS / f"{config}.yaml"), "--trainer.accelerator", "cpu", *more),
+        *("--data", f"datamodules.{data}", f"--data.init_args.{source[0]}", source[1]),
+    )
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err.startswith(f"error: {told}, as ")
+    assert sorted(tmp_path.rglob("*")) == before

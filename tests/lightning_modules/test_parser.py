@@ -18,6 +18,7 @@ from tests.tiny import CONFIGS, tiny_run
 Call = Callable[..., Any]
 DEMO = ("--config", str(CONFIGS / "demo/language_model/variational.yaml"))
 SENTIMENT = ("--config", str(CONFIGS / "demo/sentiment/variational.yaml"))
+CPU = ("--trainer.accelerator", "cpu")
 RESUMED = ("--ckpt_path", "run/checkpoints/last.ckpt")
 
 
@@ -92,10 +93,41 @@ def test_whatever_is_in_a_configuration_it_is_read_or_refused_by_name(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            (),
+            "there is no command: choose fit, reproduce, validate, test, predict, ablate with --config, or predict",
+        ),
+        (("dance",), "there is no command 'dance': choose fit, "),
+        (("reproduce", *DEMO), "--result must be given\n(`main.py --help` lists the commands)"),
+        (("ablate", *DEMO, "--ckpt_path", "last.ckpt"), "--result must be given\n"),
+        (
+            ("fit", *DEMO, "--trainer.max_epochs", "0"),
+            "trainer.max_epochs must be more than 0, got 0: it trains nothing",
+        ),
+        (
+            ("reproduce", *DEMO, "--result", "results/a/b/c/seed0.json", "--trainer.limit_train_batches", "0.0"),
+            "trainer.limit_train_batches must be more than 0, got 0.0: it trains nothing",
+        ),
         (("fit",), "there is no model: name a configuration, such as --config configs/"),
         (("fit", "--config", str(CONFIGS)), f"--config {CONFIGS} is a folder: name one of its files"),
-        (("fit", *DEMO, "--trainer.max_epoch", "1"), "unrecognized arguments: --trainer.max_epoch 1"),
-        (("fit", *DEMO, "--nothing", "1"), "unrecognized arguments: --nothing 1"),
+        (
+            ("fit", *DEMO, "--trainer.max_epoch", "1"),
+            "there is no option 'trainer.max_epoch': did you mean 'trainer.max_epochs'?",
+        ),
+        (
+            ("fit", *DEMO, "--modle.init_args.cell", "gru"),
+            "there is no option 'modle.init_args.cell': did you mean 'model'?",
+        ),
+        (("fit", *DEMO, "--nothing=1"), "there is no option 'nothing'\n"),
+        (
+            ("fit", "--model", "lightning_modules.LanguageModel", "--model.init_args.hidden_size", "8"),
+            "there is no data: name some by --data",
+        ),
+        (
+            ("fit", *DEMO, "--data.class_path", "[1]"),
+            "data must name one class, such as datamodules.PlainText, got [1]",
+        ),
+        (("fit", *DEMO, "--model", "5"), "model must name one class, such as lightning_modules.LanguageModel, got 5"),
         (
             ("fit", *DEMO, "--model.init_args.wordd_dropout", "0.1"),
             "lightning_modules.LanguageModel has no option 'wordd_dropout': did you mean 'word_dropout'?",
@@ -124,6 +156,8 @@ def test_whatever_is_in_a_configuration_it_is_read_or_refused_by_name(
         (("fit", *DEMO, "--data.init_args.window", "0"), "window must be at least 1, got 0"),
         (("fit", *DEMO, "--data.init_args.vocab_size", "2"), "vocab_size must be at least 3, got 2"),
         (("fit", *DEMO, "--trainer.gradient_clip_val", "-1"), "gradient_clip_val must be at least 0, got -1"),
+        (("fit", *DEMO, *CPU, "--trainer.devices", "x"), "trainer.devices must be auto, a number of processes, or"),
+        (("fit", *DEMO, *CPU, "--trainer.devices", "0,1"), "trainer.devices must be auto, a number of processes, or"),
         (("fit", *DEMO, "--trainer.precision", "8"), "trainer.precision must be 64, 32, 16 or 'transformer-engine'"),
         (("fit", *SENTIMENT, "--model.init_args.l2", "-1"), "l2 must be at least 0, got -1.0"),
         (("fit", *SENTIMENT, "--model.init_args.mc_every", "-1"), "mc_every must be at least 0, got -1"),
@@ -141,6 +175,49 @@ def test_an_option_that_is_wrong_is_one_message_and_leaves_nothing(
     assert (outcome.status, outcome.err.startswith(f"error: {message}")) == (2, True), outcome.err
     assert len(outcome.err.splitlines()) == 2
     assert list(Path.cwd().rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "model:\n  class_path: lightning_modules.LanguageModel\n  init_args:\n    hidden_size: eight\n",
+            "line 4: hidden_size must be a whole number, got eight",
+        ),
+        ("model:\n  init_args:\n    word_dropout: half\n", "line 3: word_dropout must be a number, got half"),
+        ("data:\n  init_args:\n    window: [1]\n", "line 3: window must be a whole number, got [1]"),
+        ("trainer:\n  max_epochs: many\n", "line 2: trainer.max_epochs must be a whole number, got many"),
+        (
+            "trainer:\n  max_epoch: 3\n",
+            "line 2: there is no option 'trainer.max_epoch': did you mean 'trainer.max_epochs'?",
+        ),
+        (
+            "model:\n  init_args:\n    hidden: 8\n",
+            "line 3: lightning_modules.LanguageModel has no option 'hidden': did you mean 'hidden_size'?",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_configuration_is_named_with_file_and_line(
+    call: Call, tmp_path: Path, content: str, message: str
+) -> None:
+    path = written(tmp_path, content)
+    outcome = call("fit", *DEMO, "--config", str(path))
+    assert (outcome.status, outcome.err.splitlines()[0]) == (2, f"error: --config {path}, {message}")
+
+
+@pytest.mark.parametrize("class_path", ["[1]", "1"])
+def test_a_class_path_in_a_configuration_that_is_no_name_is_one_message(
+    call: Call, tmp_path: Path, class_path: str
+) -> None:
+    outcome = call("fit", *DEMO, "--config", str(written(tmp_path, f"data:\n  class_path: {class_path}\n")))
+    message = f"data must name one class, such as datamodules.PlainText, got {{'class_path': {class_path}}}"
+    assert (outcome.status, outcome.err.splitlines()[0]) == (2, f"error: {message}")
+
+
+def test_what_the_command_line_says_is_not_sought_in_a_configuration(call: Call, tmp_path: Path) -> None:
+    path = written(tmp_path, "trainer:\n  max_epochs: 3\n")
+    outcome = call("fit", *DEMO, "--config", str(path), "--trainer.max_epochs", "many")
+    assert outcome.err.splitlines()[0] == "error: trainer.max_epochs must be a whole number, got many"
 
 
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "1.5", "one", "[1, 2]"])
@@ -170,6 +247,36 @@ def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder_of_its_own
     (tmp_path / "run/mine.txt").write_text("mine")
     assert call("fit", *arguments).status == 2
     assert (tmp_path / "run/mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["fit", "reproduce"])
+def test_a_run_that_is_refused_leaves_no_folder_above_its_own_unless_it_was_there(
+    command: str, call: Call, tmp_path: Path, tiny_treebank: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    result = ["--result", "results/mine/small/row/seed0.json"] if command == "reproduce" else []
+    too_long = ("--data.init_args.window", "100000")
+    for root in ("runs/mine/small", "there/mine/small"):
+        outcome = call(command, *tiny_run(tmp_path, "--trainer.default_root_dir", root, *too_long, *result, logger=()))
+        assert (outcome.status, "too short for a window of 100000" in outcome.err) == (2, True), outcome.err
+    assert not (tmp_path / "runs").exists()
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_run_that_is_refused_leaves_what_has_come_beside_it(
+    call: Call, tmp_path: Path, tiny_treebank: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Trainer.fit
+
+    @wraps(fit)
+    def later(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        (tmp_path / "runs/mine/other").mkdir(parents=True)
+        fit(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "fit", later)
+    named = ("--trainer.default_root_dir", "runs/mine/small", "--data.init_args.window", "100000")
+    assert call("fit", *tiny_run(tmp_path, *named, logger=())).status == 2
+    assert [path.name for path in (tmp_path / "runs/mine").iterdir()] == ["other"]
 
 
 @pytest.mark.parametrize(
