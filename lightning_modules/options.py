@@ -13,4 +13,4 @@ class OptionParser(argparse.ArgumentParser):
         Raises:
             ValueError: always.
         """
-        raise ValueError(f"{message} (`{self.prog} --help` lists the options)")
+        raise ValueError(f"{self.prog}: {message} (`{self.prog} --help` lists the options)")

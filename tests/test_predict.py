@@ -250,7 +250,10 @@ def test_a_file_that_is_no_text_of_use_is_refused(
         ("--format xml", "argument --format"),
         ("--generate 5", "--generate needs a language model; "),
         ("--top_k 5", "--top_k needs a language model and --generate"),
-        ("--modle 3", "unrecognized arguments: --modle 3 (`main.py predict --help` lists the options)"),
+        (
+            "--modle 3",
+            "main.py predict: unrecognized arguments: --modle 3 (`main.py predict --help` lists the options)",
+        ),
     ],
 )
 def test_options_of_no_use_to_a_sentiment_model_are_refused(

@@ -485,9 +485,10 @@ def test_what_is_wrong_with_an_export_is_said_in_one_message(
     assert "--result none.json does not exist" in failed(call("export", checkpoint, "new", "--result", "none.json"))
     message = failed(call("export", checkpoint, "new", "--result", "results"))
     assert "--result results is a folder: name the file of a run in it" in message
-    assert "error: unrecognized arguments: --resutl x (`main.py export --help`" in failed(
+    assert "error: main.py export: unrecognized arguments: --resutl x (`main.py export --help`" in failed(
         call("export", checkpoint, "new", "--resutl", "x")
     )
+    assert "error: main.py export: the following arguments are required: " in failed(call("export"))
     best = json.loads(Path(result).read_text())
     (tmp_path / "other.json").write_text(json.dumps(best | {"tested_epoch": 1}))
     assert "other.json is not of this model" in failed(call("export", checkpoint, "new", "--result", "other.json"))
