@@ -35,7 +35,6 @@ SHAPES = [(35, 20, 200, 200), (35, 20, 650, 650), (35, 20, 1500, 1500), (200, 12
 DROPOUT: dict[str, Any] = {"input_dropout": 0.35, "recurrent_dropout": 0.2}
 VOCABULARY, STREAMS = 10_000, 20
 STEPS = {"small": (200, 20), "medium": (650, 35), "large": (1500, 35)}  # hidden size, window
-PRECISIONS = ("float32", "bfloat16")
 
 
 def medians(competitors: dict[str, Callable[[], Any]], seconds: float, device: torch.device) -> dict[str, float]:
@@ -57,6 +56,12 @@ def medians(competitors: dict[str, Callable[[], Any]], seconds: float, device: t
         for name, run in competitors.items():
             times[name].append(time_of(run))
     return {name: statistics.median(measured) for name, measured in times.items()}
+
+
+def precisions(device: torch.device) -> list[str]:
+    """Those in which torch's own layers compute there; on a CPU without products of bf16 they refuse bfloat16."""
+    has_bf16 = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return ["float32", "bfloat16"] if has_bf16 else ["float32"]
 
 
 def precision_context(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -210,7 +215,9 @@ def steps(seconds: float, device: torch.device) -> list[dict[str, Any]]:
     """A training step of the language model, variational and tied, beside the plain one without dropout."""
     rows = []
     for size, (_, window) in STEPS.items():
-        named = {f"{who} {precision}": (who, precision) for precision in PRECISIONS for who in ("plain", "ours")}
+        named = {
+            f"{who} {precision}": (who, precision) for precision in precisions(device) for who in ("plain", "ours")
+        }
         measured = medians({name: training_step(size, *what, device) for name, what in named.items()}, seconds, device)
         peaks = {name: peak_memory(size, *what, device) for name, what in named.items()}
         rows.append({"size": size, "words": window * STREAMS, "seconds": measured, "peak_mb": peaks})
@@ -272,7 +279,8 @@ def tables(result: dict[str, Any]) -> str:
         "bfloat16 both are under autocast. Shapes are steps, sequences, input size, hidden size.",
     ]
     rows = []
-    for precision in PRECISIONS:
+    measured = list(dict.fromkeys(row["precision"] for row in result["layers"]))
+    for precision in measured:
         for label, (other, ours) in PAIRS.items():
             ratios = {
                 ", ".join(map(str, row["shape"])): row["seconds"][other] / row["seconds"][ours]
@@ -284,7 +292,7 @@ def tables(result: dict[str, Any]) -> str:
             mean = f"{statistics.geometric_mean(ratios.values()):.2f}" if ratios else "not installed"
             shown = {shape: f"{ratio:.2f}" for shape, ratio in ratios.items()}
             rows.append({"other": label, "precision": precision, **shown, "geometric mean": mean})
-    for layer in ("LSTM tied", "LSTM untied", "GRU tied"):
+    for layer in ("LSTM tied", "LSTM untied", "GRU tied") if "bfloat16" in measured else ():
         seconds = {(tuple(row["shape"]), row["precision"]): row["seconds"][layer] for row in result["layers"]}
         shapes = dict.fromkeys(shape for shape, _ in seconds)
         ratios = {
@@ -299,7 +307,7 @@ def tables(result: dict[str, Any]) -> str:
     )
     rows = []
     for row in result["steps"]:
-        for precision in PRECISIONS:
+        for precision in measured:
             plain, ours, plain_32 = (f"plain {precision}", f"ours {precision}", "plain float32")
             peaks = row["peak_mb"]
             rate = {name: row["words"] / seconds for name, seconds in row["seconds"].items()}
@@ -376,7 +384,7 @@ def main(arguments: list[str] | None = None) -> None:
         print("the fast CPU backend is not there: the reference is measured", file=sys.stderr)
     result = {
         "provenance": provenance(device, 1),
-        "layers": [row for precision in PRECISIONS for row in layers(options.seconds, device, precision)],
+        "layers": [row for precision in precisions(device) for row in layers(options.seconds, device, precision)],
         "steps": steps(options.seconds, device),
         "monte_carlo": monte_carlo(options.seconds, device),
     }

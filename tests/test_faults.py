@@ -176,7 +176,7 @@ def test_no_command_has_an_option_to_execute_what_is_in_a_checkpoint(
 ) -> None:
     outcome = call("test", *tiny_run(tmp_path, "--weights_only", "false"))
     assert outcome.status == 2
-    assert "--weights_only" in outcome.err
+    assert "there is no option 'weights_only'" in outcome.err
 
 
 def test_checkpoints_hold_tensors_and_plain_values_alone(call: Call, tiny_treebank: Path, tmp_path: Path) -> None:

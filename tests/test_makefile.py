@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ["non_regularized", "moon", "moon_embedding", "zaremba", "variational_tied", "variational_untied"]
-CURVES = ["naive_gru", "standard_gru", "variational_gru", "naive_lstm", "standard_lstm", "variational_lstm"]
+GRU_CURVES = ["naive_gru", "standard_gru", "variational_gru", "variational_gru_p0.5"]
+CURVES = [*GRU_CURVES, "naive_lstm", "standard_lstm", "variational_lstm"]
 CORNERS = ["pu0_pe0", "pu0_pe0.5", "pu0.5_pe0", "pu0.5_pe0.5"]
 FIGURES = [
     *("figure2", "figure3", "figure10", "figure2_modern", "figure10_modern", "fair", "fair_split1", "fair_split2"),
