@@ -29,6 +29,9 @@ from variational_rnn.mc import DropoutModule
 
 Backend = Literal["auto", "reference"]
 
+# Without them torch's LSTM raises in bfloat16 on a CPU. Asked for once, since the question cannot be traced.
+CPU_HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
 KERNELS = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}
 
 
@@ -208,14 +211,23 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
             self._check_masks(masks, batch_size, steps)
             layers = masks.layers
         all_is_kept = all(mask is None for layer in layers for mask in layer)
-        if self.backend == "auto" and all_is_kept and hx is None:
-            return super().forward(input)  # torch's own kernel
+        takes_torchs_kernel = self.backend == "auto" and not self._torch_refuses(input)
+        if takes_torchs_kernel and all_is_kept and hx is None:
+            return super().forward(input)
         state = self._checked_state(input, hx, batch_size)
-        if self.backend == "auto" and all_is_kept:
+        if takes_torchs_kernel and all_is_kept:
             return super().forward(input, hx)
-        if self.backend == "auto" and all(layer.is_shared for layer in layers):
+        if takes_torchs_kernel and all(layer.is_shared for layer in layers):
             return self._forward_native(input, state, layers)
         return self._forward_steps(input, state, layers)
+
+    def _torch_refuses(self, input: Tensor | PackedSequence) -> bool:
+        """Whether torch's kernel raises: that of its LSTM does for bfloat16 on a CPU that has no products of it."""
+        x = input[0] if isinstance(input, PackedSequence) else input
+        if CPU_HAS_BF16 or self.mode != "LSTM" or x.device.type != "cpu":
+            return False
+        is_cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        return is_cast or x.dtype == torch.bfloat16
 
     def _forward_native(
         self, input: Tensor | PackedSequence, state: functional.State, layers: tuple[LayerMasks, ...]
