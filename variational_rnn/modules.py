@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from variational_rnn import functional
-from variational_rnn.backends import fast_twin
+from variational_rnn.backends import cpu, fast_twin
 from variational_rnn.masks import (
     GateMasks,
     LayerMasks,
@@ -31,6 +31,8 @@ Backend = Literal["auto", "reference"]
 
 # Without them torch's LSTM raises in bfloat16 on a CPU. Asked for once, since the question cannot be traced.
 CPU_HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+LONG = 64  # steps from which on torch's gradient of packed sequences is slow on a CPU
 
 KERNELS = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}
 
@@ -211,7 +213,7 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
             self._check_masks(masks, batch_size, steps)
             layers = masks.layers
         all_is_kept = all(mask is None for layer in layers for mask in layer)
-        takes_torchs_kernel = self.backend == "auto" and not self._torch_refuses(input)
+        takes_torchs_kernel = self.backend == "auto" and not (self._torch_refuses(input) or self._torch_crawls(input))
         if takes_torchs_kernel and all_is_kept and hx is None:
             return super().forward(input)
         state = self._checked_state(input, hx, batch_size)
@@ -228,6 +230,20 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
             return False
         is_cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         return is_cast or x.dtype == torch.bfloat16
+
+    def _torch_crawls(self, input: Tensor | PackedSequence) -> bool:
+        """Whether torch's kernel takes a multiple of our time: for training on long packed sequences on a CPU.
+
+        Its time per step grows with their number. Ours computes the steps behind a sequence's end, too, so it is for
+        batches of which those are no more than two thirds.
+        """
+        if not isinstance(input, PackedSequence) or self.proj_size or not torch.is_grad_enabled():
+            return False
+        data, batch_sizes = input[:2]
+        is_long = len(batch_sizes) >= LONG
+        is_filled = 3 * len(data) >= len(batch_sizes) * int(batch_sizes[0])
+        weights = (weight for of_layer in self.all_weights for weight in of_layer)
+        return is_long and is_filled and cpu.refusal_of(data, *weights) is None
 
     def _forward_native(
         self, input: Tensor | PackedSequence, state: functional.State, layers: tuple[LayerMasks, ...]

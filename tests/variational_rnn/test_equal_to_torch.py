@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from variational_rnn import LayerMasks, RNNMasks, VariationalGRU, VariationalLSTM, VariationalRNN
+from variational_rnn.backends import cpu
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -103,6 +104,31 @@ def test_with_p_0_and_in_eval_it_equals_torch_for_every_flag_and_form_of_input(
 
     tolerance = 0 if backend == "auto" else 1e-9 if dtype == torch.float64 else 1e-4  # auto: it is torch's kernel
     torch.testing.assert_close(run(rnn, x, state, pack), run(plain, x, state, pack), rtol=tolerance, atol=tolerance)
+
+
+@any_cell
+@pytest.mark.skipif(cpu.extension() is None, reason="the fast CPU backend cannot be built here")
+@pytest.mark.parametrize(
+    ("lengths", "trains", "is_ours"),
+    [((80, 80, 60), True, True), ((80, 80, 60), False, False), ((80, 2, 3, 1), True, False), ((40, 40), True, False)],
+    ids=["long", "evaluated", "mostly pads", "short"],
+)
+def test_long_packed_sequences_are_trained_on_by_the_fast_backend_and_equal_torch(
+    ours, torchs, kwargs, lengths, trains, is_ours, monkeypatch
+):
+    calls = []
+    unroll = cpu.unroll
+    monkeypatch.setattr(cpu, "unroll", lambda *args, **options: calls.append(1) or unroll(*args, **options))
+    rnn, plain = twins(ours, torchs, 3, 4, 2, bidirectional=True, **kwargs)
+    packed = pack_sequence([torch.randn(length, 3) for length in lengths], enforce_sorted=False)
+    results = []
+    for network in (rnn, plain):
+        with torch.set_grad_enabled(trains):
+            output, _ = network(packed)
+        gradients = torch.autograd.grad(output.data.square().sum(), network.parameters()) if trains else ()
+        results.append([output.data, *gradients])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    assert bool(calls) == (is_ours and "proj_size" not in kwargs)  # which the fast backend has not
 
 
 @any_cell
