@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .SECONDEXPANSION:
+, := ,
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
@@ -34,8 +35,8 @@ number = $(if $(shell printf %s '$(2)' | tr -d '0-9 '),$(error $(1)="$(2)" is no
 $(call number,EPOCHS,$(EPOCHS))$(call number,SEEDS,$(SEEDS))$(call number,NODES,$(NODES))$(call number,DEVICES,$(DEVICES))
 $(if $(filter 0,$(EPOCHS)),$(error EPOCHS="0": at least one epoch is needed))
 $(foreach variable,DEVICES NODES,$(if $(filter 0,$($(variable))),$(error $(variable)="0": at least one is needed)))
-# $(call check,VARIABLE,value,what is known)
-check = $(if $(filter-out $(3),$(2)),$(error $(1)="$(strip $(filter-out $(3),$(2)))" is unknown; choose from: $(strip $(3))))
+# $(call check,VARIABLE,value,what is known,what more to say)
+check = $(if $(filter-out $(3),$(2)),$(error $(1)="$(strip $(filter-out $(3),$(2)))" is unknown; choose from: $(strip $(3))$(4)))
 $(call check,LAUNCH,$(LAUNCH),here slurm)
 ifeq ($(LAUNCH),slurm)
 $(if $(filter demo grid,$(MAKECMDGOALS)),$(error LAUNCH="slurm" submits reproduce-ptb and reproduce-sentiment; leave it out for $(MAKECMDGOALS)))
@@ -49,7 +50,7 @@ $(call check,ROWS,$(ROWS),$(sort $(foreach size,$(SIZE),$(call names,ptb/$(size)
 endif
 ifneq ($(filter reproduce-sentiment status,$(MAKECMDGOALS)),)
 $(call check,FIGURES,$(FIGURES),$(ALL_FIGURES))
-$(call check,CURVES,$(CURVES),all $(sort $(foreach figure,$(FIGURES),$(call names,sentiment/$(figure)))))
+$(call check,CURVES,$(CURVES),all $(sort $(foreach figure,$(FIGURES),$(call names,sentiment/$(figure)))),; or name another FIGURES="$(FIGURES)"$(,) of: $(ALL_FIGURES))
 endif
 ifneq ($(filter compare,$(MAKECMDGOALS)),)
 $(foreach run,A B,$(if $($(run)),,$(error $(run)="": name two runs, A=EXPERIMENT/GROUP/ROW/seedK B=..., or their result files)))
@@ -69,10 +70,12 @@ SENTIMENT_RUNS := $(foreach figure,$(FIGURES),$(call results,sentiment/$(figure)
 # A result with fewer epochs than are now asked for is continued from its last checkpoint.
 unfinished = $(if $(wildcard $(1)),$(shell awk -F '[:,]' '/^  "epochs"/ {done = $$2} /^  "planned_epochs"/ {planned = $$2} \
 	END {wanted = "$(EPOCHS)" == "" || "$(EPOCHS)" + 0 > planned + 0 ? planned : "$(EPOCHS)"; if (done + 0 < wanted + 0) print "FORCE"}' $(1)))
+# How far it got, e.g. 100 of 250
+length = $(shell awk -F '[:,]' '/^  "epochs"/ {done = $$2} /^  "planned_epochs"/ {planned = $$2} END {print done + 0, "of", planned + 0}' $(1))
 missing = $(foreach file,$(1),$(if $(wildcard $(file)),$(if $(call unfinished,$(file)),$(file)),$(file)))
 ifneq ($(filter demo reproduce-%,$(MAKECMDGOALS)),)
 $(foreach file,$(wildcard $(if $(filter demo,$(MAKECMDGOALS)),$(DEMO_RUNS)) $(if $(filter reproduce-ptb,$(MAKECMDGOALS)),$(PTB_RUNS)) $(if $(filter reproduce-sentiment,$(MAKECMDGOALS)),$(SENTIMENT_RUNS))),\
-	$(if $(call unfinished,$(file)),,$(info $(file) is there and not run again; other RESULTS= and RUNS= folders would run it anew)))
+	$(info $(file) $(if $(call unfinished,$(file)),has $(call length,$(file)) epochs: it goes on where RUNS=$(RUNS) has its checkpoint$(,) else it is trained anew; EPOCHS=$(firstword $(call length,$(file))) leaves it,is there and not run again; other RESULTS= and RUNS= folders would run it anew)))
 endif
 
 ifneq ($(filter grid sweep,$(MAKECMDGOALS)),)

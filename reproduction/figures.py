@@ -193,9 +193,10 @@ def _draw_seeds(axes: Axes, runs: list[Result], metric: str, colour: str, style:
 
 def colours(results: list[Result]) -> dict[str, str]:
     """The colour of each row of a group."""
-    unnamed = iter(SEQUENCE)
     rows = dict.fromkeys(run.row for run in results)
-    return {row: COLOURS.get(row.removesuffix("_lstm").removesuffix("_gru")) or next(unnamed, GREY) for row in rows}
+    named = {row: COLOURS.get(row.removesuffix("_lstm").removesuffix("_gru")) for row in rows}
+    unnamed = iter(colour for colour in SEQUENCE if colour not in named.values())
+    return {row: colour or next(unnamed, GREY) for row, colour in named.items()}
 
 
 def name(run: Result) -> str:

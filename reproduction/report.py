@@ -166,7 +166,7 @@ def parts(experiment: str, results: list[Result]) -> list[Part]:
         plots = [draw(panel, runs) for panel in panels(experiment, group, runs)] if runs else []
         if any(len(run.mc_points[0]) > 1 for run in runs):
             plots.append(draw_mc(runs))
-        found.append(Part(section, runs, plots))
+        found.append(Part(section, [run for run in runs if run.group == group], plots))
     return found
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,11 +44,14 @@ LABELS = {
     "variational_gru_p0.5": "Variational GRU, p = 0.5, l2 = 1e-6",
     "constant_lstm": "LSTM, input and output masks kept",
     **{f"pu{u}_pe{e}": f"p_U = {u}, p_E = {e}" for e in STEPS for u in STEPS},
-    **{f"l2_{l2}": f"l2 = {l2}" for l2 in ("1e-6", "1e-5", "1e-4")},
+    **{f"l2_{l2}": f"l2 = {l2}" for l2 in ("1e-6", "1e-5", "1e-4", "1e-3")},
     "l2_1e-3_all": "l2 = 1e-3, on all weights",
-    **{f"t{length}": f"T = {length}" for length in (20, 50, 400)},
+    "t20": "T = 20",
+    "t50": "T = 50",
     "t50_pe0": "T = 50, p_E = 0",
     "t50_pe0.5": "T = 50, p_E = 0.5",
+    "t200": "T = 200",
+    "t400": "T = 400",
 }
 
 PTB_ROWS = ["non_regularized", "moon", "moon_embedding", "zaremba", "variational_tied", "variational_untied"]
@@ -69,12 +72,19 @@ LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
 class Group:
     """A set of runs shown together: one table, one figure. `rows` are the runs that the reproduction plans.
 
-    An extra group has no table where nothing of it was run: it is named instead.
+    An extra group has no table where nothing of it was run: it is named instead. `beside` are rows that its own are
+    held against, shown with them if they were run: what each is called here, and the group and row that it is there.
     """
 
     title: str
     rows: list[str]
     is_extra: bool = False
+    beside: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def _ends_of(sweep: str) -> dict[str, tuple[str, str]]:
+    """The rows of Figure 3 that a sweep begins and ends with."""
+    return {row: ("figure3", row) for row in (sweep.format(STEPS[0]), sweep.format(STEPS[-1]))}
 
 
 GROUPS: dict[str, dict[str, Group]] = {
@@ -124,27 +134,40 @@ GROUPS: dict[str, dict[str, Group]] = {
             for seed in (1, 2)
         },
         "recurrent_sweep": Group(
-            "Film reviews, more and more dropout of recurrent connections (Figure 4b–c)",
-            [f"pu{u}_pe{e}" for e in ("0", "0.5") for u in STEPS[1:-1]],
+            "Film reviews, more and more dropout of recurrent connections, none of words (Figure 4b)",
+            [f"pu{u}_pe0" for u in STEPS[1:-1]],
             is_extra=True,
+            beside=_ends_of("pu{}_pe0"),
+        ),
+        "recurrent_sweep_words": Group(
+            "Film reviews, more and more dropout of recurrent connections, and that of words (Figure 4c)",
+            [f"pu{u}_pe0.5" for u in STEPS[1:-1]],
+            is_extra=True,
+            beside=_ends_of("pu{}_pe0.5"),
         ),
         "word_sweep": Group(
             "Film reviews, more and more dropout of words (appendix)",
             [f"pu0.5_pe{e}" for e in STEPS[1:-1]],
             is_extra=True,
+            beside=_ends_of("pu0.5_pe{}"),
         ),
         "decay_sweep": Group(
             "Film reviews, weight of the penalty (appendix)",
             ["l2_1e-6", "l2_1e-5", "l2_1e-4", "l2_1e-3_all"],
             is_extra=True,
+            beside={"l2_1e-3": ("figure2", "variational_lstm")},
         ),
         "length_sweep": Group(
             "Film reviews, length of the sequences (appendix)",
             ["t20", "t50", "t50_pe0", "t50_pe0.5", "t400"],
             is_extra=True,
+            beside={"t200": ("figure2", "variational_lstm")},
         ),
         "window_masks": Group(
-            "Film reviews, masks on input and output kept for the sequence (appendix)", ["constant_lstm"], is_extra=True
+            "Film reviews, masks on input and output kept for the sequence (appendix)",
+            ["constant_lstm"],
+            is_extra=True,
+            beside={"naive_lstm": ("figure2", "naive_lstm")},
         ),
     },
     "demo": {
@@ -275,17 +298,7 @@ def load_results(folder: Path) -> list[Result]:
         other = kinds.setdefault((run.experiment, run.group), run)
         if other.is_language != run.is_language:
             raise ResultError(f"{run.path} and {other.path} are of different tasks: give one of them another group")
-    rows = list(LABELS)
-    return sorted(
-        _marked(results),
-        key=lambda run: (
-            run.experiment,
-            run.group,
-            rows.index(run.row) if run.row in rows else len(rows),
-            run.row,
-            run.seed,
-        ),
-    )
+    return sorted(_marked(results), key=lambda run: (run.experiment, run.group, place_of(run.row), run.row, run.seed))
 
 
 def load_result(path: Path) -> Result:
@@ -320,6 +333,11 @@ def load_result(path: Path) -> Result:
     fields["metrics"] = _computed(path, data["metrics"], "metrics")
     fields["curve"] = [_computed(path, entry, f"curve[{i}]") for i, entry in enumerate(data["curve"])]
     return Result(path=path, is_language="valid_ppl" in kinds, **fields)
+
+
+def place_of(row: str) -> int:
+    """Where a row stands in tables and legends; one's own come last."""
+    return _PLACES.get(row, len(_PLACES))
 
 
 def labelled(row: str, mark: str = "") -> str:
@@ -396,9 +414,24 @@ def ablations_of(results: list[Result]) -> list[tuple[Result, dict[str, Any]]]:
 
 
 def groups_with(experiment: str, results: list[Result]) -> dict[str, list[Result]]:
-    """The results of each group of an experiment: planned groups first, then any other group that has results."""
-    names = [*GROUPS.get(experiment, {}), *(run.group for run in results if run.experiment == experiment)]
-    return {name: [r for r in results if (r.experiment, r.group) == (experiment, name)] for name in names}
+    """The results of each group of an experiment: planned groups first, then any other group that has results.
+
+    Where a group has any, those of the rows `beside` it are among them.
+    """
+    groups: dict[str, list[Result]] = {name: [] for name in GROUPS.get(experiment, {})}
+    for run in results:
+        if run.experiment == experiment:
+            groups.setdefault(run.group, []).append(run)
+    for name, group in GROUPS.get(experiment, {}).items():
+        if groups[name]:
+            others = [
+                replace(run, row=row)
+                for row, source in group.beside.items()
+                for run in groups[source[0]]
+                if (run.group, run.row) == source
+            ]
+            groups[name] = sorted([*groups[name], *others], key=lambda run: (place_of(run.row), run.row, run.seed))
+    return groups
 
 
 def experiments_of(results: list[Result]) -> list[str]:
@@ -457,6 +490,8 @@ def _marked(results: list[Result]) -> list[Result]:
         for run, mark in zip(runs, differing([run.settings for run in runs]), strict=True)
     ]
 
+
+_PLACES = {row: i for i, row in enumerate(LABELS)}
 
 _KINDS: dict[str, Any] = {
     "experiment": str,

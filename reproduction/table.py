@@ -34,6 +34,7 @@ from reproduction.results import (
     kept,
     labelled,
     load_results,
+    place_of,
     read_json,
     title,
 )
@@ -104,12 +105,13 @@ ABLATION_REMARK = (
 CLAIMS_HEADING = "What the paper says, and what our curves say (Film reviews)"
 CLAIMS_REMARK = (
     f"By the test error of the dropout approximation; of several seeds the means. *End* is the mean over the last "
-    f"{LAST_EPOCHS} epochs; rows that are compared are cut to a common length. A curve overfits if its end is above "
-    f"the lowest five epochs before by more than {RISES:.0%} and by more than it oscillates, which is the standard "
-    f"deviation of its steps from epoch to epoch. Errors are alike within {ALIKE:.0%} or that, oscillations within "
-    f"{OSCILLATIONS_ALIKE:.0%}: no claim is decided by less, nor by runs of fewer than {MINIMUM} epochs. A network "
-    f"whose lowest five epochs are not {LEARNS:.0%} below the constant predictor has learnt nothing, and whether it "
-    "would overfit is undecided."
+    f"{LAST_EPOCHS} epochs; rows that are compared are cut to a common length. A curve overfits if the median of these "
+    f"epochs is *above* the *lowest* five before them by more than {RISES:.0%} and by more than it oscillates, which "
+    f"is the standard deviation of its steps from epoch to epoch. Errors are alike within {ALIKE:.0%} or that, "
+    f"oscillations within {OSCILLATIONS_ALIKE:.0%}: no claim is decided by less, nor by runs of fewer than {MINIMUM} "
+    f"epochs. A network whose lowest five epochs are not {LEARNS:.0%} below the constant predictor has learnt nothing, "
+    "and whether it would overfit is undecided. So is what is said of the end of training if it fails before the "
+    "planned one."
 )
 DISCARD_REMARK = (
     "Discarded seeds (validation perplexity or test RMSE not finite, or more than twice the median of the row's seeds) "
@@ -299,8 +301,10 @@ def sentiment_table(experiment: str, group: str, results: list[Result], folder: 
             "test, MC": _mc_mean(runs, "test_rmse_mc", 4, absent=_absent(experiment, row)),
             "K": _mc_samples(runs, "test_rmse_mc"),
             "test, by review": _mean(runs, "test_rmse_review", 4),
+            "test, by review, MC": _mc_mean(runs, "test_rmse_review_mc", 4, absent=_absent(experiment, row)),
             "test, lowest": _mean_sd(runs, _lowest(runs, "test_rmse"), 4),
             "test, end": _mean_sd(runs, _ends(runs, "test_rmse"), 4, absent="–"),
+            "constant": _mean(runs, "constant_rmse", 4),
             "held out": _mean(runs, "valid_rmse", 4, absent=_absent(experiment)),
             "log likelihood": _mean(runs, "test_log_likelihood", 3, absent=_absent(experiment)),
             "log likelihood, MC": _mc_mean(runs, "test_log_likelihood_mc", 3, absent=_absent(experiment, row)),
@@ -312,7 +316,8 @@ def sentiment_table(experiment: str, group: str, results: list[Result], folder: 
             "seeds": _seeds(runs, "test_rmse"),
         }
         if experiment != "demo":
-            line |= {"hours": _hours(runs), "hardware": _machines(runs), "config": _config(experiment, group, row)}
+            config = _config(*runs[0].path.parts[-4:-1]) if runs else _config(experiment, group, row)
+            line |= {"hours": _hours(runs), "hardware": _machines(runs), "config": config}
         lines.append(line)
     table = pd.DataFrame(
         [*({"row": name} | errors for name, errors in baselines(experiment, group, results, folder)), *lines]
@@ -320,7 +325,9 @@ def sentiment_table(experiment: str, group: str, results: list[Result], folder: 
     predictive = [f"{what}{mc}" for what in ("log likelihood", "within 50 %", "within 90 %") for mc in ("", ", MC")]
     dropped = [] if has_predictive_distribution(experiment, group, results) else ["held out", *predictive]
     if experiment == "demo":
-        dropped += ["train, all", "test, by review"]
+        dropped += ["train, all", "test, by review", "test, by review, MC"]
+    if (experiment, group) != ("sentiment", "length_sweep"):
+        dropped.append("constant")
     return table[[column for column in lines[0] if column not in dropped]].fillna("–")
 
 
@@ -401,11 +408,12 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
         if "seeds" in table and table["seeds"].str.contains(" of ").any():
             remarks.append(DISCARD_REMARK)
         more: list[str] = []
-        notes = runs[0].path.parents[1] / "notes.md" if runs else None
+        own = [run for run in runs if run.group == group]  # of those beside it more is said where they are at home
+        notes = own[0].path.parents[1] / "notes.md" if own else None
         if notes and notes.is_file():
             first, *more = notes.read_text(encoding="utf-8").strip().split("\n\n")
             remarks.append(first)
-        origins = [f"{run.label}, seed {run.seed}: {origin_of(run)}" for run in runs]
+        origins = [f"{run.label}, seed {run.seed}: {origin_of(run)}" for run in own]
         parts.append(Section(f"{experiment}_{group}", title(experiment, group), table, remarks, origins, more))
         if (experiment, group) == ("ptb", "gal1250"):
             trajectory = trajectory_table(
@@ -514,7 +522,10 @@ def print_tables(
         for section in sections(experiment, results, sizes):
             table = Table(title=section.title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
             narrow = _with_links(section.table, "{row}").drop(
-                columns=["words/s, paper", "words/s", "words/s, training", "hours", "train, all", "test, by review"],
+                columns=[
+                    *("words/s, paper", "words/s", "words/s, training", "hours"),
+                    *("train, all", "test, by review", "test, by review, MC"),
+                ],
                 errors="ignore",
             )
             for column in narrow.columns:
@@ -563,7 +574,7 @@ def _lines(experiment: str, group: str, results: list[Result]) -> list[tuple[str
     groups = GROUPS.get(experiment, {})
     planned = groups[group].rows if group in groups else []
     lines: list[tuple[str, str, list[Result]]] = []
-    for row in dict.fromkeys([*planned, *(run.row for run in results)]):
+    for row in sorted(dict.fromkeys([*planned, *(run.row for run in results)]), key=place_of):
         sets = alike([run for run in results if run.row == row])
         lines += [(row, same[0].label, same) for same in sets] or [(row, labelled(row), [])]
     return lines

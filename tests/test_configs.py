@@ -398,7 +398,7 @@ def test_sentiment_curves_have_the_published_settings(name: str, parse: Callable
         *(model.word_dropout, model.input_dropout, model.recurrent_dropout, model.output_dropout),
         *(model.l2, model.weight_decay),
     )
-    if figure in ("figure3", "recurrent_sweep", "word_sweep"):
+    if figure in ("figure3", "recurrent_sweep", "recurrent_sweep_words", "word_sweep"):
         recurrent, words = map(float, re.fullmatch(r"pu(.+)_pe(.+)", row).groups())  # type: ignore[union-attr]
         expected = (words, 0.5, recurrent, 0.5, 1e-6, 0.0)
     elif figure == "decay_sweep":

@@ -17,7 +17,7 @@ CURVES = [*GRU_CURVES, "naive_lstm", "standard_lstm", "variational_lstm"]
 CORNERS = ["pu0_pe0", "pu0_pe0.5", "pu0.5_pe0", "pu0.5_pe0.5"]
 FIGURES = [
     *("figure2", "figure3", "figure10", "figure2_modern", "figure10_modern", "fair", "fair_split1", "fair_split2"),
-    *("recurrent_sweep", "word_sweep", "decay_sweep", "length_sweep", "window_masks"),
+    *("recurrent_sweep", "recurrent_sweep_words", "word_sweep", "decay_sweep", "length_sweep", "window_masks"),
 ]
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
@@ -121,9 +121,16 @@ def test_unknown_choices_stop_make_with_the_known_ones(
     done = make("-n", *arguments)
     assert done.returncode == 2
     assert f"{value} is unknown; choose from:" in done.stderr
-    offered = done.stderr.split("choose from:")[1].strip().removesuffix(".  Stop.").split()
+    offered = done.stderr.split("choose from:")[1].split(";")[0].strip().removesuffix(".  Stop.").split()
     assert sorted(offered) == sorted(choices)
     assert "main.py" not in done.stdout
+
+
+def test_a_curve_of_a_figure_that_was_not_named_is_refused_with_the_figures(make: Make) -> None:
+    done = make("-n", "reproduce-sentiment", "CURVES=t20")
+    assert done.returncode == 2
+    wanted = f'; or name another FIGURES="figure2 figure3 figure10", of: {" ".join(sorted(FIGURES))}.'
+    assert wanted in re.sub(r"of: (.*)\.  Stop", lambda m: f"of: {' '.join(sorted(m[1].split()))}.  Stop", done.stderr)
 
 
 def test_a_missing_result_is_run(runs_of: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -317,7 +324,11 @@ def test_make_says_which_results_are_there_already(
     assert f"{tmp_path}/ptb/small/variational_tied/seed0.json is there and not run again" in make("-n", *SMALL).stdout
     assert "not run again" not in make("-n", *SMALL, "SEEDS=1").stdout
     write_result("ptb/small/variational_tied/seed0", 3, 13)
-    assert "not run again" not in make("-n", *SMALL).stdout
+    said = make("-n", *SMALL, "RUNS=mine").stdout
+    assert "not run again" not in said
+    assert "variational_tied/seed0.json has 3 of 13 epochs: it goes on where RUNS=mine has its checkpoint, else" in said
+    assert "trained anew; EPOCHS=3 leaves it\n" in said
+    assert "is there and not run again" in make("-n", *SMALL, "EPOCHS=3").stdout
 
 
 def test_a_shortened_demo_is_continued_too(

@@ -6,8 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from reproduction.figures import draw_demo, draw_group, draw_mc, main
-from reproduction.results import load_results
+from reproduction.figures import colours, draw_demo, draw_group, draw_mc, main
+from reproduction.results import groups_with, load_results
 
 WriteResult = Callable[..., Path]
 
@@ -156,6 +156,15 @@ def test_the_demo_prefers_the_training_perplexity_with_dropout_off(folder: Path,
     write_result("demo", "language_model", "standard", curve=curve)
     _, dashed = curves(draw_demo(load_results(folder)).axes[0])
     assert list(dashed.get_ydata()) == [70.0]
+
+
+def test_no_two_rows_of_a_figure_share_a_colour(folder: Path, write_result: WriteResult) -> None:
+    write_result("sentiment", "figure2", "naive_lstm")
+    for row in ("constant_lstm", *(f"own{i}" for i in range(5))):
+        write_result("sentiment", "window_masks", row)
+    chosen = colours(groups_with("sentiment", load_results(folder))["window_masks"])
+    assert "naive_lstm" in chosen
+    assert len(set(chosen.values())) == len(chosen) == 7
 
 
 def test_figures_are_written_as_png_and_svg_for_groups_with_results_only(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reproduction.results import ResultError, load_results
+from reproduction.results import GROUPS, ResultError, groups_with, load_results
 from reproduction.table import to_markdown
 
 WriteResult = Callable[..., Path]
@@ -23,6 +23,25 @@ def test_results_come_in_the_order_of_the_table(folder: Path, write_result: Writ
         ("variational_tied", 0),
         ("variational_tied", 1),
     ]
+
+
+def test_a_sweep_is_shown_with_the_rows_that_it_begins_and_ends_with(folder: Path, write_result: WriteResult) -> None:
+    write_result("sentiment", "figure3", "pu0_pe0")
+    write_result("sentiment", "figure3", "pu0.5_pe0")
+    write_result("sentiment", "figure3", "pu0_pe0.5")
+    assert groups_with("sentiment", load_results(folder))["recurrent_sweep"] == [], "nothing of its own was run"
+    write_result("sentiment", "recurrent_sweep", "pu0.3_pe0")
+    groups = groups_with("sentiment", load_results(folder))
+    assert [run.row for run in groups["recurrent_sweep"]] == ["pu0_pe0", "pu0.3_pe0", "pu0.5_pe0"]
+    assert [run.row for run in groups["figure3"]] == ["pu0_pe0", "pu0.5_pe0", "pu0_pe0.5"]
+
+
+def test_what_stands_beside_a_group_is_a_planned_row_of_another() -> None:
+    for name, group in GROUPS["sentiment"].items():
+        for row, (source, theirs) in group.beside.items():
+            assert source != name
+            assert theirs in GROUPS["sentiment"][source].rows
+            assert row not in group.rows
 
 
 def test_metrics_that_were_not_computed_are_absent(folder: Path, write_result: WriteResult) -> None:

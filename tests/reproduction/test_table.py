@@ -265,6 +265,42 @@ def test_film_review_tables_start_with_the_constant_predictor(folder: Path, writ
     assert variational["test, end"] == f"{expected:.4f}"
 
 
+def test_a_curve_of_another_figure_stands_beside_those_that_it_is_compared_with(
+    folder: Path, write_result: WriteResult
+) -> None:
+    write_result("sentiment", "figure2", "variational_lstm")
+    write_result("sentiment", "decay_sweep", "l2_1e-5")
+    text = to_markdown(load_results(folder), ["sentiment"])
+    text = text.split("weight of the penalty (appendix)")[1].split("####")[0]
+    sweep, figure2 = "configs/sentiment/decay_sweep/", "configs/sentiment/figure2/"
+    assert re.findall(r"^\| (\[\S.*?) +\|", text, re.MULTILINE) == [
+        f"[l2 = 1e-6]({sweep}l2_1e-6.yaml)",
+        f"[l2 = 1e-5]({sweep}l2_1e-5.yaml)",
+        f"[l2 = 1e-4]({sweep}l2_1e-4.yaml)",
+        f"[l2 = 1e-3]({figure2}variational_lstm.yaml)",
+        f"[l2 = 1e-3, on all weights]({sweep}l2_1e-3_all.yaml)",
+    ]
+    assert "- l2 = 1e-5, seed 0" in text
+    assert "- l2 = 1e-3, seed 0" not in text, "where it comes from stands below Figure 2"
+
+
+def test_sequences_of_other_lengths_have_another_constant_predictor(folder: Path, write_result: WriteResult) -> None:
+    write_result("sentiment", "length_sweep", "t20", metrics={"test_rmse": 0.17, "constant_rmse": 0.1893})
+    table = sentiment_table("sentiment", "length_sweep", load_results(folder))
+    assert "Constant predictor" not in set(table["row"])
+    assert (line(table, "T = 20")["constant"], line(table, "T = 50")["constant"]) == ("0.1893", "not run")
+    assert "constant" not in sentiment_table("sentiment", "figure2", [])
+
+
+def test_the_error_of_mc_by_review_stands_beside_that_of_the_approximation(
+    folder: Path, write_result: WriteResult
+) -> None:
+    reviews = {"test_rmse": 0.15, "test_rmse_review": 0.13, "test_rmse_mc": 0.155, "test_rmse_review_mc": 0.135}
+    write_result("sentiment", "figure2", "variational_lstm", metrics=reviews | {"mc_samples": 50})
+    found = line(sentiment_table("sentiment", "figure2", load_results(folder)), "Variational LSTM")
+    assert (found["test, by review"], found["test, by review, MC"]) == ("0.1300", "0.1350")
+
+
 def test_the_demo_measures_its_own_constant_predictor(folder: Path, write_result: WriteResult) -> None:
     assert "Constant predictor" not in set(sentiment_table("demo", "sentiment", [])["row"])
     write_result("demo", "sentiment", "naive", metrics={"test_rmse": 0.2, "constant_rmse": 0.25})
