@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
 from torchmetrics import MeanMetric, MeanSquaredError, Metric
 from torchmetrics.functional import mean_squared_error
 from torchmetrics.utilities import dim_zero_cat
@@ -17,8 +16,6 @@ from datamodules.common import check_at_least
 from lightning_modules.experiment import TEST, TRAINING, VALIDATION, Experiment, NetworkMasks
 from lightning_modules.keras_layers import KerasGRU, KerasLSTM
 from variational_rnn import (
-    LayerMasks,
-    RNNMasks,
     VariationalDropout,
     VariationalEmbedding,
     VariationalGRU,
@@ -403,21 +400,12 @@ class SentimentRegressor(Experiment):
 
     def _standardised(self, words: Tensor, masks: NetworkMasks | None = None) -> Tensor:
         word_mask, rnn_masks, output_mask = masks or (None, None, None)
-        if self.mask_pads:
+        if self.mask_pads:  # they go behind the text, whose last word is then read from
             lengths = (words != PAD).sum(dim=0).clamp_min(1)
-            steps = torch.arange(len(words), device=words.device)[:, None]
-            in_front = words.gather(0, (steps + len(words) - lengths) % len(words))  # the pads go behind the text
-            vectors = self.embedding(in_front, word_mask) * self.embedding_scale
-            packed = pack_padded_sequence(vectors, lengths.cpu(), enforce_sorted=False)
-            if rnn_masks is not None and self.rnn.time_masks == "fresh":  # no step is left where all have ended
-                [layer] = rnn_masks.layers
-                steps_left = int(lengths.max())
-                rnn_masks = RNNMasks((LayerMasks(*(mask if mask is None else mask[:steps_left] for mask in layer)),))
-            _, state = self.rnn(packed, masks=rnn_masks)
-            last = (state[0] if isinstance(self.rnn, VariationalLSTM) else state)[-1]
-        else:
-            output, _ = self.rnn(self.embedding(words, word_mask) * self.embedding_scale, masks=rnn_masks)
-            last = output[-1]
+            steps, texts = (torch.arange(size, device=words.device) for size in words.shape)
+            words = words.gather(0, (steps[:, None] + len(words) - lengths) % len(words))
+        output, _ = self.rnn(self.embedding(words, word_mask) * self.embedding_scale, masks=rnn_masks)
+        last = output[lengths - 1, texts] if self.mask_pads else output[-1]
         return self.output(self.output_dropout(last, output_mask) * self.output_scale).squeeze(-1)
 
     def sample(self, words: Tensor, samples: int, *key: int, place: Place | None = None) -> Tensor:
