@@ -67,6 +67,10 @@ PTB_RUNS := $(foreach size,$(SIZE),$(call results,ptb/$(size),$(filter $(call na
 PTB_ROWS := $(foreach size,$(SIZE),$(foreach row,$(filter $(call names,ptb/$(size)),$(ROWS)),ptb/$(size)/$(row)))
 SENTIMENT_RUNS := $(foreach figure,$(FIGURES),$(call results,sentiment/$(figure),$(call curves,$(figure)),$(SEEDS)))
 
+# Of finished runs, beside their results
+ABLATIONS := $(foreach file,$(wildcard $(PTB_RUNS)),$(dir $(file))ablation_$(notdir $(file)))
+$(if $(filter ablation,$(MAKECMDGOALS)),$(if $(ABLATIONS),,$(error SIZE="$(SIZE)" ROWS="$(ROWS)" SEEDS="$(SEEDS)": none of these runs is finished$(,) make reproduce-ptb runs them)))
+
 # A result with fewer epochs than are now asked for is continued from its last checkpoint.
 unfinished = $(if $(wildcard $(1)),$(shell awk -F '[:,]' '/^  "epochs"/ {done = $$2} /^  "planned_epochs"/ {planned = $$2} \
 	END {wanted = "$(EPOCHS)" == "" || "$(EPOCHS)" + 0 > planned + 0 ? planned : "$(EPOCHS)"; if (done + 0 < wanted + 0) print "FORCE"}' $(1)))
@@ -131,7 +135,7 @@ cost: | .venv/ready ## what the Penn Treebank runs that are missing will take he
 
 ensemble: $(PTB_ROWS:%=$(RESULTS)/%/ensemble.json) ## average the probabilities of finished Penn Treebank runs [SIZE= ROWS= SEEDS="0 1"]
 
-ablation: $(PTB_RUNS:$(RESULTS)/%=ablation/%) ## approximation, means over masks, temperature: what the test owes to them [SIZE= ROWS= SEEDS=]
+ablation: $(ABLATIONS) ## approximation, means over masks, temperature: what the test owes to them [SIZE= ROWS= SEEDS=]
 
 table: .venv/ready ## show the tables and render them into RESULTS.md and README.md
 	@.venv/bin/python -m reproduction.table --results $(RESULTS) --experiment ptb sentiment
@@ -228,8 +232,9 @@ tested = $(RUNS)/$(1)/checkpoints/$(if $(shell grep -s 'tested_weights: best' \
 $(foreach row,$(PTB_ROWS),$(SEEDS:%=$(RUNS)/$(row)/seed%/predictions.pt)): $(RUNS)/%/predictions.pt: $$(wildcard $(RUNS)/$$*/checkpoints/last.ckpt) | .venv/ready
 	@.venv/bin/python main.py predict $(call options,$*) --trainer.logger false $(ARGS) --ckpt_path $(call tested,$*)
 
-# Writes ablation_seedK.json beside the result of each run.
-$(PTB_RUNS:$(RESULTS)/%=ablation/%): ablation/%.json: FORCE | .venv/ready
-	@.venv/bin/python main.py ablate $(call options,$*) --trainer.logger false $(ARGS) --ckpt_path $(call tested,$*) --result $(RESULTS)/$*.json
+run_of = $(subst /ablation_,/,$(1:$(RESULTS)/%.json=%))
+$(ABLATIONS): | .venv/ready
+	@.venv/bin/python main.py ablate $(call options,$(call run_of,$@)) --trainer.logger false $(ARGS) \
+		--ckpt_path $(call tested,$(call run_of,$@)) --result $(RESULTS)/$(call run_of,$@).json
 
 FORCE:

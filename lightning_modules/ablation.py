@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
+
+from torch import Tensor
 
 from datamodules.streams import StreamWindows, TokenStreams
 from lightning_modules.experiment import TEST, VALIDATION
@@ -33,18 +36,20 @@ def test_time_choices(model: LanguageModel, data: TokenStreams) -> list[dict[str
         `test_ppl_tempered`.
 
     Raises:
-        ValueError: the validation perplexity is not finite.
+        ValueError: a perplexity is not finite.
     """
 
-    def windows(split: str) -> StreamWindows:
-        return StreamWindows(data.ids[split][:, None], data.window, keep_remainder=True)
+    def nll(split: str, stage: int, temperatures: list[float]) -> dict[tuple[str, str | None], Tensor]:
+        windows = StreamWindows(data.ids[split][:, None], data.window, keep_remainder=True)
+        found = model.test_time_nll(windows, stage, temperatures)
+        if not all((values < math.log(sys.float_info.max)).all() for values in found.values()):  # nan is not, either
+            raise ValueError(f"the model's {split} perplexity is not finite: its training has diverged, or it has none")
+        return found
 
-    valid = model.test_time_nll(windows("validation"), VALIDATION, TEMPERATURES)
-    if not all(nll.isfinite().all() for nll in valid.values()):
-        raise ValueError("the model's validation perplexity is not finite: its training has diverged, or it has none")
-    best = {way: nll.argmin(dim=0).tolist() for way, nll in valid.items()}
+    valid = nll("validation", VALIDATION, TEMPERATURES)
+    best = {way: values.argmin(dim=0).tolist() for way, values in valid.items()}
     used = sorted({1.0, *(TEMPERATURES[i] for indices in best.values() for i in indices)})
-    test = model.test_time_nll(windows("test"), TEST, used)
+    test = nll("test", TEST, used)
     choices = []
     for (mean, masks), indices in best.items():
         valid_NC, test_NC = valid[mean, masks].tolist(), test[mean, masks].tolist()

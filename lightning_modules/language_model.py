@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -702,9 +701,14 @@ def _tempered_nll(logits: Tensor, targets: Tensor, temperatures: list[float]) ->
 
     Logits are [T, B, V]; the targets, [T, 1], are those of all B.
     """
-    logits_BV, targets_B = logits.flatten(0, 1), targets.expand(-1, logits.size(1)).flatten()
-    nll = [F.cross_entropy(logits_BV / temperature, targets_B, reduction="none") for temperature in temperatures]
-    return torch.stack(nll).double().view(-1, *logits.shape[:2])
+    target = logits.gather(2, targets[:, None].expand(-1, logits.size(1), -1)).squeeze(2)
+    highest = logits.amax(dim=2)
+    below, buffer = logits - highest[..., None], torch.empty_like(logits)
+    nll = [
+        torch.div(below, temperature, out=buffer).exp_().sum(dim=2).log() + (highest - target) / temperature
+        for temperature in temperatures
+    ]
+    return torch.stack(nll).double()
 
 
 def _each(function: Callable[..., Tensor], *states: State) -> State:

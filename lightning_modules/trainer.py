@@ -35,6 +35,7 @@ from lightning_modules.language_model import LanguageModel
 from lightning_modules.sentiment_regressor import SentimentRegressor
 from lightning_modules.tracking import FOLDER, WandbLogger, hold, place
 from reproduction.results import ablation_file, load_result
+from reproduction.settings import MC, settings
 
 CODE = ("main.py", "pyproject.toml", "configs", "datamodules", "lightning_modules", "variational_rnn")
 """What a run depends on: uncommitted changes there make its provenance "dirty"."""
@@ -122,10 +123,7 @@ class Trainer(L.Trainer):
                 f"val_check_interval must be 1.0, got {self.val_check_interval}: a curve has a point for each epoch"
             )
         experiment, group, row, seed = place(result)
-        if self.run_config.get("seed_everything", seed) != seed:
-            raise ValueError(
-                f"{result} is for seed {seed}, but seed_everything is {self.run_config['seed_everything']}"
-            )
+        self._check_seed(result, seed)
         if self.is_global_zero:
             check_writable(result, RESULT)
             hold(Path(self.default_root_dir))
@@ -193,6 +191,12 @@ class Trainer(L.Trainer):
                 saved = {"best": Path(checkpoints.best_model_path), "last": folder / LAST}
                 logger.log_result(result, {name: file for name, file in saved.items() if file.is_file()}, corpus)
 
+    def _check_seed(self, result: Path, seed: int) -> None:
+        if self.run_config.get("seed_everything", seed) != seed:
+            raise ValueError(
+                f"{result} is for seed {seed}, but seed_everything is {self.run_config['seed_everything']}"
+            )
+
     def ablate(self, model: Experiment, datamodule: L.LightningDataModule, ckpt_path: str, result: Path) -> None:
         """Evaluate a finished language model by every choice of `test_time_choices`; ablation_seedK.json has them.
 
@@ -203,8 +207,8 @@ class Trainer(L.Trainer):
             result: the file of the finished run, .../ROW/seedK.json, beside which is written.
 
         Raises:
-            ValueError: it is no language model, the checkpoint is not of the tested epoch of that run, or there are
-                several processes.
+            ValueError: it is no language model, the checkpoint is not of the tested epoch of that run, the options or
+                the seed are not the run's, or there are several processes.
             OSError: a file cannot be read or written.
         """
         if not isinstance(model, LanguageModel) or not isinstance(datamodule, TokenStreams):
@@ -214,6 +218,16 @@ class Trainer(L.Trainer):
         if not result.is_file():
             raise FileNotFoundError(f"{result} is not there: an ablation is of a finished run; run it first")
         run = load_result(result)
+        self._check_seed(result, run.seed)
+        options = {name: value for name, value in settings(self.run_config).items() if name not in (*MC, "precision")}
+        if changed := [
+            f"{name}: {run.settings[name]} in {result.name}, {value} here"
+            for name, value in options.items()
+            if name in run.settings and run.settings[name] != value
+        ]:
+            raise ValueError(
+                f"{result} is of a run with other options ({'; '.join(changed)}): use the configuration of that run"
+            )
         output = ablation_file(run)
         check_writable(output, RESULT)
         datamodule.prepare_data()

@@ -38,7 +38,7 @@ from reproduction.results import (
     read_json,
     title,
 )
-from reproduction.settings import differing, in_words
+from reproduction.settings import differing, in_words, settings
 
 ROOT = Path(__file__).parents[1]
 LOG = Path(__file__).with_name("gal_1250_untied.csv")
@@ -95,12 +95,14 @@ FAIR_REMARK = (
     "approximation or, *MC*, K of them, one around each sampled network. *Log likelihood* is that of a test rating, "
     "in nats; *within* is the share of test ratings in the central interval of that probability."
 )
+COLDEST, HOTTEST = 0.7, 1.3  # temperatures that an ablation tries
 ABLATION_REMARK = (
     "Test perplexity of the same weights: by the dropout *approximation*, or by the *arithmetic* or the *geometric* "
     "mean of the probabilities under K sampled networks, the latter divided by its sum over the vocabulary. Each "
     "network's masks are kept for the whole text (*stream*), words not dropped, or drawn anew for each *window*, words "
-    "dropped. *Tempered*: the logits of every network are divided by the *temperature*, of 0.7, 0.75, ..., 1.3 the one "
-    "with the lowest validation perplexity for that mean and that K."
+    "dropped, unless said otherwise. *Tempered*: the logits of every network are divided by the *temperature*, of "
+    f"{COLDEST}, {COLDEST + 0.05}, ..., {HOTTEST} the one with the lowest validation perplexity for that mean and that "
+    "K; ≤ and ≥ mark the ends, beyond which there may be a better one."
 )
 CLAIMS_HEADING = "What the paper says, and what our curves say (Film reviews)"
 CLAIMS_REMARK = (
@@ -155,7 +157,7 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
                 "config": _config("ptb", size, row),
             }
         )
-        if row.startswith("variational"):
+        if row.startswith("variational") or any("test_ppl_mc" in run.metrics for run in runs):
             for metric, mc in (("test_ppl_mc", "MC"), ("test_ppl_mc_window", "MC, masks per window")):
                 if metric == "test_ppl_mc_window" and not any(metric in run.metrics for run in runs):
                     continue
@@ -167,7 +169,7 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
                         dict.fromkeys(lines[-1], "–")
                         | {"config": lines[-1]["config"]}
                         | {
-                            "row": label.replace(")", f", {mc})", 1) + (f" [{mark}]" if mark else ""),
+                            "row": _with_mc(label, mc) + (f" [{mark}]" if mark else ""),
                             "test, paper": published_figure(paper, "test"),
                             "test, ours": _mean_sd(runs, [run.metrics[metric] for run in same], 1),
                             "K": _samples(same),
@@ -208,11 +210,12 @@ def ensemble_table(results: list[Result], sizes: list[str] | None = None) -> pd.
             continue
         paper = published.get((size, row, models), {})
         ensemble = ours.get((size, row), {})
-        metric, label = "test_ppl_mc" if row.startswith("variational") else "test_ppl", LABELS.get(row, row)
-        values = ensemble.get("metrics", {}).get(metric, [])
+        metrics, label = ensemble.get("metrics", {}), LABELS.get(row, row)
+        metric = "test_ppl_mc" if row.startswith("variational") or "test_ppl_mc" in metrics else "test_ppl"
+        values = metrics.get(metric, [])
         lines.append(
             {
-                "row": f"{size}, {label.replace(')', ', MC)') if metric == 'test_ppl_mc' else label}",
+                "row": f"{size}, {_with_mc(label, 'MC') if metric == 'test_ppl_mc' else label}",
                 "models": str(models),
                 "test, paper": published_figure(paper, "test_mc" if metric == "test_ppl_mc" else "test"),
                 "test, ours": f"{values[models - 1]:.1f}" if len(values) >= models else "not run",
@@ -232,28 +235,39 @@ def ablation_table(results: list[Result], sizes: list[str] | None = None) -> pd.
     for size, of_size in groups_with("ptb", results).items():
         if sizes and size not in sizes:
             continue
-        for row, label, runs in _lines("ptb", size, [run for run in of_size if run.path in ablations]):
-            choices = [choice for run in kept(runs) for choice in ablations[run.path]["choices"]]
+        for row, label, every in _lines("ptb", size, of_size):
+            runs = [run for run in kept(every) if run.path in ablations]
+            discarded = sum(run.path in ablations for run in every) - len(runs)
             by_kind: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-            for choice in choices:
-                by_kind.setdefault((choice["mean"], choice["masks"], choice["samples"]), []).append(choice)
+            for run in runs:
+                drops = settings(ablations[run.path].get("config", {})).get("mc_word_dropout")
+                for choice in ablations[run.path]["choices"]:
+                    masks = choice["masks"] or "–"
+                    if choice["masks"] and drops is not None and drops != (masks == "window"):
+                        masks += ", words dropped" if drops else ", words kept"
+                    by_kind.setdefault((choice["mean"], masks, choice["samples"]), []).append(choice)
             for (mean, masks, samples), same in by_kind.items():
-                temperatures = sorted({choice["temperature"] for choice in same})
+                temperatures = [_temperature(value) for value in sorted({choice["temperature"] for choice in same})]
                 lines.append(
                     {
                         "row": f"{size}, {label}",
                         "mean": mean,
-                        "masks per": masks or "–",
+                        "masks per": masks,
                         "K": f"{samples}" if samples else "–",
                         "test": _mean_sd(runs, [choice["test_ppl"] for choice in same], 1),
                         "test, tempered": _mean_sd(runs, [choice["test_ppl_tempered"] for choice in same], 1),
-                        "temperature": ", ".join(f"{temperature:g}" for temperature in temperatures),
+                        "temperature": ", ".join(temperatures),
                         "epochs": _epochs(runs),
-                        "seeds": f"{len(same)}",
+                        "seeds": f"{len(same)} of {len(same) + discarded}" if discarded else f"{len(same)}",
                         "config": _config("ptb", size, row),
                     }
                 )
     return pd.DataFrame(lines)
+
+
+def _temperature(value: float) -> str:
+    """A temperature, and whether a better one may lie beyond the range that was looked at."""
+    return f"≤ {value:g}" if value <= COLDEST else f"≥ {value:g}" if value >= HOTTEST else f"{value:g}"
 
 
 def language_model_table(experiment: str, group: str, results: list[Result]) -> pd.DataFrame:
@@ -578,6 +592,11 @@ def _lines(experiment: str, group: str, results: list[Result]) -> list[tuple[str
         sets = alike([run for run in results if run.row == row])
         lines += [(row, same[0].label, same) for same in sets] or [(row, labelled(row), [])]
     return lines
+
+
+def _with_mc(label: str, mc: str) -> str:
+    """The name of a row's MC: Variational (tied, MC), VD-LSTM, MC."""
+    return label.replace(")", f", {mc})", 1) if ")" in label else f"{label}, {mc}"
 
 
 def _alike_in_mc(runs: list[Result], metric: str) -> list[list[Result]]:

@@ -395,12 +395,22 @@ def test_a_misspelt_variable_is_refused(make: Make) -> None:
     assert "ROWS" in done.stderr
 
 
-def test_an_ablation_is_of_the_weights_that_were_tested_of_each_run(make: Make, tmp_path: Path) -> None:
-    done = make("-n", "ablation", "SIZE=medium", "ROWS=variational_tied non_regularized", "SEEDS=0 1", "ARGS=--x 1")
-    commands = [line for line in done.stdout.splitlines() if "main.py ablate" in line]
-    assert len(commands) == 4
-    assert "--config configs/ptb/medium/variational_tied.yaml --seed_everything 1 " in "".join(commands)
+def test_an_ablation_is_of_the_weights_that_were_tested_of_each_finished_run(
+    make: Make, write_result: Callable[..., None], tmp_path: Path
+) -> None:
+    asked = ("-n", "ablation", "SIZE=medium", "ROWS=variational_tied non_regularized", "SEEDS=0 1", "ARGS=--x 1")
+    assert "none of these runs is finished, make reproduce-ptb runs them" in make(*asked).stderr
+    for row, seed in (("variational_tied", 0), ("variational_tied", 1), ("non_regularized", 0)):
+        write_result(f"ptb/medium/{row}/seed{seed}", 39, 39)
+
+    def commands() -> list[str]:
+        return [line for line in make(*asked).stdout.replace("\\\n", "").splitlines() if "main.py ablate" in line]
+
+    assert len(commands()) == 3
+    assert "--config configs/ptb/medium/variational_tied.yaml --seed_everything 1 " in "".join(commands())
     for row, weights in (("variational_tied", "last"), ("non_regularized", "best")):
-        [first] = [line for line in commands if f"/{row}/seed0.json" in line]
+        [first] = [line for line in commands() if f"/{row}/seed0.json" in line]
         assert " --x 1 " in first
         assert first.endswith(f"{row}/seed0/checkpoints/{weights}.ckpt --result {tmp_path}/ptb/medium/{row}/seed0.json")
+    (tmp_path / "ptb/medium/variational_tied/ablation_seed0.json").touch()
+    assert len(commands()) == 2, "what is there is not evaluated again"

@@ -120,6 +120,40 @@ def test_the_temperature_is_the_best_on_validation_and_the_test_is_evaluated_at_
     assert {choice["temperature"] for choice in choices} != {1.0}, "an untrained network of large weights is too sure"
 
 
+def test_the_temperature_is_validations_although_the_test_text_would_choose_another(
+    language_model: Build, streams: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = language_model(), streams()
+    data.setup()
+    best = {VALIDATION: 0.9, TEST: 1.15}
+
+    def surprisals(self: Any, windows: Any, stage: int, temperatures: list[float]) -> dict[Any, Tensor]:
+        values = [[3.0 + (temperature - best[stage]) ** 2] for temperature in temperatures]
+        return {("approximation", None): torch.tensor(values, dtype=torch.float64)}
+
+    monkeypatch.setattr(LanguageModel, "test_time_nll", surprisals)
+    [choice] = choices_of(model, data)
+    assert choice["temperature"] == 0.9
+    assert choice["valid_ppl_tempered"] == pytest.approx(math.exp(3.0))
+    assert choice["test_ppl_tempered"] == pytest.approx(math.exp(3.0 + 0.25**2))
+    assert choice["test_ppl"] == pytest.approx(math.exp(3.0 + 0.15**2))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 800.0])
+@pytest.mark.parametrize(("stage", "split"), [(VALIDATION, "validation"), (TEST, "test")])
+def test_a_perplexity_that_is_no_number_or_too_large_is_refused(
+    value: float, stage: int, split: str, language_model: Build, streams: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def surprisals(self: Any, windows: Any, at: int, temperatures: list[float]) -> dict[Any, Tensor]:
+        return {("approximation", None): torch.full((len(temperatures), 1), value if at == stage else 3.0).double()}
+
+    monkeypatch.setattr(LanguageModel, "test_time_nll", surprisals)
+    model, data = language_model(), streams()
+    data.setup()
+    with pytest.raises(ValueError, match=f"{split} perplexity is not finite"):
+        choices_of(model, data)
+
+
 def test_without_sampled_networks_there_is_the_approximation_alone(language_model: Build, streams: Any) -> None:
     data = streams()
     data.setup()
@@ -191,3 +225,24 @@ def test_an_ablation_of_other_weights_than_were_tested_is_refused(
         with pytest.raises(ValueError, match=message):
             trainer().ablate(language_model(mc_samples=2, **DROPOUT), streams(), last, other)
     assert not list(tmp_path.rglob("ablation*"))
+
+
+def test_an_ablation_with_other_options_or_another_seed_than_the_runs_is_refused(
+    finished: Path, tmp_path: Path, streams: Any, trainer: Any, language_model: Build
+) -> None:
+    last, model = str(tmp_path / "run/checkpoints/last.ckpt"), language_model(mc_samples=2, **DROPOUT)
+    ablator = trainer()
+    options = {"class_path": "lightning_modules.LanguageModel", "init_args": {"input_dropout": 0.4, "mc_samples": 2}}
+    result = json.loads(finished.read_text())
+    finished.write_text(json.dumps(result | {"config": {"model": options}}))
+    ablator.run_config = {"model": options | {"init_args": {"input_dropout": 0.05, "mc_samples": 2}}}
+    with pytest.raises(ValueError, match=r"other options \(input_dropout: 0\.4 in seed0\.json, 0\.05 here\): use the"):
+        ablator.ablate(model, streams(), last, finished)
+    ablator.run_config = {"model": options, "seed_everything": 3}
+    with pytest.raises(ValueError, match="is for seed 0, but seed_everything is 3"):
+        ablator.ablate(model, streams(), last, finished)
+    assert not list(tmp_path.rglob("ablation*"))
+    sampled = {"init_args": {"input_dropout": 0.4, "mc_samples": 5}}  # what is sampled is what an ablation is about
+    ablator.run_config = {"model": options | sampled, "trainer": {"precision": "bf16-mixed"}}
+    ablator.ablate(model, streams(), last, finished)
+    assert list(tmp_path.rglob("ablation*"))

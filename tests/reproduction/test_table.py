@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from lightning_modules.ablation import TEMPERATURES
 from reproduction.results import load_results
 from reproduction.table import (
     BEGIN,
@@ -570,6 +571,55 @@ def test_test_time_choices_have_a_table_where_they_were_evaluated(folder: Path, 
     assert "#### Test-time choices" in text
     assert "- medium, Variational (tied), seed 1: evaluated by commit abababa" in text
     assert ablation_table(load_results(folder), ["small"]).empty
+
+
+def test_a_discarded_seed_is_none_of_an_ablation_even_if_no_other_was_evaluated(
+    folder: Path, write_result: WriteResult
+) -> None:
+    paths = [
+        write_result("ptb", "small", "zaremba", seed=seed, metrics=perplexities(valid))
+        for seed, valid in enumerate((130.0, 131.0, 400.0))
+    ]
+    write_ablation(paths[2], 1.0, ("approximation", None, 0, 390.0))
+    assert ablation_table(load_results(folder)).empty
+    write_ablation(paths[0], 1.0, ("approximation", None, 0, 120.0))
+    [row] = ablation_table(load_results(folder)).to_dict("records")
+    assert (row["test"], row["seeds"]) == ("120.0", "1 of 2")
+
+
+def test_an_ablation_says_which_words_were_dropped_where_it_is_not_as_usual(
+    folder: Path, write_result: WriteResult
+) -> None:
+    kept = {"config": {"model": {"init_args": {"mc_masks": "both", "mc_word_dropout": False}}}}
+    for seed, changes in ((0, {}), (1, kept)):
+        path = write_result("ptb", "v1", "variational_tied", seed=seed)
+        write_ablation(path, 1.0, ("arithmetic", "stream", 2, 90.0), ("arithmetic", "window", 2, 95.0), **changes)
+    table = ablation_table(load_results(folder))
+    assert dict(zip(table["masks per"], table["seeds"], strict=True)) == {
+        "stream": "2",
+        "window": "1",
+        "window, words kept": "1",
+    }
+
+
+def test_a_temperature_at_an_end_of_the_range_is_marked(folder: Path, write_result: WriteResult) -> None:
+    for seed, temperature in enumerate((TEMPERATURES[0], 1.0, TEMPERATURES[-1])):
+        path = write_result("ptb", "small", "zaremba", seed=seed)
+        write_ablation(path, temperature, ("approximation", None, 0, 90.0))
+    [row] = ablation_table(load_results(folder)).to_dict("records")
+    assert row["temperature"] == "≤ 0.7, 1, ≥ 1.3"
+    assert "of 0.7, 0.75, ..., 1.3 the one" in to_markdown(load_results(folder), ["ptb"])
+
+
+def test_mc_has_a_line_in_every_row_that_was_tested_by_it(folder: Path, write_result: WriteResult) -> None:
+    metrics = perplexities(test_ppl_mc=81.0, mc_samples=20)
+    path = write_result("ptb", "inan_small", "vd_real", metrics=metrics)
+    table = ptb_table("inan_small", load_results(folder))
+    assert list(table["row"]) == ["VD-LSTM", "VD-LSTM + AL", "VD-LSTM + RE", "VD-LSTM + REAL", "VD-LSTM + REAL, MC"]
+    assert line(table, "VD-LSTM + REAL, MC")["test, ours"] == "81.0"
+    write_ensemble(path, test_ppl=[85.0, 83.0], test_ppl_mc=[81.0, 80.0])
+    ensembles = ensemble_table(load_results(folder))
+    assert line(ensembles, "inan_small, VD-LSTM + REAL, MC")["test, ours"] == "80.0"
 
 
 def test_an_ablation_of_other_weights_or_that_cannot_be_read_ends_with_one_message(
