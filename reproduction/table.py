@@ -437,7 +437,7 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
             parts.append(Section("ptb_gal1250_trajectory", heading, trajectory, [], []))
     if experiment == "ptb" and len(table := ensemble_table(results, sizes)):
         sources = dict.fromkeys(paper["source"] for paper in PUBLISHED["ensembles"])
-        remarks = [f"Published numbers: {'; '.join(sources)}."]
+        remarks = [f"Of the test text alone. Published numbers: {'; '.join(sources)}."]
         origins = [
             f"{size}, {LABELS.get(row, row)}, ensemble of seeds {', '.join(map(str, ensemble['seeds']))}: predicted by "
             f"{_commit(ensemble['provenance'][0])}; the seeds' own lines are above"
