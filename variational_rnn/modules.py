@@ -234,16 +234,13 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
     def _torch_crawls(self, input: Tensor | PackedSequence) -> bool:
         """Whether torch's kernel takes a multiple of our time: for training on long packed sequences on a CPU.
 
-        Its time per step grows with their number. Ours computes the steps behind a sequence's end, too, so it is for
-        batches of which those are no more than two thirds.
+        Its time per step grows with their number.
         """
         if not isinstance(input, PackedSequence) or self.proj_size or not torch.is_grad_enabled():
             return False
         data, batch_sizes = input[:2]
-        is_long = len(batch_sizes) >= LONG
-        is_filled = 3 * len(data) >= len(batch_sizes) * int(batch_sizes[0])
         weights = (weight for of_layer in self.all_weights for weight in of_layer)
-        return is_long and is_filled and cpu.refusal_of(data, *weights) is None
+        return len(batch_sizes) >= LONG and cpu.refusal_of(data, *weights) is None
 
     def _forward_native(
         self, input: Tensor | PackedSequence, state: functional.State, layers: tuple[LayerMasks, ...]
@@ -276,9 +273,12 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
     ) -> tuple[Any, Any]:
         lengths = steps_of_each = None
         unbatched = False
-        if isinstance(input, PackedSequence):
-            x, lengths = pad_packed_sequence(input)
+        if isinstance(input, PackedSequence):  # computed in the order that it has: by length, the longest first
+            x, lengths = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes))
             steps_of_each = lengths.to(x.device)
+            if (order := input.sorted_indices) is not None:
+                state = tuple(part.index_select(1, order) for part in state)
+                layers = tuple(masks.select(order) for masks in layers)
         else:
             unbatched = input.dim() == 2
             x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if self.batch_first else input
@@ -314,7 +314,10 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
             x, final_state = x.squeeze(1), [part.squeeze(1) for part in final_state]
         if isinstance(input, PackedSequence):
             assert lengths is not None
-            return self._pack_like(input, x, lengths), self._in_torchs_form(final_state)
+            if (original_order := input.unsorted_indices) is not None:
+                final_state = [part.index_select(1, original_order) for part in final_state]
+            output = pack_padded_sequence(x, lengths).data
+            return input._replace(data=output), self._in_torchs_form(final_state)
         return x.transpose(0, 1) if self.batch_first and not unbatched else x, self._in_torchs_form(final_state)
 
     def _in_torchs_form(self, state: Any) -> Any:
@@ -393,16 +396,6 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
                 self._output_size,
                 like=self.weight_ih_l0,
             )
-
-    @staticmethod
-    def _pack_like(input: PackedSequence, output: Tensor, lengths: Tensor) -> PackedSequence:
-        """Pack output [T, B, F] in exactly the order of the input."""
-        if input.sorted_indices is not None:
-            output = output.index_select(1, input.sorted_indices)
-            lengths = lengths[input.sorted_indices.cpu()]
-        return PackedSequence(
-            pack_padded_sequence(output, lengths).data, input.batch_sizes, input.sorted_indices, input.unsorted_indices
-        )
 
     def extra_repr(self) -> str:
         shown = f"{super().extra_repr()}, time_masks={self.time_masks!r}, mask_sharing={self.mask_sharing!r}"

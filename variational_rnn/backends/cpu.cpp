@@ -33,6 +33,7 @@ constexpr int V = 4, R = 8;
 constexpr int U = 2 * V;               // columns of a panel
 constexpr int64_t DEPTH = 512;         // rows of a panel that a large product goes through at a time
 constexpr int64_t ROWS = 192;          // rows, of one or several steps, whose input product is computed at once
+constexpr int64_t FEW_ROWS = 64;       // the same where sequences end, so that few of their rows are among them
 constexpr int64_t CACHED = 64 * 1024;  // floats of a block that stay in the second-level cache
 
 typedef float vf __attribute__((vector_size(V * 4)));
@@ -385,14 +386,37 @@ struct Layer {
     float *dbias, *dbias_n;                           // [G*H] and [H]
 };
 
+// Which rows of which steps are of sequences that have not ended. Least is computed where sequences come by length, the
+// longest first.
+struct Live {
+    const Layer& L;
+    std::vector<int64_t> rows;  // by time: those up to the last live one
+    explicit Live(const Layer& layer) : L(layer), rows(layer.T, layer.lengths ? 0 : layer.B) {
+        if (L.lengths)
+            for (int64_t b = 0; b < L.B; b++) std::fill_n(rows.begin(), std::min(L.lengths[b], L.T), b + 1);
+    }
+    bool any(int64_t t, int64_t b0, int64_t b1) const {
+        if (!L.lengths) return true;
+        return std::any_of(L.lengths + b0, L.lengths + b1, [=](int64_t length) { return t < length; });
+    }
+    // Of some steps, which lie behind each other: those up to the last live one, and at least one.
+    int64_t within(int64_t first, int64_t steps) const {
+        int64_t end = 1;
+        for (int64_t step = 0; step < steps; step++)
+            if (rows[first + step]) end = step * L.B + rows[first + step];
+        return end;
+    }
+};
+
 template <Precision P>
 void forward(const Layer& L) {
+    const Live live(L);
     const int64_t T = L.T, B = L.B, H = L.H, I = L.I, G = L.gates;
     const int64_t panels = panels_of(H), deep = depth_of<P>(H), deep_x = depth_of<P>(I);
     const int distinct_x = L.input.data && L.input.g ? (int)G : 1,
               distinct = L.recurrent.data && L.recurrent.g ? (int)G : 1;
-    const int64_t together =
-        std::min(T, std::max<int64_t>(ROWS / B, 1));  // steps whose input product is computed at once
+    const int64_t together = std::min(
+        T, std::max<int64_t>((L.lengths ? FEW_ROWS : ROWS) / B, 1));  // steps whose input product is computed at once
     const int64_t read_rows = together * B, tile_rows = tile_rows_of(B);
     Buffer weight_ih(panels * G * deep_x * U), weight_hh(panels * G * deep * U);
     Buffer read_x(L.input.data ? distinct_x * read_rows * I : 0), read(2 * distinct * B * deep);
@@ -411,17 +435,18 @@ void forward(const Layer& L) {
             const int64_t t = L.reverse ? T - 1 - s : s, before = L.reverse ? t + 1 : t - 1,
                           after = L.reverse ? t - 1 : t + 1;
             if (s % together == 0) {
-                const int64_t steps = std::min(together, T - s), first = L.reverse ? t - steps + 1 : t;
+                const int64_t steps = std::min(together, T - s), first = L.reverse ? t - steps + 1 : t,
+                              rows = live.within(first, steps);
                 const float* x = L.x + first * B * I;
                 if (L.input.data) {
 #pragma omp for schedule(static)
-                    for (int64_t i = 0; i < steps * B; i++)
+                    for (int64_t i = 0; i < rows; i++)
                         read_through<FP32>(L.input, distinct_x, first + i / B, i % B, 0, I, x + i * I,
                                            read_x.data + i * I, read_rows * I);
                     x = read_x.data;
                 }
                 for (int g = 0; g < G; g++)
-                    product<P>(steps * B, H, I, x + (distinct_x > 1 ? g * read_rows * I : 0), I, 1,
+                    product<P>(rows, H, I, x + (distinct_x > 1 ? g * read_rows * I : 0), I, 1,
                                weight_ih.data + g * panels * deep_x * U, L.gate + first * B * G * H + g * H, G * H,
                                false, L.bias ? L.bias + g * H : nullptr);
             }
@@ -434,7 +459,8 @@ void forward(const Layer& L) {
                 for (int64_t b0 = 0; b0 < B; b0 += tile_rows) {
                     const int64_t u = (int64_t)p * U, b1 = std::min(b0 + tile_rows, B);
                     const int n = (int)std::min<int64_t>(U, H - u);
-                    for (int g = 0; g < G; g++) {
+                    const bool is_live = live.any(t, b0, b1);
+                    for (int g = 0; g < G && is_live; g++) {
                         const bool candidate = L.kind == GRU && g == 2;
                         float* to =
                             candidate ? L.product_n + (t * B + b0) * H + u : L.gate + (t * B + b0) * G * H + g * H + u;
@@ -448,7 +474,11 @@ void forward(const Layer& L) {
                         float* h = L.h + (t * B + b) * H + u;
                         const float* h_b = h_before + b * H + u;
                         const bool ended = L.lengths && t >= L.lengths[b];
-                        for (int k = 0; k < n; k += V) {
+                        if (!is_live) {  // the state only passes through
+                            memcpy(h, h_b, n * sizeof(float));
+                            if (L.c) memcpy(L.c + (t * B + b) * H + u, c_before + b * H + u, n * sizeof(float));
+                        }
+                        for (int k = 0; k < n && is_live; k += V) {
                             const int m = n - k;
                             vf new_h;
                             if (L.kind == LSTM) {
@@ -490,13 +520,15 @@ void forward(const Layer& L) {
 
 template <Precision P>
 void backward(const Layer& L) {
+    const Live live(L);
     const int64_t T = L.T, B = L.B, H = L.H, I = L.I, G = L.gates;
     const int64_t panels = panels_of(H), panels_x = panels_of(I), deep = depth_of<P>(H);
     const int distinct_x = L.input.data && L.input.g ? (int)G : 1,
               distinct = L.recurrent.data && L.recurrent.g ? (int)G : 1;
     const int64_t share_x = G / distinct_x, share = G / distinct;  // gates with the same mask
     const int64_t deep_share = depth_of<P>(share_x * H);
-    const int64_t together = std::min(T, std::max<int64_t>(2 * ROWS / B, 1)), rows = together * B;
+    const int64_t together = std::min(T, std::max<int64_t>((L.lengths ? FEW_ROWS : 2 * ROWS) / B, 1)),
+                  rows = together * B;
     const int64_t tile_rows = tile_rows_of(B);
     // Gradients of the gates before their activation, for the steps that go into one product: of the input product and
     // of the recurrent one, which differ in a GRU's candidate.
@@ -539,7 +571,7 @@ void backward(const Layer& L) {
                     const int n = (int)std::min<int64_t>(U, H - u);
                     // `direct` holds what reaches h other than through the recurrent product; add what comes through
                     // it.
-                    if (s < T - 1)
+                    if (s < T - 1 && live.any(after, b0, b1))
                         for (int g = 0; g < G; g++) {
                             const float* from = dgate_steps.data + (((s + 1) % 2 * B + b0) * G + g) * deep;
                             const bool sum = distinct == 1 && g > 0;
@@ -616,9 +648,12 @@ void backward(const Layer& L) {
                 }
             if (s < 0 || s > first) continue;
 
-            const int64_t n = (last - first + 1) * B,
-                          begins = L.reverse ? T - 1 - last : first;  // rows of this product
+            const int64_t begins = L.reverse ? T - 1 - last : first, steps = last - first + 1,
+                          n = live.within(begins, steps);  // rows of this product
             const bool add = last < T - 1;
+            if (L.dx)
+#pragma omp for schedule(static) nowait
+                for (int64_t i = n; i < steps * B; i++) std::fill_n(L.dx + (begins * B + i) * I, I, 0.f);
             auto add_rows = [&](float* to, int64_t columns, const float* from) {
 #pragma omp for schedule(static) nowait
                 for (int64_t k = 0; k < columns; k += U) {
