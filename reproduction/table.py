@@ -108,12 +108,13 @@ CLAIMS_HEADING = "What the paper says, and what our curves say (Film reviews)"
 CLAIMS_REMARK = (
     f"By the test error of the dropout approximation; of several seeds the means. *End* is the mean over the last "
     f"{LAST_EPOCHS} epochs; rows that are compared are cut to a common length. A curve overfits if the median of these "
-    f"epochs is *above* the *lowest* five before them by more than {RISES:.0%} and by more than it oscillates, which "
-    f"is the standard deviation of its steps from epoch to epoch. Errors are alike within {ALIKE:.0%} or that, "
-    f"oscillations within {OSCILLATIONS_ALIKE:.0%}: no claim is decided by less, nor by runs of fewer than {MINIMUM} "
+    f"epochs is *above* the mean of the *lowest* five in a row before them by more than {RISES:.0%} and by "
+    f"more than it oscillates, which is the standard deviation of its steps from epoch to epoch. Errors are "
+    f"alike within {ALIKE:.0%} or that, oscillations within {OSCILLATIONS_ALIKE:.0%}: no claim is "
+    f"decided by less, nor by runs of fewer than {MINIMUM} "
     f"epochs. A network whose lowest five epochs are not {LEARNS:.0%} below the constant predictor has learnt nothing, "
-    "and whether it would overfit is undecided. So is what is said of the end of training if it fails before the "
-    "planned one."
+    "and whether it would overfit is undecided. A claim about the end of training that fails before the planned "
+    "epoch is undecided, too. That on MC is decided by the variational rows of Figures 2 and 10."
 )
 DISCARD_REMARK = (
     "Discarded seeds (validation perplexity or test RMSE not finite, or more than twice the median of the row's seeds) "
