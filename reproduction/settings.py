@@ -17,7 +17,10 @@ TRAINER: dict[str, Any] = {
 }
 """Options of the trainer that matter, and their values where they are not given. The length of a run is apart."""
 
-NO_MATTER = ("data_dir", "eval_batch_size", "backend", "sliding_test", "train_eval_windows", "train_eval_chunks")
+NO_MATTER = (
+    *("data_dir", "eval_batch_size", "backend"),
+    *("sliding_test", "train_eval_windows", "train_eval_chunks", "mc_every"),
+)
 """Options of models and data that leave all figures alone, or only ask for more of them."""
 
 MC = ("mc_samples", "mc_masks", "mc_word_dropout")

@@ -76,6 +76,7 @@ def test_seeds_with_other_settings_are_not_averaged(
         config(word_masks="type"),  # an older file does not have what is default since
         config(backend="reference"),
         config(data={"train_eval_windows": 105, "sliding_test": True, "data_dir": "elsewhere"}),
+        config(mc_every=0),
         config(mc_samples=100, mc_masks="stream"),  # of the test by MC only
         config() | {"trainer": {"precision": "32", "tested_weights": "last", "devices": 4, "accelerator": "gpu"}},
     ],
