@@ -20,8 +20,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-STOPS = (signal.SIGTERM, signal.SIGUSR1)
-"""What ends a run that may go on later; Slurm is asked for the second before its time limit."""
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""What ends a run that may go on later: Ctrl-C; whoever shuts down; and Slurm, asked for it, before the time limit."""
 
 CHECK_EVERY = 10
 """Batches after which several processes agree on whether to save; a single one asks itself after each."""
@@ -167,8 +167,8 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(Checkpoint):
     """Saves the run at the end of each epoch, every so many minutes in between, and when it is asked to stop.
 
-    A run is asked by SIGTERM or SIGUSR1 to any of its processes; each of them ends its batch, saves its part, and ends
-    with 128 plus the number of the signal.
+    A run is asked by SIGINT (Ctrl-C), SIGTERM or SIGUSR1 to any of its processes; each of them ends its batch, saves
+    its part, and ends with 128 plus the number of the signal. A second SIGINT ends it at once.
 
     Args:
         folder: of the checkpoints.
@@ -197,6 +197,10 @@ class LastCheckpoint(Checkpoint):
 
     def _note(self, number: int, frame: Any) -> None:
         self._stop = number
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+            if rank_zero_only.rank == 0:  # nothing that print() was doing is interrupted
+                os.write(2, b"\nends after this batch or evaluation, and saves it; Ctrl-C again ends at once\n")
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save if it is time, or if a process was asked to stop."""
@@ -241,6 +245,11 @@ class LastCheckpoint(Checkpoint):
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Nothing is saved in a test: end at once."""
         _handle(self._end)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave Ctrl-C to who called the trainer, such as a notebook."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _end(self, number: int, frame: Any) -> None:
         if number == signal.SIGUSR1 and not self._has_trained:

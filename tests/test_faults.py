@@ -250,7 +250,7 @@ class Send(L.Callback):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("batch", [0, 7, 11])
 def test_a_run_that_is_asked_to_stop_saves_where_it_is_and_goes_on_from_there(
     number: signal.Signals, batch: int, call: Call, tiny_treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -269,6 +269,32 @@ def test_a_run_that_is_asked_to_stop_saves_where_it_is_and_goes_on_from_there(
     assert resumed.status == 0
     assert f"resumed from {last}" in resumed.out
     assert outcome(tmp_path, "stopped") == outcome(tmp_path, "whole")
+
+
+class SendTwice(L.Callback):
+    """Presses Ctrl-C in the second epoch, and again before it had an effect."""
+
+    def on_train_batch_start(self, trainer: Any, model: Any, batch: Any, batch_index: int) -> None:
+        if (trainer.current_epoch, batch_index) == (1, 3):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_the_last_epoch_is_still_there(
+    call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    rarely = ("--trainer.checkpoint_minutes", "60")
+    stopped = call(*options(tmp_path, "run", *rarely, "--trainer.callbacks+=tests.test_faults.SendTwice"))
+    assert stopped.status == 1
+    last = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 12
+    assert call(*options(tmp_path, "run", *rarely)).status == 0
+
+
+def test_ctrl_c_is_the_caller_s_again_when_training_has_ended(call: Call, tiny_treebank: Path, tmp_path: Path) -> None:
+    assert call(*options(tmp_path, "run")).status == 0
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 class SendAtTheEnd(L.Callback):
