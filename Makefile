@@ -33,6 +33,8 @@ $(foreach variable,$(filter-out $(VARIABLES),$(.VARIABLES)),\
 	$(if $(findstring command,$(origin $(variable))),$(error $(variable) is no variable of this Makefile; there are: $(VARIABLES))))
 number = $(if $(shell printf %s '$(2)' | tr -d '0-9 '),$(error $(1)="$(2)" is not a number))
 $(call number,EPOCHS,$(EPOCHS))$(call number,SEEDS,$(SEEDS))$(call number,NODES,$(NODES))$(call number,DEVICES,$(DEVICES))
+$(foreach variable,EPOCHS NODES DEVICES,$(if $(word 2,$($(variable))),$(error $(variable)="$($(variable))": one number is needed)))
+$(if $(strip $(SEEDS)),,$(error SEEDS="": at least one is needed))
 $(if $(filter 0,$(EPOCHS)),$(error EPOCHS="0": at least one epoch is needed))
 $(foreach variable,DEVICES NODES,$(if $(filter 0,$($(variable))),$(error $(variable)="0": at least one is needed)))
 # $(call check,VARIABLE,value,what is known,what more to say)

@@ -216,14 +216,15 @@ class TokenStreams(LightningDataModule):
 
     def test_dataloader(self) -> list[DataLoader[tuple[Tensor, Tensor]]]:
         """Windows over the whole test text as one stream, the shorter last one included, and sliding ones if wanted."""
-        loaders = [self.predict_dataloader()]
+        loaders = self.predict_dataloader()[:1]
         if self.sliding_test:
             loaders.append(_in_order(SlidingWindows(self.ids["test"], self.window)))
         return loaders
 
-    def predict_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Windows over the whole test text as one stream, the shorter last one included."""
-        return _in_order(StreamWindows(self.ids["test"][:, None], self.window, keep_remainder=True))
+    def predict_dataloader(self) -> list[DataLoader[tuple[Tensor, Tensor]]]:
+        """Windows over the whole test text as one stream, the shorter last one included; the same of validation."""
+        texts = (self.ids[split][:, None] for split in ("test", "validation"))
+        return [_in_order(StreamWindows(text, self.window, keep_remainder=True)) for text in texts]
 
     def _parallel_windows(self, split: str, parts: int = 1) -> StreamWindows:
         rank, world_size = rank_and_world_size(self)

@@ -513,14 +513,17 @@ class LanguageModel(Experiment):
                     nll.reset()
             self.log("mc_samples", float(self.mc_samples))
 
-    def on_predict_epoch_start(self) -> None:
-        """Start from zeros."""
-        self.on_test_epoch_start()
+    def predict_step(
+        self, batch: tuple[Tensor, Tensor], batch_index: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
+        """Surprisal -ln p(target) in nats of every word of a window, [T, B]: `approximation`, and `mc` as tested.
 
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> dict[str, Tensor]:
-        """Surprisal -ln p(target) in nats of every word of a window, [T, B]: `approximation`, and `mc` as tested."""
+        Loader 1 serves the validation text, which is predicted by the approximation alone.
+        """
+        if batch_index == 0:
+            self.on_test_epoch_start()
         surprisal = {"approximation": self._surprisal(batch)}
-        for name in self.mc_passes if self.mc_samples else ():
+        for name in self.mc_passes if self.mc_samples and dataloader_idx == 0 else ():
             log_probs = self._mc_log_probs(*batch, name, (TEST, batch_index)).double()
             surprisal[name.removeprefix("test_ppl_")] = -log_mean_exp(log_probs, dim=1)[:, None]
         return surprisal

@@ -270,7 +270,8 @@ class Trainer(L.Trainer):
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Lightning's predict, which also writes predictions.pt below default_root_dir.
 
-        A dictionary: `predictions` of each batch, `seed`, `mc_samples`, and `provenance` of the predictions.
+        A dictionary: `predictions` of each batch of the test data, those of the `validation` data if they are
+        predicted too, `seed`, `mc_samples`, and `provenance` of the predictions.
 
         Raises:
             OSError: that file cannot be written.
@@ -280,8 +281,10 @@ class Trainer(L.Trainer):
         predictions = super().predict(*args, **kwargs)
         if predictions is not None and self.is_global_zero:
             file.parent.mkdir(parents=True, exist_ok=True)
+            test, *validation = predictions if isinstance(predictions[0], list) else [predictions]
             content = {
-                "predictions": predictions,
+                "predictions": test,
+                **({"validation": validation[0]} if validation else {}),
                 "seed": self.run_config.get("seed_everything"),
                 "mc_samples": getattr(self.lightning_module, "mc_samples", 0),
                 "provenance": provenance(self.strategy.root_device, self.world_size),

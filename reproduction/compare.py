@@ -37,15 +37,16 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, st
 
 
 def provenance(run: Result) -> dict[str, Any]:
-    """What a run was made with: commit, texts, hardware, versions."""
+    """What a run was made with, as far as it is known: commit, texts, hardware, versions."""
     origin = run.provenance
-    return {
-        "commit": (origin.get("commit") or "")[:7] or None,
+    found = {
+        "commit": (origin.get("commit") or "")[:7],
         "uncommitted changes": origin["dirty"],
         "corpus": origin.get("corpus"),
         "hardware": origin["hardware"],
-        "versions": origin.get("versions", {}),
+        "versions": origin.get("versions"),
     }
+    return {name: value for name, value in found.items() if value not in (None, "")}
 
 
 def measures(a: Result, b: Result) -> list[tuple[str, str, str, str, str]]:

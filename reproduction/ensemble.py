@@ -13,11 +13,18 @@ from torch import Tensor
 from reproduction.results import Result, ResultError, alike, kept, load_results
 
 # What `main.py predict` calls its surprisals, and the perplexity that a test makes of them.
-METRICS = {"approximation": "test_ppl", "mc": "test_ppl_mc", "mc_window": "test_ppl_mc_window"}
+METRICS = {
+    "approximation": "test_ppl",
+    "mc": "test_ppl_mc",
+    "mc_window": "test_ppl_mc_window",
+    "validation": "valid_ppl",
+}
 
 
 def load_predictions(file: Path) -> dict[str, Any]:
     """What `main.py predict` wrote for one language model, its surprisals as one tensor [N] for each kind, in nats.
+
+    The kinds are those of the test text, and `validation`, that text by the approximation.
 
     Raises:
         ValueError: the file is not of that kind.
@@ -35,6 +42,8 @@ def load_predictions(file: Path) -> dict[str, Any]:
     if windows[0]["approximation"].dim() != 2:
         raise ValueError(f"{file}: these are ratings; ensembles are of language models")
     surprisals = {kind: torch.cat([window[kind] for window in windows]).flatten().double() for kind in windows[0]}
+    if validation := content.get("validation"):
+        surprisals["validation"] = torch.cat([window["approximation"] for window in validation]).flatten().double()
     return content | {"predictions": surprisals}
 
 
@@ -72,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Print the perplexities of ensembles of 1, 2, ... models, or write them into a file."""
     parser = argparse.ArgumentParser(
         prog="python -m reproduction.ensemble",
-        description="Test perplexity of models whose probabilities are averaged (Zaremba et al., section 4.1; the "
+        description="Perplexity of models whose probabilities are averaged (Zaremba et al., section 4.1; the "
         "paper's 68.7 of ten models, each by MC). First `main.py predict` for each of them; `make ensemble` does both.",
     )
     parser.add_argument("predictions", type=Path, nargs="+", help="predictions.pt of each model")

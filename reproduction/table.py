@@ -200,7 +200,7 @@ def trajectory_table(runs: list[Result]) -> pd.DataFrame:
 
 
 def ensemble_table(results: list[Result], sizes: list[str] | None = None) -> pd.DataFrame:
-    """Test perplexity of models whose probabilities are averaged, published and ours, by the number of models."""
+    """Perplexities of models whose probabilities are averaged, published and ours, by the number of models."""
     published = {(paper["group"], paper["row"], paper["models"]): paper for paper in PUBLISHED["ensembles"]}
     ours = {(size, row): ensemble for size, row, ensemble in ensembles_of(results)}
     together = {(size, row, len(ensemble["seeds"])) for (size, row), ensemble in ours.items()}
@@ -213,11 +213,14 @@ def ensemble_table(results: list[Result], sizes: list[str] | None = None) -> pd.
         ensemble = ours.get((size, row), {})
         metrics, label = ensemble.get("metrics", {}), LABELS.get(row, row)
         metric = "test_ppl_mc" if row.startswith("variational") or "test_ppl_mc" in metrics else "test_ppl"
-        values = metrics.get(metric, [])
+        values, valid = metrics.get(metric, []), metrics.get("valid_ppl", [])
+        absent = "–" if len(values) >= models else "not run"
         lines.append(
             {
                 "row": f"{size}, {_with_mc(label, 'MC') if metric == 'test_ppl_mc' else label}",
                 "models": str(models),
+                "valid, paper": published_figure(paper, "valid"),
+                "valid, ours": f"{valid[models - 1]:.1f}" if len(valid) >= models else absent,
                 "test, paper": published_figure(paper, "test_mc" if metric == "test_ppl_mc" else "test"),
                 "test, ours": f"{values[models - 1]:.1f}" if len(values) >= models else "not run",
                 "K": f"{ensemble['mc_samples']}" if values and metric == "test_ppl_mc" else "–",
@@ -438,7 +441,10 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
             parts.append(Section("ptb_gal1250_trajectory", heading, trajectory, [], []))
     if experiment == "ptb" and len(table := ensemble_table(results, sizes)):
         sources = dict.fromkeys(paper["source"] for paper in PUBLISHED["ensembles"])
-        remarks = [f"Of the test text alone. Published numbers: {'; '.join(sources)}."]
+        remarks = [
+            "The validation text is one stream here, and is predicted by the approximation alone. "
+            f"Published numbers: {'; '.join(sources)}."
+        ]
         origins = [
             f"{size}, {LABELS.get(row, row)}, ensemble of seeds {', '.join(map(str, ensemble['seeds']))}: predicted by "
             f"{_commit(ensemble['provenance'][0])}; the seeds' own lines are above"

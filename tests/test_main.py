@@ -170,6 +170,8 @@ def test_predictions_say_of_which_model_they_are(call: Call, tiny_treebank: Path
     assert (content["seed"], content["mc_samples"]) == (5, 3)
     assert content["provenance"].keys() >= {"commit", "date", "hardware"}
     assert sum(len(window["mc"]) for window in content["predictions"]) == 12 + 7 * 6 - 1
+    assert [window.keys() for window in content["validation"]] == [{"approximation"}] * 16
+    assert sum(len(window["approximation"]) for window in content["validation"]) == 12 + 11 * 6 - 1
 
 
 def test_missing_configuration_is_answered_with_those_that_are_there(call: Call) -> None:

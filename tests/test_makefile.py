@@ -383,10 +383,11 @@ def test_a_launch_that_cannot_be_is_refused(arguments: list[str], message: str, 
     assert message in done.stderr
 
 
-def test_epochs_that_are_no_number_are_refused(make: Make) -> None:
-    done = make("-n", *SMALL, "EPOCHS=two")
+@pytest.mark.parametrize("wrong", ['EPOCHS="two"', 'EPOCHS="1 2"', 'EPOCHS="0"', 'SEEDS=""', 'SEEDS="0 one"'])
+def test_numbers_that_cannot_be_are_refused(wrong: str, make: Make) -> None:
+    done = make("-n", *SMALL, wrong.replace('"', ""))
     assert done.returncode != 0
-    assert 'EPOCHS="two"' in done.stderr
+    assert wrong in done.stderr
 
 
 def test_a_misspelt_variable_is_refused(make: Make) -> None:

@@ -92,7 +92,7 @@ def test_windows_come_in_the_order_of_the_text_in_every_epoch(counting: Counting
 
 def test_test_text_is_one_stream_with_every_token_but_the_first_predicted(counting: Counting) -> None:
     [test_loader] = counting.test_dataloader()
-    for loader in (test_loader, counting.predict_dataloader()):
+    for loader in (test_loader, counting.predict_dataloader()[0]):
         assert torch.cat([targets for _, targets in loader]).tolist() == [[i] for i in range(1, 12)]
 
 

@@ -178,12 +178,13 @@ def test_test_ppl_sliding_predicts_each_word_from_the_window_before_it_alone(
     assert plain.keys() == {"test_ppl"}
 
 
-def test_prediction_is_the_surprisal_of_every_word_of_the_stream(
+def test_prediction_is_the_surprisal_of_every_word_of_the_test_and_of_the_validation_stream(
     language_model: Callable[..., LanguageModel], streams: Any, trainer: Any
 ) -> None:
     model, data = language_model(**DROPOUT), streams()
-    surprisal = torch.cat([prediction["approximation"] for prediction in trainer().predict(model, datamodule=data)])
-    torch.testing.assert_close(surprisal, -plain_log_probs(model, data.ids["test"][:, None]), rtol=1e-9, atol=1e-9)
+    for split, predictions in zip(("test", "validation"), trainer().predict(model, datamodule=data), strict=True):
+        surprisal = torch.cat([prediction["approximation"] for prediction in predictions])
+        torch.testing.assert_close(surprisal, -plain_log_probs(model, data.ids[split][:, None]), rtol=1e-9, atol=1e-9)
 
 
 def test_prediction_by_mc_is_that_of_the_test(
@@ -193,7 +194,8 @@ def test_prediction_by_mc_is_that_of_the_test(
     torch.manual_seed(0)
     [metrics] = trainer().test(model, datamodule=streams(), verbose=False)
     torch.manual_seed(0)
-    predictions = trainer().predict(model, datamodule=streams())
+    predictions, validation = trainer().predict(model, datamodule=streams())
+    assert all(prediction.keys() == {"approximation"} for prediction in validation)
     for name, metric in (("approximation", "test_ppl"), ("mc", "test_ppl_mc"), ("mc_window", "test_ppl_mc_window")):
         surprisal = torch.cat([prediction[name] for prediction in predictions])
         assert surprisal.shape == (22, 1)
@@ -205,7 +207,8 @@ def test_prediction_without_carry_state_starts_every_window_from_zeros_like_the_
 ) -> None:
     model, data = language_model(carry_state=False), streams()
     [metrics] = trainer().test(model, datamodule=data, verbose=False)
-    surprisal = torch.cat([prediction["approximation"] for prediction in trainer().predict(model, datamodule=data)])
+    predictions, _ = trainer().predict(model, datamodule=data)
+    surprisal = torch.cat([prediction["approximation"] for prediction in predictions])
     assert surprisal.mean().exp().item() == pytest.approx(metrics["test_ppl"], rel=1e-6)
 
 

@@ -14,14 +14,15 @@ from reproduction.results import load_results
 from reproduction.table import sentiment_table
 
 
-def test_ridge_minimises_the_penalised_squared_error() -> None:
+def test_ridge_minimises_the_penalised_squared_error_for_each_penalty() -> None:
     x, y = torch.randn(20, 5, dtype=torch.float64), torch.randn(20, dtype=torch.float64)
-    weights, intercept = ridge(x, y, 3.0)
-    weights.requires_grad_(True)
-    intercept = intercept.detach().requires_grad_(True)
-    loss = (y - x @ weights - intercept).square().sum() + 3.0 * weights.square().sum()
-    for gradient in torch.autograd.grad(loss, (weights, intercept)):
-        torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-9)
+    penalties = (3.0, 0.1, 50.0)
+    for penalty, (weights, intercept) in zip(penalties, ridge(x, y, penalties), strict=True):
+        weights.requires_grad_(True)
+        intercept = intercept.detach().requires_grad_(True)
+        loss = (y - x @ weights - intercept).square().sum() + penalty * weights.square().sum()
+        for gradient in torch.autograd.grad(loss, (weights, intercept)):
+            torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-9)
 
 
 def test_presence_is_of_frequent_words_whatever_their_number_and_place() -> None:
@@ -56,6 +57,7 @@ def reviews(monkeypatch: pytest.MonkeyPatch) -> None:
         def setup(self) -> None: ...
 
     monkeypatch.setattr(baselines, "FilmReviews", Few)
+    monkeypatch.setattr(baselines, "WORDS", range(4, 20))
 
 
 def test_baselines_of_every_split_are_written_and_stand_in_the_tables(

@@ -59,6 +59,22 @@ def test_perplexities_are_printed_and_written_beside_the_results_of_the_models(
     assert not list(folder.rglob("*.tmp"))
 
 
+def test_the_validation_text_is_averaged_apart_where_all_have_it(
+    predictions: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    windows = [[{"approximation": torch.rand(n, 1)} for n in (4, 3)] for _ in predictions]
+    for seed, file in enumerate(predictions):
+        save(file, torch.load(file)["predictions"], seed=seed, validation=windows[seed])
+    main([*map(str, predictions)])
+    expected = ensemble_perplexities(
+        torch.stack([torch.cat([window["approximation"] for window in its]).flatten() for its in windows])
+    )
+    assert f"valid_ppl  1: {expected[0]:.2f}  2: {expected[1]:.2f}" in capsys.readouterr().out
+    save(predictions[0], torch.load(predictions[0])["predictions"])
+    main([*map(str, predictions)])
+    assert "valid_ppl" not in capsys.readouterr().out
+
+
 def test_an_ensemble_of_shortened_runs_says_so(predictions: list[Path], write_result: Callable[..., Path]) -> None:
     for seed in range(2):
         output = write_result("ptb", "small", "zaremba", seed=seed, epochs=2).with_name("ensemble.json")

@@ -516,10 +516,16 @@ def write_ensemble(path: Path, **metrics: list[float]) -> None:
 def test_ensembles_stand_beside_the_published_ones_by_the_number_of_models(
     folder: Path, write_result: WriteResult
 ) -> None:
-    write_ensemble(write_result("ptb", "medium", "zaremba"), test_ppl=[82.0, 77.1, 75.0])
+    row = write_result("ptb", "medium", "zaremba")
+    write_ensemble(row, test_ppl=[82.0, 77.1, 75.0], valid_ppl=[86.0, 80.5, 79.0])
     single, mc = [79.0, 75.0], [78.0, 74.04]
     write_ensemble(write_result("ptb", "large", "variational_untied"), test_ppl=single, test_ppl_mc=mc)
-    table = ensemble_table(load_results(folder)).set_index(["row", "models"])[["test, paper", "test, ours", "seeds"]]
+    table = ensemble_table(load_results(folder)).set_index(["row", "models"])
+    valid = table[["valid, paper", "valid, ours"]]
+    assert list(valid.loc["medium, Zaremba et al.", "2"]) == ["80.6", "80.5"]
+    assert list(valid.loc["medium, Zaremba et al.", "5"]) == ["76.7", "not run"]
+    assert list(valid.loc["large, Variational (untied, MC)", "2"]) == ["n/a", "–"]
+    table = table[["test, paper", "test, ours", "seeds"]]
     assert list(table.loc["medium, Zaremba et al.", "2"]) == ["77.0", "77.1", "0, 1"]
     assert list(table.loc["medium, Zaremba et al.", "3"]) == ["n/a", "75.0", "0, 1, 2"]
     assert list(table.loc["medium, Zaremba et al.", "5"]) == ["73.3", "not run", "–"]
