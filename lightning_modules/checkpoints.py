@@ -179,6 +179,7 @@ class LastCheckpoint(Checkpoint):
         self._stop = 0  # number of the signal
         self._saved = 0.0
         self._has_trained = False
+        self._is_global_zero = True
         self._is_finished = False  # early
 
     def state_dict(self) -> dict[str, bool]:
@@ -192,14 +193,14 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Take over the signals: Lightning would act on them in the middle of a step."""
         trainer.should_stop = self._is_finished
-        self._stop, self._saved = 0, time.monotonic()
+        self._stop, self._saved, self._is_global_zero = 0, time.monotonic(), trainer.is_global_zero
         _handle(self._note)
 
     def _note(self, number: int, frame: Any) -> None:
         self._stop = number
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
-            if rank_zero_only.rank == 0:  # nothing that print() was doing is interrupted
+            if self._is_global_zero:  # nothing that print() was doing is interrupted
                 os.write(2, b"\nends after this batch or evaluation, and saves it; Ctrl-C again ends at once\n")
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import fill
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from reproduction.results import Result, ResultError, alike, chosen_experiments, groups_with, load_results, title
-from reproduction.table import LOG, constant_rmse
+from reproduction.table import LOG, baselines
 
 # Okabe and Ito's palette, which stays distinct under the common kinds of colour blindness. Schemes that are the same
 # method have the same colour in every figure.
@@ -44,7 +44,7 @@ SEQUENCE = [SKY, BLUE, GREEN, ORANGE, VERMILLION, PURPLE, YELLOW, BLACK]
 PERPLEXITY = "perplexity per word"
 """The label of axes that are logarithmic."""
 
-LOG_LABEL, CONSTANT_LABEL = "the authors' log (valid as printed)", "constant predictor"
+LOG_LABEL = "the authors' log (valid as printed)"
 
 STYLE: dict[str, Any] = {
     "font.size": 11,
@@ -63,6 +63,10 @@ STYLE: dict[str, Any] = {
 }
 
 
+BASELINE_STYLES = ("-.", "--")
+"""Of the constant predictor and the ridge regression."""
+
+
 @dataclass(frozen=True)
 class Lines:
     """The curves of a metric, in one line style, and what that style means where a legend has to say it."""
@@ -76,14 +80,14 @@ class Lines:
 class Panel:
     """What one pair of axes shows over epochs: our curves, and what stands beside them.
 
-    `log` is a column of the authors' public log, `constant` the error of the constant predictor.
+    `log` is a column of the authors' public log, `baselines` the errors of what needs no network, by name.
     """
 
     title: str
     ylabel: str
     lines: list[Lines]
     log: str | None = None
-    constant: float | None = None
+    baselines: dict[str, float] = field(default_factory=dict)
 
 
 def panels(experiment: str, group: str, results: list[Result]) -> list[Panel]:
@@ -95,7 +99,8 @@ def panels(experiment: str, group: str, results: list[Result]) -> list[Panel]:
     authors' log has the other, and validation as printed. Where the test set of film reviews was also predicted by
     sampled networks, their error is dotted. The demo's language model has the validation set for held-out data.
     """
-    constant = constant_rmse(experiment, results)
+    folder = next((run.path.parents[3] for run in results), None)
+    levels = {name.lower(): its["test"] for name, its in baselines(experiment, group, results, folder).items()}
     is_language = any(run.is_language for run in results)
     if is_language and experiment != "demo":
         is_logged = (experiment, group) == ("ptb", "gal1250")
@@ -111,11 +116,9 @@ def panels(experiment: str, group: str, results: list[Result]) -> list[Panel]:
         is_film = experiment == "sentiment"
         ylabel = "RMSE (rating units, 0 to 1)" if is_film else "RMSE (rating units)"
         test = [Lines("test_rmse"), Lines("test_rmse_mc", "dotted", "MC, 10 networks")]
-        if is_film and group == "length_sweep":  # other chunks, and another constant, for every row
-            constant = None
         return [
             Panel(f"Training error (first {'100 ' if is_film else ''}chunks)", ylabel, [Lines("train_rmse")]),
-            Panel("Test error", ylabel, test, constant=constant),
+            Panel("Test error", ylabel, test, baselines=levels),
         ]
     held_out, train = "test_rmse", "train_rmse"
     heading, ylabel = "Sentiment regression", "RMSE (rating units, −4 to 4)"
@@ -123,9 +126,9 @@ def panels(experiment: str, group: str, results: list[Result]) -> list[Panel]:
         has_eval = any(run.points("train_eval_ppl")[0] for run in results)
         held_out, train = "valid_ppl", "train_eval_ppl" if has_eval else "train_ppl"
         heading, ylabel = f"Language model{'' if has_eval else ' (training: dropout on)'}", PERPLEXITY
-        constant = None
+        levels = {}
     lines = [Lines(held_out, "solid", "held-out data"), Lines(train, "dashed", "training data")]
-    return [Panel(heading, ylabel, lines, constant=constant)]
+    return [Panel(heading, ylabel, lines, baselines=levels)]
 
 
 def draw_group(experiment: str, group: str, results: list[Result]) -> Figure:
@@ -229,8 +232,8 @@ def _draw(heading: str, parts: list[tuple[Panel, list[Result]]]) -> Figure:
         if panel.log:
             log = pd.read_csv(LOG)
             axes.plot(log["epoch"], log[panel.log], color=GREY, linestyle=":", label=LOG_LABEL)
-        if panel.constant is not None:
-            axes.axhline(panel.constant, color=GREY, linewidth=1.2, linestyle="-.", label=CONSTANT_LABEL)
+        for (name, error), dashes in zip(panel.baselines.items(), BASELINE_STYLES, strict=False):
+            axes.axhline(error, color=GREY, linewidth=1.2, linestyle=dashes, label=name)
         axes.set(title=panel.title, xlabel="epoch", ylabel=panel.ylabel)
         if panel.ylabel == PERPLEXITY:
             _perplexity_axis(axes)

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from lightning_modules.trainer import write_atomically
-from reproduction.figures import CONSTANT_LABEL, GREY, LOG_LABEL, PERPLEXITY, Panel, colours, name, panels
+from reproduction.figures import GREY, LOG_LABEL, PERPLEXITY, Panel, colours, name, panels
 from reproduction.results import Result, ResultError, experiments_of, groups_with, load_results
 from reproduction.table import LOG, TEXT, Section, heading, note, sections
 
@@ -115,9 +115,9 @@ def draw(panel: Panel, results: list[Result]) -> Plot:
         line = {"color": GREY, "dash": "dot", "width": 1.6}
         figure.add_scatter(x=log["epoch"].tolist(), y=log[panel.log].tolist(), name=LOG_LABEL, mode="lines", line=line)
         keys.append(("dotted", LOG_LABEL))
-    if panel.constant is not None:
-        figure.add_hline(panel.constant, line={"color": GREY, "width": 1.2})  # dotted are curves of MC
-        keys.append(("solid", CONSTANT_LABEL))
+    for (baseline, error), dashes in zip(panel.baselines.items(), ("solid", "dashed"), strict=False):  # dotted is MC
+        figure.add_hline(error, line={"color": GREY, "width": 1.2, "dash": DASHES[dashes]})
+        keys.append((dashes, baseline))
     figure.update_yaxes(title_text=panel.ylabel)
     if panel.ylabel == PERPLEXITY:
         values = [value for line in figure.data for value in line.y]

@@ -337,9 +337,12 @@ def sentiment_table(experiment: str, group: str, results: list[Result], folder: 
             config = _config(*runs[0].path.parts[-4:-1]) if runs else _config(experiment, group, row)
             line |= {"hours": _hours(runs), "hardware": _machines(runs), "config": config}
         lines.append(line)
-    table = pd.DataFrame(
-        [*({"row": name} | errors for name, errors in baselines(experiment, group, results, folder)), *lines]
-    )
+    digits = 5 if experiment == "demo" else 4
+    without_network = [
+        {"row": name} | {column: f"{error:.{digits}f}" for column, error in errors.items()}
+        for name, errors in baselines(experiment, group, results, folder).items()
+    ]
+    table = pd.DataFrame([*without_network, *lines])
     predictive = [f"{what}{mc}" for what in ("log likelihood", "within 50 %", "within 90 %") for mc in ("", ", MC")]
     dropped = [] if has_predictive_distribution(experiment, group, results) else ["held out", *predictive]
     if experiment == "demo":
@@ -355,28 +358,25 @@ def has_predictive_distribution(experiment: str, group: str, results: list[Resul
     return group.startswith("fair") if planned else any("valid_rmse" in run.metrics for run in results)
 
 
-def baselines(
-    experiment: str, group: str, results: list[Result], folder: Path | None
-) -> list[tuple[str, dict[str, str]]]:
-    """Errors of what needs no network, by name: the mean training rating, and for film reviews a ridge regression."""
+def baselines(experiment: str, group: str, results: list[Result], folder: Path | None) -> dict[str, dict[str, float]]:
+    """Errors of what needs no network, by name and column of the table, in rating units.
+
+    They are the mean training rating, and for film reviews a ridge regression.
+    """
     constant = constant_rmse(experiment, results)
     if experiment != "sentiment":
-        digits = 5 if experiment == "demo" else 4
-        return [] if constant is None else [("Constant predictor", {"test": f"{constant:.{digits}f}"})]
+        return {} if constant is None else {"Constant predictor": {"test": constant}}
     if group == "length_sweep":  # other chunks for every row
-        return []
+        return {}
     split = group[-1] if group.startswith("fair_split") else "0"
     names = {"train, all": "train_rmse", "test": "test_rmse", "test, by review": "test_rmse_review"}
     file = (folder or Path()) / "sentiment/baselines.json"
     if not file.is_file():
         published = {"train, all": PUBLISHED["constant_predictor"]["train_rmse"], "test": constant}
-        return [] if split != "0" else [("Constant predictor", {k: f"{v:.4f}" for k, v in published.items()})]
+        return {} if split != "0" else {"Constant predictor": published}
     measured = read_json(file)["splits"].get(split, {})
     labels = {"constant": "Constant predictor", "ridge": "Ridge regression on words"}
-    return [
-        (labels[name], {column: f"{errors[key]:.4f}" for column, key in names.items()})
-        for name, errors in measured.items()
-    ]
+    return {labels[name]: {column: errors[key] for column, key in names.items()} for name, errors in measured.items()}
 
 
 def constant_rmse(experiment: str, results: list[Result]) -> float | None:

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,7 +111,15 @@ def test_mc_is_dotted_beside_the_approximation(folder: Path, write_result: Write
     assert legend(figure)[-1] == "MC, 10 networks"
 
 
-def test_sentiment_shows_train_error_left_test_error_right_and_the_constant_predictor(
+def write_baselines(folder: Path, ridge: float) -> None:
+    splits = {
+        name: dict.fromkeys(("train_rmse", "test_rmse", "test_rmse_review"), error)
+        for name, error in (("constant", 0.2), ("ridge", ridge))
+    }
+    (folder / "sentiment/baselines.json").write_text(json.dumps({"splits": {"0": splits}}))
+
+
+def test_sentiment_shows_train_error_left_test_error_right_and_what_needs_no_network(
     folder: Path, write_result: WriteResult
 ) -> None:
     for row in ("standard_lstm", "naive_lstm", "variational_lstm"):
@@ -125,6 +134,10 @@ def test_sentiment_shows_train_error_left_test_error_right_and_the_constant_pred
     assert list(curves(right)[0].get_ydata()) == pytest.approx([0.2, 0.15, 0.1 + 0.1 / 3])
     assert legend(figure) == ["Standard LSTM", "Naive LSTM", "Variational LSTM", "constant predictor"]
     assert len(right.get_lines()) == 4
+    write_baselines(folder, ridge=0.15)
+    figure = draw_group("sentiment", "figure2", load_results(folder))
+    assert legend(figure)[3:] == ["constant predictor", "ridge regression on words"]
+    assert [list(line.get_ydata()) for line in figure.axes[1].get_lines()[3:]] == [[0.2, 0.2], [0.15, 0.15]]
 
 
 def test_a_scheme_has_the_same_colour_in_every_figure(folder: Path, write_result: WriteResult) -> None:
