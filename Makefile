@@ -107,7 +107,7 @@ demo: .venv/ready ## see overfitting and its cure in minutes, on a laptop, no ac
 	@echo "Open $(RESULTS)/figures/demo.png: training error dashed, held-out error solid."
 
 test: .venv/ready ## run the fast tests
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: .venv/ready ## run the slow tests
 	.venv/bin/python -m pytest -m slow
