@@ -129,8 +129,12 @@ reproduce-sentiment: $(RESULTS)/sentiment/baselines.json $(SENTIMENT_RUNS) ## se
 	@.venv/bin/python -m reproduction.figures --results $(RESULTS) --experiment sentiment
 endif
 
+# Of what is asked for on the command line; of all that is there, where nothing is.
+asked = $(findstring command,$(foreach variable,$(1),$(origin $(variable))))
 status: | .venv/ready ## which runs are done, running, queued or failed, here or under Slurm [SIZE= ROWS= FIGURES= CURVES= SEEDS=]
-	@.venv/bin/python -m reproduction.status --results $(RESULTS) --runs $(RUNS) $(patsubst $(RESULTS)/%.json,%,$(PTB_RUNS) $(SENTIMENT_RUNS))
+	@.venv/bin/python -m reproduction.status --results $(RESULTS) --runs $(RUNS) $(patsubst $(RESULTS)/%.json,%,\
+		$(if $(or $(call asked,SIZE ROWS),$(if $(call asked,FIGURES CURVES),,$(call asked,SEEDS))),$(PTB_RUNS)) \
+		$(if $(or $(call asked,FIGURES CURVES),$(if $(call asked,SIZE ROWS),,$(call asked,SEEDS))),$(SENTIMENT_RUNS)))
 
 cost: | .venv/ready ## what the Penn Treebank runs that are missing will take here [SIZE= ROWS= SEEDS= EPOCHS= DATA_DIR=]
 	@$(if $(TO_DO),.venv/bin/python -m benchmarks.cost,echo "All runs are there: nothing to do.") $(call commands,$(TO_DO))

@@ -76,10 +76,9 @@ def _jobs_below(results: Path) -> dict[Path, Job]:
 
 
 def table(names: list[str], results: Path, runs: Path) -> Table:
-    """Status of these runs, and of all that have a result file, a folder or a job."""
+    """Status of these runs or, where none are named, of all that have a result file, a folder or a job."""
     jobs = _jobs_below(results.resolve())
-    found = {
-        *names,
+    found = set(names) or {
         *(path.relative_to(results).with_suffix("").as_posix() for path in results.glob("*/*/*/seed*.json")),
         *(path.relative_to(runs).as_posix() for path in runs.glob("*/*/*/seed*")),
         *(path.relative_to(results.resolve()).with_suffix("").as_posix() for path in jobs),
@@ -102,7 +101,7 @@ def table(names: list[str], results: Path, runs: Path) -> Table:
 def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m reproduction.status", description="How far the runs are.")
-    parser.add_argument("names", nargs="*", help="runs that are to be shown if nothing of them is there, too")
+    parser.add_argument("names", nargs="*", help="runs to show (all that are there, or in the queue)")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of result files")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of checkpoints and logs")
     chosen = parser.parse_args(arguments)

@@ -397,6 +397,29 @@ def test_a_misspelt_variable_is_refused(make: Make) -> None:
     assert "ROWS" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ([], []),
+        (["SIZE=v1", "ROWS=moon"], ["ptb/v1/moon/seed0"]),
+        (["ROWS=moon", "SIZE=v1", "SEEDS=0 2"], ["ptb/v1/moon/seed0", "ptb/v1/moon/seed2"]),
+        (["FIGURES=figure3", "CURVES=pu0_pe0"], ["sentiment/figure3/pu0_pe0/seed0"]),
+        (
+            ["SIZE=v1", "ROWS=moon", "FIGURES=figure3", "CURVES=pu0_pe0"],
+            ["ptb/v1/moon/seed0", "sentiment/figure3/pu0_pe0/seed0"],
+        ),
+    ],
+)
+def test_status_is_of_the_runs_that_are_asked_for(arguments: list[str], shown: list[str], make: Make) -> None:
+    [line] = make("-n", "status", *arguments).stdout.replace("\\\n", " ").splitlines()
+    assert re.findall(r"\S+/seed\d+", line) == shown
+
+
+def test_status_of_seeds_is_of_both_experiments(make: Make) -> None:
+    line = make("-n", "status", "SEEDS=3").stdout
+    assert {"ptb/small/moon/seed3", "sentiment/figure2/naive_lstm/seed3"} <= set(re.findall(r"\S+/seed3", line))
+
+
 def test_an_ablation_is_of_the_weights_that_were_tested_of_each_finished_run(
     make: Make, write_result: Callable[..., None], tmp_path: Path
 ) -> None:

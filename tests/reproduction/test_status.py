@@ -59,7 +59,8 @@ def test_a_result_is_done_with_the_epochs_that_it_has(
 ) -> None:
     write_result("ptb", "small", "moon", epochs=3, planned_epochs=3)
     write_result("ptb", "v1", "moon", seed=2, epochs=2, planned_epochs=180)
-    assert shown(RUN) == [f"{RUN} done 3 of 3", "ptb/v1/moon/seed2 done 2 of 180", "2 done"]
+    assert shown() == [f"{RUN} done 3 of 3", "ptb/v1/moon/seed2 done 2 of 180", "2 done"]
+    assert shown(RUN, "ptb/v1/moon/seed0") == [f"{RUN} done 3 of 3", "ptb/v1/moon/seed0 not run –", "1 done, 1 not run"]
 
 
 def test_a_run_that_holds_its_lock_is_running_and_when_it_ends_without_a_result_it_has_stopped(
