@@ -32,6 +32,8 @@ WANDB = str(Path(sys.executable).with_name("wandb"))
 
 @pytest.fixture(autouse=True)
 def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(tracking, "TEARDOWN_TIMEOUT", 120.0)  # what it has written is read, however busy the machine is
+    tracking.teardown()  # of what other tests in this process have left
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
