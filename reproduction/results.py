@@ -109,6 +109,7 @@ GROUPS: dict[str, dict[str, Group]] = {
             "Beyond the paper: Press & Wolf (2016), small (2 × 200 units)",
             ["non_regularized_wt", "non_regularized_pr", "non_regularized_wt_pr"],
             is_extra=True,
+            beside={"non_regularized": ("small", "non_regularized")},
         ),
         "press_large": Group(
             "Beyond the paper: Press & Wolf (2016), large (2 × 1500 units)",

@@ -155,7 +155,7 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
                 "words/s": _speed([run.words_per_s for run in kept(runs)]),
                 "hours": _hours(runs),
                 "hardware": _machines(runs),
-                "config": _config("ptb", size, row),
+                "config": _config("ptb", runs[0].path.parts[-3] if runs else size, row),
             }
         )
         if row.startswith("variational") or any("test_ppl_mc" in run.metrics for run in runs):

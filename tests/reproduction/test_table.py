@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from lightning_modules.ablation import TEMPERATURES
-from reproduction.results import load_results
+from reproduction.results import groups_with, load_results
 from reproduction.table import (
     BEGIN,
     END,
@@ -504,6 +504,19 @@ def test_sliding_windows_have_a_column_where_they_were_run(folder: Path, write_r
     table = ptb_table("v1", load_results(folder))
     assert line(table, "Zaremba et al.")["test, sliding"] == "101.3"
     assert line(table, "Variational (tied)")["test, sliding"] == "not run"
+
+
+def test_what_others_built_stands_beside_what_they_built_on(folder: Path, write_result: WriteResult) -> None:
+    write_result("ptb", "press_small", "non_regularized_wt", metrics=perplexities())
+    assert list(ptb_table("press_small", groups_with("ptb", load_results(folder))["press_small"])["row"])[:1] == [
+        "Non-regularised + WT"
+    ]
+    write_result("ptb", "small", "non_regularized", metrics=perplexities(test=80.0))
+    table = ptb_table("press_small", groups_with("ptb", load_results(folder))["press_small"])
+    plain = line(table, "Non-regularised")
+    assert (plain["valid, paper"], plain["test, paper"], plain["test, ours"]) == ("120.7", "114.5", "80.0")
+    assert plain["config"] == "configs/ptb/small/non_regularized.yaml"
+    assert line(table, "Non-regularised + PR")["config"] == "configs/ptb/press_small/non_regularized_pr.yaml"
 
 
 def write_ensemble(path: Path, **metrics: list[float]) -> None:
