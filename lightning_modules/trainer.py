@@ -281,7 +281,7 @@ class Trainer(L.Trainer):
         predictions = super().predict(*args, **kwargs)
         if predictions is not None and self.is_global_zero:
             file.parent.mkdir(parents=True, exist_ok=True)
-            test, *validation = predictions if isinstance(predictions[0], list) else [predictions]
+            test, *validation = predictions if predictions and isinstance(predictions[0], list) else [predictions]
             content = {
                 "predictions": test,
                 **({"validation": validation[0]} if validation else {}),
