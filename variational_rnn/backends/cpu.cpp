@@ -6,7 +6,8 @@
 // product is one of its own. Plain C++ with the vector types of GCC and Clang: nothing of torch is included or linked.
 //
 // Everything is fp32, but the factors of products may be rounded to bf16: with P = BF16 two of them, neighbours along
-// K, fill the place of a float, and depth_of(K) places hold K. Their sums are fp32.
+// K, fill the place of a float, and depth_of(K) places hold K. Their sums are fp32. Where the processor has them (AMX),
+// such products are of its tile registers, for which K is filled up with zeros.
 //
 // Shapes: T steps, B sequences, H units, G gates. Matrices are row-major; masks have strides, 0 for what is shared.
 
@@ -19,6 +20,11 @@
 
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
+#endif
+#if defined(__AMX_BF16__)
+#define HAS_TILES 1
+#else
+#define HAS_TILES 0
 #endif
 
 namespace {
@@ -69,7 +75,11 @@ inline void store(float* p, vf x, int n) {
 enum Precision { FP32, BF16 };
 
 template <Precision P>
+constexpr bool in_tiles = P == BF16 && HAS_TILES;
+
+template <Precision P>
 constexpr int64_t depth_of(int64_t K) {
+    if (in_tiles<P>) return (K + U - 1) / U * V;
     return P == BF16 ? (K + 1) / 2 : K;
 }
 
@@ -168,10 +178,100 @@ void tile(int64_t K, const float* a, int64_t step_m, int64_t step_k, const float
     }
 }
 
+#if HAS_TILES
+// Tile registers have V rows of V places. Here 0 to 3 hold sums, 4 and 5 factors of A, 6 and 7 those of a panel.
+thread_local int64_t rows_of_tiles = 0;  // of sums and factors of A; 0 where this thread has no tiles
+
+void configure_tiles(int64_t rows) {
+    if (rows == rows_of_tiles) return;
+    struct alignas(64) {
+        uint8_t palette = 1, start_row = 0, reserved[14] = {};
+        uint16_t bytes[16] = {};
+        uint8_t rows[16] = {};
+    } layout;
+    for (int i = 0; i < 8; i++) layout.bytes[i] = V * sizeof(float), layout.rows[i] = i < 6 ? rows : V;
+    _tile_loadconfig(&layout);
+    rows_of_tiles = rows;
+}
+
+// At the end of what a thread does here: others, as torch's products, have a configuration of their own.
+void give_back_tiles() {
+    if (rows_of_tiles) _tile_release();
+    rows_of_tiles = 0;
+}
+
+// C = start + A times a panel, for the rows of a tile, and with `two` for those of another one from row `second` on,
+// which may overlap.
+template <bool two>
+void tile_of_registers(int64_t K, const float* a, int64_t step_m, const float* panel, float* c, int64_t ldc,
+                       Start start, int64_t second) {
+    asm volatile("" ::: "memory");  // what tiles are loaded from has been stored
+    if (start.p) {
+        _tile_loadd(0, start.p, start.ld * 4);
+        _tile_loadd(1, start.p + V, start.ld * 4);
+        if (two) {
+            _tile_loadd(2, start.rows(second).p, start.ld * 4);
+            _tile_loadd(3, start.rows(second).p + V, start.ld * 4);
+        }
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int64_t k = 0; k < K; k += V) {
+        _tile_loadd(6, panel + k * U, U * 4);
+        _tile_loadd(7, panel + k * U + V, U * 4);
+        _tile_loadd(4, a + k, step_m * 4);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if (two) {
+            _tile_loadd(5, a + second * step_m + k, step_m * 4);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, c, ldc * 4);
+    _tile_stored(1, c + V, ldc * 4);
+    if (two) {
+        _tile_stored(2, c + second * ldc, ldc * 4);
+        _tile_stored(3, c + second * ldc + V, ldc * 4);
+    }
+}
+
+// `multiply` by tile registers, with a step of 1 along K, in which A and the panel are filled up with zeros.
+void multiply_in_tiles(int64_t M, int64_t K, const float* a, int64_t step_m, const float* panel, float* c, int64_t ldc,
+                       int n, Start start) {
+    const int64_t blocks = (M + 2 * V - 1) / (2 * V), tile_rows = blocks > 1 ? V : M > V ? (M + 1) / 2 : M;
+    configure_tiles(tile_rows);
+    for (int64_t i = 0, m = 0; i < blocks; i++) {
+        const int64_t rows = (M - m + blocks - i - 1) / (blocks - i), second = rows - tile_rows;
+        alignas(64) float whole[2 * V * U];
+        float* to = c + m * ldc;
+        Start begin = start.rows(m);
+        if (n < U && begin.p) {
+            const int64_t distinct = begin.ld ? rows : 1;
+            for (int64_t r = 0; r < distinct; r++) memcpy(whole + r * U, begin.p + r * begin.ld, n * sizeof(float));
+            begin = {whole, begin.ld ? U : 0};
+        }
+        const auto compute = second ? tile_of_registers<true> : tile_of_registers<false>;
+        compute(K, a + m * step_m, step_m, panel, n < U ? whole : to, n < U ? U : ldc, begin, second);
+        if (n < U)
+            for (int64_t r = 0; r < rows; r++) memcpy(to + r * ldc, whole + r * U, n * sizeof(float));
+        m += rows;
+    }
+}
+#else
+void give_back_tiles() {}
+#endif
+
 // The same for any number of rows M.
 template <Precision P>
 void multiply(int64_t M, int64_t K, const float* a, int64_t step_m, int64_t step_k, const float* panel, float* c,
               int64_t ldc, int n, Start start) {
+#if HAS_TILES
+    if constexpr (in_tiles<P>) return multiply_in_tiles(M, K, a, step_m, panel, c, ldc, n, start);
+#endif
     int64_t tiles = (M + R - 1) / R;
     for (int64_t i = 0, m = 0; i < tiles; i++) {
         int64_t rows = (M - m + tiles - i - 1) / (tiles - i);
@@ -221,6 +321,7 @@ inline void transpose(vf* r) {
 template <Precision P>
 void pack(int64_t K, const float* b, int64_t step_k, int64_t step_n, int n, float* panel) {
     constexpr int pair = P == BF16 ? 2 : 1;
+    float* end = panel + depth_of<P>(K) * U;
     int64_t k = 0;
     if (step_n == 1 && n == U) {
         for (; k + pair <= K; k += pair, panel += U)
@@ -247,20 +348,27 @@ void pack(int64_t K, const float* b, int64_t step_k, int64_t step_n, int n, floa
         for (int half = 0; half < U; half += V)
             store(panel + half, pair == 1 ? load(two[0] + half) : pairs_of(load(two[0] + half), load(two[1] + half)));
     }
+    std::fill(panel, end, 0.f);
 }
 
 struct Buffer {
     float* data;
     explicit Buffer(int64_t n)
         : data((float*)::operator new(std::max<int64_t>(n, 1) * sizeof(float), std::align_val_t(64))) {}
+    Buffer(int64_t n, float value) : Buffer(n) { std::fill_n(data, n, value); }
     ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
 };
 
 inline int panels_of(int64_t n) { return (int)((n + U - 1) / U); }
 
+// Rows that go through a panel together.
+template <Precision P>
+constexpr int64_t unit = in_tiles<P> ? 2 * V : R;
+
 // Rows of a tile, which is what threads share in a step: of about the same size.
-inline int64_t tile_rows_of(int64_t B) {
-    const int64_t tiles = (B + R - 1) / R;
+template <Precision P>
+int64_t tile_rows_of(int64_t B) {
+    const int64_t tiles = (B + unit<P> - 1) / unit<P>;
     return (B + tiles - 1) / tiles;
 }
 
@@ -283,10 +391,10 @@ void product(int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64
              int64_t ldc, bool add, const float* bias = nullptr) {
     constexpr int pair = P == BF16 ? 2 : 1;
     const int panels = panels_of(N);
-    const int64_t places = depth_of<P>(K), pieces = (places + DEPTH - 1) / DEPTH,
-                  depth = (places + pieces - 1) / pieces;
+    const int64_t places = depth_of<P>(K), pieces = (places + DEPTH - 1) / DEPTH, even = in_tiles<P> ? V : 1,
+                  depth = (places + pieces * even - 1) / (pieces * even) * even;
     // Few panels go with small blocks, for threads to share evenly.
-    const int64_t most = std::max<int64_t>(panels < 16 ? 4 : CACHED / depth / R, 1) * R;
+    const int64_t most = std::max<int64_t>(panels < 16 ? 4 : CACHED / depth / unit<P>, 1) * unit<P>;
     const int64_t blocks = (M + most - 1) / most, rows = (M + blocks - 1) / blocks;
     const bool turned = a_m == 1 && panels > 2;  // a transposed block is copied once, so that tiles read it in order
     const bool copied = turned || P == BF16;
@@ -302,8 +410,25 @@ void product(int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64
                 float* to = c + m * ldc + n0;
                 if (copied && copied_block != block) {
                     if (a_m != 1)
-                        for (int64_t i = 0; i < high; i++)
-                            factors<P>(std::min(pair * deep, K - pair * k0), from + i * a_m, copy.data + i * deep);
+                        for (int64_t i = 0; i < high; i++) {
+                            const int64_t there = std::min(pair * deep, K - pair * k0);
+                            factors<P>(there, from + i * a_m, copy.data + i * deep);
+                            std::fill(copy.data + i * deep + (there + pair - 1) / pair, copy.data + (i + 1) * deep, 0.f);
+                        }
+                    else if (in_tiles<P>)  // which read along K
+                        for (int64_t k = 0; k < deep; k += V)
+                            for (int64_t i = 0; i < high; i += V) {
+                                const int n = (int)(high - i);
+                                vf r[V];
+                                for (int j = 0; j < V; j++) {
+                                    const int64_t at = pair * (k0 + k + j);
+                                    const float* first = from + pair * (k + j) * a_k + i;
+                                    r[j] = pairs_of(at < K ? load(first, n) : vf{},
+                                                    at + 1 < K ? load(first + a_k, n) : vf{});
+                                }
+                                transpose(r);
+                                for (int j = 0; j < std::min(V, n); j++) store(copy.data + (i + j) * deep + k, r[j]);
+                            }
                     else
                         for (int64_t k = 0; k < deep; k++, from += pair * a_k) {
                             if constexpr (P == FP32) memcpy(copy.data + k * high, from, high * sizeof(float));
@@ -318,10 +443,11 @@ void product(int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64
                 }
                 copied_block = block;
                 const Start start = add || k0 ? Start{to, ldc} : Start{bias ? bias + n0 : nullptr, 0};
-                multiply<P>(high, deep, copied ? copy.data : from, !copied || a_m == 1 ? a_m : deep,
-                            !copied    ? a_k
-                            : a_m == 1 ? high
-                                       : 1,
+                const bool along_m = a_m == 1 && !in_tiles<P>;
+                multiply<P>(high, deep, copied ? copy.data : from, !copied || along_m ? a_m : deep,
+                            !copied   ? a_k
+                            : along_m ? high
+                                      : 1,
                             packed + (p * places + k0) * U, to, ldc, (int)std::min<int64_t>(U, N - n0), start);
             }
     }
@@ -366,6 +492,7 @@ void matmul(int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_
     {
         pack_all<P>(N, K, b, b_k, b_n, packed.data);
         product<P>(M, N, K, a, a_m, a_k, packed.data, c, N, false, bias);
+        give_back_tiles();
     }
 }
 
@@ -417,9 +544,9 @@ void forward(const Layer& L) {
               distinct = L.recurrent.data && L.recurrent.g ? (int)G : 1;
     const int64_t together = std::min(
         T, std::max<int64_t>((L.lengths ? FEW_ROWS : ROWS) / B, 1));  // steps whose input product is computed at once
-    const int64_t read_rows = together * B, tile_rows = tile_rows_of(B);
+    const int64_t read_rows = together * B, tile_rows = tile_rows_of<P>(B);
     Buffer weight_ih(panels * G * deep_x * U), weight_hh(panels * G * deep * U);
-    Buffer read_x(L.input.data ? distinct_x * read_rows * I : 0), read(2 * distinct * B * deep);
+    Buffer read_x(L.input.data ? distinct_x * read_rows * I : 0), read(2 * distinct * B * deep, 0.f);
 #pragma omp parallel num_threads(L.threads) if (L.threads > 1)
     {
         for (int g = 0; g < G; g++)
@@ -515,6 +642,7 @@ void forward(const Layer& L) {
                     }
                 }
         }
+        give_back_tiles();
     }
 }
 
@@ -529,10 +657,10 @@ void backward(const Layer& L) {
     const int64_t deep_share = depth_of<P>(share_x * H);
     const int64_t together = std::min(T, std::max<int64_t>((L.lengths ? FEW_ROWS : 2 * ROWS) / B, 1)),
                   rows = together * B;
-    const int64_t tile_rows = tile_rows_of(B);
+    const int64_t tile_rows = tile_rows_of<P>(B);
     // Gradients of the gates before their activation, for the steps that go into one product: of the input product and
     // of the recurrent one, which differ in a GRU's candidate.
-    Buffer dgate_x(rows * G * H), dgate_of_gru(L.kind == GRU ? rows * G * H : 0), dgate_steps(2 * B * G * deep);
+    Buffer dgate_x(rows * G * H), dgate_of_gru(L.kind == GRU ? rows * G * H : 0), dgate_steps(2 * B * G * deep, 0.f);
     float* dgate_h = L.kind == GRU ? dgate_of_gru.data : dgate_x.data;
     Buffer weight(panels * G * deep * U), weight_ih(L.dx ? distinct_x * panels_x * deep_share * U : 0);
     Buffer read(rows * std::max(I, H)), packed(panels_of(std::max(I, H)) * depth_of<P>(rows) * U),
@@ -718,6 +846,7 @@ void backward(const Layer& L) {
                 product<P>(share * H, H, n, dgate_h + from, 1, G * H, packed.data, L.dweight_hh + from * H, H, add);
             }
         }
+        give_back_tiles();
     }
     memcpy(L.dh0, direct.data, B * H * sizeof(float));
     if (L.dc0) memcpy(L.dc0, dc_carried.data, B * H * sizeof(float));

@@ -80,13 +80,12 @@ def extension() -> ctypes.CDLL | None:
         log.warning("variational_rnn: no fast CPU backend, since %s; %s", missing, REMEDY)
         return None
     flags = FLAGS[capability]
-    has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     try:
-        if capability == "AVX512" and has_bf16():
+        for bf16 in _bf16_flags() if capability == "AVX512" else []:
             try:
-                return ctypes.CDLL(str(_built(compiler, [*flags, "-mavx512bf16"])))
+                return ctypes.CDLL(str(_built(compiler, [*flags, *bf16])))
             except subprocess.CalledProcessError:  # an older compiler, as likely as not
-                log.info("variational_rnn: %s does not know bf16 instructions; they are not used", compiler[0])
+                log.info("variational_rnn: %s does not know %s, which is not used", compiler[0], " ".join(bf16))
         return ctypes.CDLL(str(_built(compiler, flags)))
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: there is no home folder
         is_silent = isinstance(error, subprocess.CalledProcessError) and not error.stderr
@@ -94,6 +93,14 @@ def extension() -> ctypes.CDLL | None:
         reason = reason.splitlines()[0]
         log.warning("variational_rnn: no fast CPU backend, since it cannot be built (%s); %s", reason, REMEDY)
         return None
+
+
+def _bf16_flags() -> list[list[str]]:
+    """Of the instructions for products in bf16 that this processor has, the fastest first."""
+    asked = ("_is_avx512_bf16_supported", "_init_amx")  # the second asks the system for leave to use them, too
+    vectors, tiles = (getattr(torch.cpu, name, lambda: False)() for name in asked)
+    flags = ["-mavx512bf16"]
+    return [[*flags, "-mamx-tile", "-mamx-bf16"]] * (vectors and tiles) + [flags] * vectors
 
 
 def _built(compiler: list[str], flags: list[str]) -> Path:
