@@ -35,6 +35,9 @@ is_built = pytest.mark.skipif(cpu.extension() is None, reason="the fast CPU back
 needs_bf16 = pytest.mark.skipif(
     cpu.extension() is None or not cpu.extension().vrnn_has_bf16(), reason="this processor has no products of bf16"
 )
+needs_tiles = pytest.mark.skipif(
+    cpu.extension() is None or not cpu.extension().vrnn_has_tiles(), reason="this processor has no AMX"
+)
 
 
 def layer_and_its_reference(layer, *sizes, **kwargs):
@@ -310,16 +313,20 @@ def test_where_it_cannot_be_built_the_reference_computes_and_why_is_said_once(
         cpu.extension.cache_clear()
 
 
-@needs_bf16
-def test_a_compiler_that_knows_no_bf16_builds_the_rest(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("unknown", "has_bf16"),
+    [pytest.param("avx512bf16", 0, marks=needs_bf16), pytest.param("amx", 1, marks=needs_tiles)],
+)
+def test_a_compiler_that_does_not_know_some_instructions_builds_the_rest(unknown, has_bf16, monkeypatch, tmp_path):
     compiler = tmp_path / "old-compiler"
-    compiler.write_text('#!/bin/sh\ncase "$*" in *avx512bf16*) exit 1;; esac\nexec c++ "$@"\n', encoding="utf-8")
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *{unknown}*) exit 1;; esac\nexec c++ "$@"\n', encoding="utf-8")
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cpu.extension.cache_clear()
     try:
-        assert not cpu.extension().vrnn_has_bf16()
+        library = cpu.extension()
+        assert (library.vrnn_has_bf16(), library.vrnn_has_tiles()) == (has_bf16, 0)
     finally:
         cpu.extension.cache_clear()
 
@@ -604,6 +611,38 @@ def test_the_same_seed_gives_the_same_masks_under_autocast(layer):
         with bf16_autocast(enabled=enabled):
             outputs.append(fast(x)[0])
     assert_close_by_norm(0.01, outputs[:1], outputs[1:])
+
+
+@needs_tiles
+@any_layer
+def test_where_the_system_gives_no_leave_for_tiles_vectors_compute_the_same(layer, monkeypatch, no_reference):
+    fast, _ = layer_and_its_reference(layer, 70, 50, num_layers=2, **DROPOUT)
+    x, masks = torch.randn(9, 37, 70, requires_grad=True), fast.sample_masks(37)
+
+    def results():
+        with bf16_autocast():
+            output = fast(x, masks=masks)[0]
+            return [output, *torch.autograd.grad(output.square().sum(), [x, *fast.parameters()])]
+
+    by_tiles = results()
+    cpu.extension.cache_clear()
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: False)
+    try:
+        assert not cpu.extension().vrnn_has_tiles()
+        assert_close_by_norm(1e-3, by_tiles, results())
+    finally:
+        cpu.extension.cache_clear()
+
+
+@needs_tiles
+def test_products_of_torch_which_have_tiles_of_their_own_are_right_before_and_after_ours():
+    a, b = torch.randn(100, 200), torch.randn(200, 300)
+    expected = a.bfloat16() @ b.bfloat16()
+    with bf16_autocast():
+        for rows in (100, 20, 7, 100):
+            ours = cpu.matmul(a[:rows], b)
+            torch.testing.assert_close(ours.bfloat16(), expected[:rows], rtol=1e-2, atol=1e-2)
+            assert torch.equal(a @ b, expected)
 
 
 def strided(rows, columns, row_step=1, column_step=1):

@@ -918,11 +918,11 @@ void vrnn_softmax(int threads, int64_t N, int64_t words, float* logits, float te
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (int64_t row = 0; row < N; row++) {
         float* x = logits + row * words;
-        const float highest = highest_of(words, x);
+        const float highest = highest_of(words, x), coldness = 1.f / temperature;
         vf sums = {}, products = {};
         for (int64_t k = 0; k < words; k += V) {
             const int n = (int)std::min<int64_t>(V, words - k);
-            const vf z = (load(x + k, n) - highest) / temperature;
+            const vf z = (load(x + k, n) - highest) * coldness;
             const vf e = first(n, vexp(z));
             sums += e;
             products += e * first(n, z);
@@ -942,6 +942,9 @@ int vrnn_has_bf16() {
     return 0;
 #endif
 }
+
+// Whether these products are of tile registers.
+int vrnn_has_tiles() { return HAS_TILES; }
 
 #if defined(__AVX512BF16__)
 #define IN_ITS_PRECISION(precision, call) ((precision) == BF16 ? call<BF16> : call<FP32>)
