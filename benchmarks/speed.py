@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from lightning_modules.language_model import LanguageModel
 from lightning_modules.optim import DecoupledSGD
@@ -31,6 +32,14 @@ from variational_rnn import VariationalGRU, VariationalLSTM
 from variational_rnn.backends import cpu
 
 FOLDER = Path(__file__).parent
+INSTRUCTIONS = {
+    "amx": "A processor with AMX, whose products in bf16 are of tile registers",
+    "avx512_bf16": "A processor with AVX512-BF16, whose products in bf16 are of vectors",
+    "avx512": "A processor with AVX512",
+    "avx2": "A processor with AVX2",
+    "other": "Another processor, where the reference computes",
+}
+"""What the CPU backend was built for: names of result files, and headings."""
 SHAPES = [(35, 20, 200, 200), (35, 20, 650, 650), (35, 20, 1500, 1500), (200, 128, 128, 128)]
 DROPOUT: dict[str, Any] = {"input_dropout": 0.35, "recurrent_dropout": 0.2}
 VOCABULARY, STREAMS = 10_000, 20
@@ -56,6 +65,16 @@ def medians(competitors: dict[str, Callable[[], Any]], seconds: float, device: t
         for name, run in competitors.items():
             times[name].append(time_of(run))
     return {name: statistics.median(measured) for name, measured in times.items()}
+
+
+def instructions() -> str:
+    """Those that the CPU backend was built for here."""
+    library = cpu.extension()
+    if library is None:
+        return "other"
+    if library.vrnn_has_bf16():
+        return "amx" if library.vrnn_has_tiles() else "avx512_bf16"
+    return torch.backends.cpu.get_cpu_capability().lower()
 
 
 def precisions(device: torch.device) -> list[str]:
@@ -106,14 +125,17 @@ def layers(seconds: float, device: torch.device, precision: str) -> list[dict[st
     for steps, batch, inputs, hidden in SHAPES:
         x = torch.randn(steps, batch, inputs, device=device, requires_grad=True)
 
-        def pass_of(module: Any, x: Tensor = x) -> Callable[[], None]:
+        all_lengths = torch.linspace(steps, 1, batch).long()
+
+        def pass_of(module: Any, x: Tensor = x, lengths: Tensor | None = None) -> Callable[[], None]:
             if isinstance(module, nn.Module):
                 module.to(device)
 
             def run() -> None:
                 with precision_context(device, precision):
-                    output = module(x)
-                (output[0] if isinstance(output, tuple) else output).sum().backward()
+                    output = module(x if lengths is None else pack_padded_sequence(x, lengths))
+                output = output[0] if isinstance(output, tuple) else output
+                (output if lengths is None else output.data).sum().backward()
 
             return run
 
@@ -122,6 +144,8 @@ def layers(seconds: float, device: torch.device, precision: str) -> list[dict[st
             "LSTM tied": pass_of(VariationalLSTM(inputs, hidden, **DROPOUT)),
             "LSTM untied": pass_of(VariationalLSTM(inputs, hidden, **DROPOUT, gate_masks="untied")),
             "LSTM batch": pass_of(VariationalLSTM(inputs, hidden, **DROPOUT, mask_sharing="batch")),
+            "nn.LSTM packed": pass_of(nn.LSTM(inputs, hidden), lengths=all_lengths),
+            "LSTM tied packed": pass_of(VariationalLSTM(inputs, hidden, **DROPOUT), lengths=all_lengths),
             "nn.GRU": pass_of(nn.GRU(inputs, hidden)),
             "GRU tied": pass_of(VariationalGRU(inputs, hidden, **DROPOUT)),
             "LSTMCell loop": pass_of(CellLoop(inputs, hidden)),
@@ -249,6 +273,7 @@ PAIRS = {
     "nn.LSTM": ("nn.LSTM", "LSTM tied"),
     "nn.LSTM, ours untied": ("nn.LSTM", "LSTM untied"),
     "nn.LSTM, ours shared by the batch": ("nn.LSTM", "LSTM batch"),
+    "nn.LSTM, both packed": ("nn.LSTM packed", "LSTM tied packed"),
     "nn.GRU, ours GRU": ("nn.GRU", "GRU tied"),
     "loop over nn.LSTMCell with masks": ("LSTMCell loop", "LSTM tied"),
     "our reference": ("reference", "LSTM tied"),
@@ -276,7 +301,8 @@ def tables(result: dict[str, Any]) -> str:
     text = [
         origin(result["provenance"]),
         "**A layer, forward and backward**: time of the other / ours, tied masks per sequence unless it says else. In "
-        "bfloat16 both are under autocast. Shapes are steps, sequences, input size, hidden size.",
+        "bfloat16 both are under autocast. Shapes are steps, sequences, input size, hidden size; packed sequences have "
+        "lengths from all steps down to one.",
     ]
     rows = []
     measured = list(dict.fromkeys(row["precision"] for row in result["layers"]))
@@ -287,9 +313,9 @@ def tables(result: dict[str, Any]) -> str:
                 for row in result["layers"]
                 if row["precision"] == precision and other in row["seconds"]
             }
-            if not ratios and precision == "bfloat16":
+            if not ratios:
                 continue
-            mean = f"{statistics.geometric_mean(ratios.values()):.2f}" if ratios else "not installed"
+            mean = f"{statistics.geometric_mean(ratios.values()):.2f}"
             shown = {shape: f"{ratio:.2f}" for shape, ratio in ratios.items()}
             rows.append({"other": label, "precision": precision, **shown, "geometric mean": mean})
     for layer in ("LSTM tied", "LSTM untied", "GRU tied") if "bfloat16" in measured else ():
@@ -333,6 +359,16 @@ def tables(result: dict[str, Any]) -> str:
     return "\n\n".join(text)
 
 
+def all_of_cpus() -> str:
+    """The measurements on CPUs, one of each kind, as Markdown."""
+    found = [(title, FOLDER / "results" / f"cpu_{name}.json") for name, title in INSTRUCTIONS.items()]
+    return "\n\n".join(
+        f"### {title}\n\n{tables(json.loads(file.read_text(encoding='utf-8')))}"
+        for title, file in found
+        if file.exists()
+    )
+
+
 def perplexities() -> str:
     """Runs in bfloat16 beside the same rows and seeds in float32, as Markdown."""
     rows = []
@@ -367,12 +403,12 @@ def write_into(readme: Path, place: str, text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, and write benchmarks/results/DEVICE.json and the tables of benchmarks/README.md."""
+    """Measure, and write the file of benchmarks/results for the GPU, or this kind of CPU, and the README's tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seconds", type=float, default=15.0, help="for each comparison (15)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU (all)")
-    parser.add_argument("--output", type=Path, help="another file than benchmarks/results/DEVICE.json and README.md")
+    parser.add_argument("--output", type=Path, help="another file than that of benchmarks/results; no README")
     options = parser.parse_args(arguments)
     if options.threads < 1:
         parser.error(f"--threads must be at least 1, got {options.threads}")
@@ -389,10 +425,11 @@ def main(arguments: list[str] | None = None) -> None:
         "monte_carlo": monte_carlo(options.seconds, device),
     }
     print(tables(result))
-    output = options.output or FOLDER / "results" / f"{device.type}.json"
+    name = "cuda" if device.type == "cuda" else f"cpu_{instructions()}"
+    output = options.output or FOLDER / "results" / f"{name}.json"
     write_atomically(output, json.dumps(result, indent=2) + "\n")
     if not options.output:
-        write_into(FOLDER / "README.md", device.type, tables(result))
+        write_into(FOLDER / "README.md", device.type, tables(result) if device.type == "cuda" else all_of_cpus())
         write_into(FOLDER / "README.md", "precision", perplexities())
 
 

@@ -86,19 +86,20 @@ class _SoftmaxNLL(torch.autograd.Function):
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         logits = cpu.matmul(hidden, weight.t(), None if bias is None else bias.contiguous())
-        factor = scale if with_gradient else None
+        factor, with_sum = scale if with_gradient else None, with_gradient and bias is not None
         if embedding is None:
-            nll, _ = cpu.softmax_nll_(logits, targets, factor)
+            nll, _, gradient, dbias = cpu.softmax_nll_(logits, targets, factor, with_sum=with_sum)
             loss = nll.sum()
         else:
             types, which = targets.unique(return_inverse=True)
             expected = cpu.matmul(embedding[types], embedding.t())
             entropy = cpu.softmax_(expected, TEMPERATURE)
-            nll, cross_entropy = cpu.softmax_nll_(logits, targets, factor, expected, which, gamma, TEMPERATURE)
+            nll, cross_entropy, gradient, dbias = cpu.softmax_nll_(
+                logits, targets, factor, expected, which, gamma, TEMPERATURE, with_sum
+            )
             loss = nll.sum() + gamma * TEMPERATURE * (cross_entropy - entropy[which]).sum()
         if with_gradient:
-            dbias = None if bias is None else logits.sum(dim=0)
-            ctx.save_for_backward(cpu.matmul(logits, weight), cpu.matmul(logits.t(), hidden), dbias)
+            ctx.save_for_backward(cpu.matmul(gradient, weight), cpu.matmul(gradient.t(), hidden), dbias)
         ctx.mark_non_differentiable(nll)
         return loss * scale, nll
 

@@ -12,7 +12,9 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
 def test_the_readme_shows_the_committed_measurements():
-    for file in (FOLDER / "results").glob("c*.json"):
+    files = list((FOLDER / "results").glob("c*.json"))
+    assert {file.stem for file in files} <= {"cuda"} | {f"cpu_{name}" for name in speed.INSTRUCTIONS}
+    for file in files:
         result = json.loads(file.read_text(encoding="utf-8"))
         assert speed.tables(result) in (FOLDER / "README.md").read_text(encoding="utf-8")
 
@@ -37,14 +39,24 @@ def tiny(monkeypatch, tmp_path):
 def test_a_run_writes_its_result_and_the_tables_into_the_readme(tiny, capsys):
     speed.main(["--seconds", "0.01", "--threads", "1"])
     text = (tiny / "README.md").read_text(encoding="utf-8")
-    result = json.loads((tiny / "results" / "cpu.json").read_text(encoding="utf-8"))
+    result = json.loads((tiny / "results" / f"cpu_{speed.instructions()}.json").read_text(encoding="utf-8"))
     assert text.startswith("above\n")
     assert text.endswith("below\n")
     assert "old" not in text
+    assert speed.INSTRUCTIONS[speed.instructions()] in text
     assert "2, 3, 4, 5" in text
+    assert "both packed" in text
     assert "not measured" in text
     assert all(seconds > 0 for row in result["layers"] for seconds in row["seconds"].values())
     assert "nn.LSTM" in capsys.readouterr().out
+
+
+def test_a_measurement_stays_in_the_readme_when_another_kind_of_processor_is_measured(tiny, monkeypatch):
+    for kind in ("avx2", "amx"):
+        monkeypatch.setattr(speed, "instructions", lambda kind=kind: kind)
+        speed.main(["--seconds", "0.01", "--threads", "1"])
+    text = (tiny / "README.md").read_text(encoding="utf-8")
+    assert text.index(speed.INSTRUCTIONS["amx"]) < text.index(speed.INSTRUCTIONS["avx2"])
 
 
 def test_a_result_in_another_file_leaves_the_readme_alone(tiny):

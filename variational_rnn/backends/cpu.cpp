@@ -16,14 +16,17 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <type_traits>
 #include <vector>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
-#if defined(__AMX_BF16__)
-#define HAS_TILES 1
-#else
+#ifndef HAS_TILES  // cpu.py says so, since a compiler that knows them does not mean a system that lets them be used
 #define HAS_TILES 0
 #endif
 
@@ -73,6 +76,7 @@ inline void store(float* p, vf x, int n) {
 }
 
 enum Precision { FP32, BF16 };
+typedef uint16_t bf16;
 
 template <Precision P>
 constexpr bool in_tiles = P == BF16 && HAS_TILES;
@@ -84,12 +88,25 @@ constexpr int64_t depth_of(int64_t K) {
 }
 
 #if defined(__AVX512BF16__)
-inline vi rounded(vf x) { return (vi)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x)); }
-inline vf pairs_of(vf first, vf second) { return (vf)(rounded(first) | rounded(second) << 16); }
+inline __m256i rounded(vf x) { return (__m256i)_mm512_cvtneps_pbh((__m512)x); }
+inline vi wide(__m256i x) { return (vi)_mm512_cvtepu16_epi32(x); }
+inline vf pairs_of(vf first, vf second) { return (vf)(wide(rounded(first)) | wide(rounded(second)) << 16); }
+inline vf pairs_of(vi first, vi second) { return (vf)(first | second << 16); }
 inline vf pairs_within(vf low, vf high) { return (vf)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
+inline vi load(const bf16* p, int n) {
+    bf16 t[V] = {};
+    if (n < V) p = (bf16*)memcpy(t, p, n * sizeof(bf16));
+    return wide(_mm256_loadu_si256((const __m256i*)p));
+}
+inline void store(bf16* p, vf x, int n) {
+    const __m256i y = rounded(x);
+    memcpy(p, &y, std::min(n, V) * sizeof(bf16));
+}
 #else  // of no use
 inline vf pairs_of(vf first, vf) { return first; }
 inline vf pairs_within(vf low, vf) { return low; }
+inline vf load(const bf16*, int) { return vf{}; }
+inline void store(bf16*, vf, int) {}
 #endif
 
 template <Precision P>
@@ -101,6 +118,11 @@ inline void multiply_add(vf& sum, float x, vf y) {
 }
 
 // n factors that follow each other along K.
+template <Precision P>
+inline void factors(int64_t n, const bf16* x, float* to) {
+    if (n % 2) to[n / 2] = 0.f;
+    memcpy(to, x, n * sizeof(bf16));
+}
 template <Precision P>
 inline void factors(int64_t n, const float* x, float* to) {
     if constexpr (P == FP32) memcpy(to, x, n * sizeof(float));
@@ -189,7 +211,9 @@ void configure_tiles(int64_t rows) {
         uint16_t bytes[16] = {};
         uint8_t rows[16] = {};
     } layout;
+    static_assert(sizeof layout == 64);
     for (int i = 0; i < 8; i++) layout.bytes[i] = V * sizeof(float), layout.rows[i] = i < 6 ? rows : V;
+    asm volatile("" ::"r"(&layout) : "memory");  // GCC 12 does not know that all of it is read
     _tile_loadconfig(&layout);
     rows_of_tiles = rows;
 }
@@ -205,13 +229,14 @@ void give_back_tiles() {
 template <bool two>
 void tile_of_registers(int64_t K, const float* a, int64_t step_m, const float* panel, float* c, int64_t ldc,
                        Start start, int64_t second) {
-    asm volatile("" ::: "memory");  // what tiles are loaded from has been stored
+    asm volatile("" ::: "memory");  // stores go first: GCC does not know that loads of tiles read memory
+    // Pointers in parentheses: the macros of GCC 11 lack them.
     if (start.p) {
-        _tile_loadd(0, start.p, start.ld * 4);
-        _tile_loadd(1, start.p + V, start.ld * 4);
+        _tile_loadd(0, (start.p), start.ld * 4);
+        _tile_loadd(1, (start.p + V), start.ld * 4);
         if (two) {
-            _tile_loadd(2, start.rows(second).p, start.ld * 4);
-            _tile_loadd(3, start.rows(second).p + V, start.ld * 4);
+            _tile_loadd(2, (start.rows(second).p), start.ld * 4);
+            _tile_loadd(3, (start.rows(second).p + V), start.ld * 4);
         }
     } else {
         _tile_zero(0);
@@ -220,32 +245,32 @@ void tile_of_registers(int64_t K, const float* a, int64_t step_m, const float* p
         _tile_zero(3);
     }
     for (int64_t k = 0; k < K; k += V) {
-        _tile_loadd(6, panel + k * U, U * 4);
-        _tile_loadd(7, panel + k * U + V, U * 4);
-        _tile_loadd(4, a + k, step_m * 4);
+        _tile_loadd(6, (panel + k * U), U * 4);
+        _tile_loadd(7, (panel + k * U + V), U * 4);
+        _tile_loadd(4, (a + k), step_m * 4);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
         if (two) {
-            _tile_loadd(5, a + second * step_m + k, step_m * 4);
+            _tile_loadd(5, (a + second * step_m + k), step_m * 4);
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
         }
     }
-    _tile_stored(0, c, ldc * 4);
-    _tile_stored(1, c + V, ldc * 4);
+    _tile_stored(0, (c), ldc * 4);
+    _tile_stored(1, (c + V), ldc * 4);
     if (two) {
-        _tile_stored(2, c + second * ldc, ldc * 4);
-        _tile_stored(3, c + second * ldc + V, ldc * 4);
+        _tile_stored(2, (c + second * ldc), ldc * 4);
+        _tile_stored(3, (c + second * ldc + V), ldc * 4);
     }
 }
 
 // `multiply` by tile registers, with a step of 1 along K, in which A and the panel are filled up with zeros.
 void multiply_in_tiles(int64_t M, int64_t K, const float* a, int64_t step_m, const float* panel, float* c, int64_t ldc,
                        int n, Start start) {
-    const int64_t blocks = (M + 2 * V - 1) / (2 * V), tile_rows = blocks > 1 ? V : M > V ? (M + 1) / 2 : M;
-    configure_tiles(tile_rows);
+    const int64_t blocks = (M + 2 * V - 1) / (2 * V), rows_of_one = blocks > 1 ? V : M > V ? (M + 1) / 2 : M;
+    configure_tiles(rows_of_one);
     for (int64_t i = 0, m = 0; i < blocks; i++) {
-        const int64_t rows = (M - m + blocks - i - 1) / (blocks - i), second = rows - tile_rows;
+        const int64_t rows = (M - m + blocks - i - 1) / (blocks - i), second = rows - rows_of_one;
         alignas(64) float whole[2 * V * U];
         float* to = c + m * ldc;
         Start begin = start.rows(m);
@@ -351,6 +376,13 @@ void pack(int64_t K, const float* b, int64_t step_k, int64_t step_n, int n, floa
     std::fill(panel, end, 0.f);
 }
 
+// Places of a pair of rows along K, of which the second may not be there.
+template <typename Number>
+inline vf pairs_of_rows(const Number* first, const Number* second, int n) {
+    const auto x = load(first, n);
+    return pairs_of(x, second ? load(second, n) : decltype(load(first, n)){});
+}
+
 struct Buffer {
     float* data;
     explicit Buffer(int64_t n)
@@ -365,11 +397,12 @@ inline int panels_of(int64_t n) { return (int)((n + U - 1) / U); }
 template <Precision P>
 constexpr int64_t unit = in_tiles<P> ? 2 * V : R;
 
-// Rows of a tile, which is what threads share in a step: of about the same size.
+// Rows of a piece of the batch, which threads share in a step, by panels: of about the same size.
 template <Precision P>
-int64_t tile_rows_of(int64_t B) {
-    const int64_t tiles = (B + unit<P> - 1) / unit<P>;
-    return (B + tiles - 1) / tiles;
+int64_t rows_of_piece(int64_t B, int64_t panels, int threads) {
+    int64_t pieces = (B + unit<P> - 1) / unit<P>;
+    if (in_tiles<P> && pieces * panels < threads) pieces = (B + V - 1) / V;
+    return (B + pieces - 1) / pieces;
 }
 
 enum Kind { LSTM, GRU, RNN_TANH, RNN_RELU };
@@ -384,10 +417,10 @@ void pack_all(int64_t N, int64_t K, const float* b, int64_t b_k, int64_t b_n, fl
 }
 
 // C[M, N] = start + A[M, K] B[K, N] by all threads of the team, B in panels; A has a step of 1 in one of its
-// directions. By pieces of K, and every block of rows goes through all panels while it is in cache. `add` adds to C
-// instead of to a bias.
-template <Precision P>
-void product(int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64_t a_k, const float* packed, float* c,
+// directions, and with P = BF16 may be of rounded numbers already. By pieces of K, and every block of rows goes through
+// all panels while it is in cache. `add` adds to C instead of to a bias.
+template <Precision P, typename Number>
+void product(int64_t M, int64_t N, int64_t K, const Number* a, int64_t a_m, int64_t a_k, const float* packed, float* c,
              int64_t ldc, bool add, const float* bias = nullptr) {
     constexpr int pair = P == BF16 ? 2 : 1;
     const int panels = panels_of(N);
@@ -406,25 +439,25 @@ void product(int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64
         for (int64_t block = 0; block < blocks; block++)
             for (int p = 0; p < panels; p++) {
                 const int64_t m = block * rows, high = std::min(rows, M - m), n0 = (int64_t)p * U;
-                const float* from = a + m * a_m + pair * k0 * a_k;
+                const Number* from = a + m * a_m + pair * k0 * a_k;
                 float* to = c + m * ldc + n0;
                 if (copied && copied_block != block) {
                     if (a_m != 1)
                         for (int64_t i = 0; i < high; i++) {
                             const int64_t there = std::min(pair * deep, K - pair * k0);
-                            factors<P>(there, from + i * a_m, copy.data + i * deep);
-                            std::fill(copy.data + i * deep + (there + pair - 1) / pair, copy.data + (i + 1) * deep, 0.f);
+                            float* row = copy.data + i * deep;
+                            factors<P>(there, from + i * a_m, row);
+                            std::fill(row + (there + pair - 1) / pair, row + deep, 0.f);
                         }
                     else if (in_tiles<P>)  // which read along K
                         for (int64_t k = 0; k < deep; k += V)
                             for (int64_t i = 0; i < high; i += V) {
                                 const int n = (int)(high - i);
-                                vf r[V];
+                                vf r[V] = {};
                                 for (int j = 0; j < V; j++) {
                                     const int64_t at = pair * (k0 + k + j);
-                                    const float* first = from + pair * (k + j) * a_k + i;
-                                    r[j] = pairs_of(at < K ? load(first, n) : vf{},
-                                                    at + 1 < K ? load(first + a_k, n) : vf{});
+                                    const Number* first = from + pair * (k + j) * a_k + i;
+                                    if (at < K) r[j] = pairs_of_rows(first, at + 1 < K ? first + a_k : nullptr, n);
                                 }
                                 transpose(r);
                                 for (int j = 0; j < std::min(V, n); j++) store(copy.data + (i + j) * deep + k, r[j]);
@@ -435,16 +468,15 @@ void product(int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64
                             else
                                 for (int64_t i = 0; i < high; i += V) {
                                     const int n = (int)(high - i);
-                                    const bool two = pair * (k0 + k) + 1 < K;
-                                    store(copy.data + k * high + i,
-                                          pairs_of(load(from + i, n), two ? load(from + a_k + i, n) : vf{}), n);
+                                    const Number* second = pair * (k0 + k) + 1 < K ? from + a_k + i : nullptr;
+                                    store(copy.data + k * high + i, pairs_of_rows(from + i, second, n), n);
                                 }
                         }
                 }
                 copied_block = block;
                 const Start start = add || k0 ? Start{to, ldc} : Start{bias ? bias + n0 : nullptr, 0};
                 const bool along_m = a_m == 1 && !in_tiles<P>;
-                multiply<P>(high, deep, copied ? copy.data : from, !copied || along_m ? a_m : deep,
+                multiply<P>(high, deep, copied ? copy.data : (const float*)from, !copied || along_m ? a_m : deep,
                             !copied   ? a_k
                             : along_m ? high
                                       : 1,
@@ -484,8 +516,8 @@ void read_through(const Mask& mask, int distinct, int64_t t, int64_t b, int64_t 
     }
 }
 
-template <Precision P>
-void matmul(int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64_t a_k, const float* b,
+template <Precision P, typename Number>
+void matmul(int threads, int64_t M, int64_t N, int64_t K, const Number* a, int64_t a_m, int64_t a_k, const float* b,
             int64_t b_k, int64_t b_n, const float* bias, float* c) {
     Buffer packed(panels_of(N) * depth_of<P>(K) * U);
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -544,7 +576,7 @@ void forward(const Layer& L) {
               distinct = L.recurrent.data && L.recurrent.g ? (int)G : 1;
     const int64_t together = std::min(
         T, std::max<int64_t>((L.lengths ? FEW_ROWS : ROWS) / B, 1));  // steps whose input product is computed at once
-    const int64_t read_rows = together * B, tile_rows = tile_rows_of<P>(B);
+    const int64_t read_rows = together * B, piece = rows_of_piece<P>(B, panels, L.threads);
     Buffer weight_ih(panels * G * deep_x * U), weight_hh(panels * G * deep * U);
     Buffer read_x(L.input.data ? distinct_x * read_rows * I : 0), read(2 * distinct * B * deep, 0.f);
 #pragma omp parallel num_threads(L.threads) if (L.threads > 1)
@@ -583,8 +615,8 @@ void forward(const Layer& L) {
             const float* c_before = s && L.c ? L.c + before * B * H : L.c0;
 #pragma omp for schedule(static) collapse(2)
             for (int p = 0; p < panels; p++)
-                for (int64_t b0 = 0; b0 < B; b0 += tile_rows) {
-                    const int64_t u = (int64_t)p * U, b1 = std::min(b0 + tile_rows, B);
+                for (int64_t b0 = 0; b0 < B; b0 += piece) {
+                    const int64_t u = (int64_t)p * U, b1 = std::min(b0 + piece, B);
                     const int n = (int)std::min<int64_t>(U, H - u);
                     const bool is_live = live.any(t, b0, b1);
                     for (int g = 0; g < G && is_live; g++) {
@@ -657,7 +689,7 @@ void backward(const Layer& L) {
     const int64_t deep_share = depth_of<P>(share_x * H);
     const int64_t together = std::min(T, std::max<int64_t>((L.lengths ? FEW_ROWS : 2 * ROWS) / B, 1)),
                   rows = together * B;
-    const int64_t tile_rows = tile_rows_of<P>(B);
+    const int64_t piece = rows_of_piece<P>(B, panels, L.threads);
     // Gradients of the gates before their activation, for the steps that go into one product: of the input product and
     // of the recurrent one, which differ in a GRU's candidate.
     Buffer dgate_x(rows * G * H), dgate_of_gru(L.kind == GRU ? rows * G * H : 0), dgate_steps(2 * B * G * deep, 0.f);
@@ -675,7 +707,7 @@ void backward(const Layer& L) {
     if (L.dbias_n) std::fill_n(L.dbias_n, H, 0.f);
 #pragma omp parallel num_threads(L.threads) if (L.threads > 1)
     {
-        Buffer through(tile_rows * U);
+        Buffer through(piece * U);
         for (int g = 0; g < G; g++)
             pack_all<P>(H, H, L.weight_hh + g * H * H, H, 1, weight.data + g * panels * deep * U);
         if (L.dx)
@@ -694,8 +726,8 @@ void backward(const Layer& L) {
             const float* c_before = s > 0 && L.c ? L.c + before * B * H : L.c0;
 #pragma omp for schedule(static) collapse(2)
             for (int p = 0; p < panels; p++)
-                for (int64_t b0 = 0; b0 < B; b0 += tile_rows) {
-                    const int64_t u = (int64_t)p * U, b1 = std::min(b0 + tile_rows, B);
+                for (int64_t b0 = 0; b0 < B; b0 += piece) {
+                    const int64_t u = (int64_t)p * U, b1 = std::min(b0 + piece, B);
                     const int n = (int)std::min<int64_t>(U, H - u);
                     // `direct` holds what reaches h other than through the recurrent product; add what comes through
                     // it.
@@ -852,6 +884,22 @@ void backward(const Layer& L) {
     if (L.dc0) memcpy(L.dc0, dc_carried.data, B * H * sizeof(float));
 }
 
+// compute(k, n) for every vector of a row: n is V but in the last one, and where it is V the compiler knows.
+template <typename Compute>
+inline void in_vectors(int64_t words, const Compute& compute) {
+    int64_t k = 0;
+    for (; k + V <= words; k += V) compute(k, std::integral_constant<int, V>{});
+    if (k < words) compute(k, (int)(words - k));
+}
+
+inline int thread() {
+#if defined(_OPENMP)
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
 inline float highest_of(int64_t n, const float* x) {
     vf high = all(x[0]);
     int64_t at = 0;
@@ -867,22 +915,23 @@ inline float highest_of(int64_t n, const float* x) {
 extern "C" {
 
 // Rows of logits [N, V]: nll = ln sum exp - logit of the target; if asked for, the logits become scale * (p -
-// 1[target]). With `expected` [U, V] probabilities, of which row n has expected[which[n]]: also their cross-entropy [N]
-// with q = softmax(logits / temperature), and scale * gamma * (q - expected) is added to the gradient.
-void vrnn_softmax_nll(int threads, int64_t N, int64_t words, float* logits, const int64_t* targets, float scale,
-                      float* nll, int with_gradient, const float* expected, const int64_t* which, float gamma,
-                      float temperature, float* cross_entropy) {
+// 1[target]), in BF16 by the first half of the row's memory, and its sum over rows is added to `gradient_sums` [threads,
+// V], unless that is null. With `expected` [U, V] probabilities, of which row n has expected[which[n]]: also their
+// cross-entropy [N] with q = softmax(logits / temperature), and scale * gamma * (q - expected) is added to the gradient.
+void vrnn_softmax_nll(int precision, int threads, int64_t N, int64_t words, float* logits, const int64_t* targets,
+                      float scale, float* nll, int with_gradient, float* gradient_sums, const float* expected,
+                      const int64_t* which, float gamma, float temperature, float* cross_entropy) {
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         std::vector<float> tempered(expected && with_gradient ? words : 0);
+        float* sums_of_thread = gradient_sums ? gradient_sums + thread() * words : nullptr;
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < N; row++) {
             float* x = logits + row * words;
             const float* y = expected ? expected + which[row] * words : nullptr;
             const float highest = highest_of(words, x), target = x[targets[row]], coldness = 1.f / temperature;
             vf sums = {}, tempered_sums = {}, products = {};
-            for (int64_t k = 0; k < words; k += V) {
-                const int n = (int)std::min<int64_t>(V, words - k);
+            in_vectors(words, [&](int64_t k, auto n) {
                 const vf z = load(x + k, n) - highest;
                 const vf e = vexp(z);
                 sums += first(n, e);
@@ -893,22 +942,20 @@ void vrnn_softmax_nll(int threads, int64_t N, int64_t words, float* logits, cons
                     if (with_gradient) store(&tempered[k], t, n);
                 }
                 if (with_gradient) store(x + k, e, n);
-            }
+            });
             const float sum = sum_of(sums), tempered_sum = sum_of(tempered_sums);
             nll[row] = std::log(sum) + highest - target;
             if (y) cross_entropy[row] = std::log(tempered_sum) - sum_of(products) * coldness;
             if (!with_gradient) continue;
-            const float factor = scale / sum;
-            if (y) {
-                const float weight = scale * gamma, tempered_factor = weight / tempered_sum;
-                for (int64_t k = 0; k < words; k += V) {
-                    const int n = (int)std::min<int64_t>(V, words - k);
-                    const vf q = load(&tempered[k], n) * tempered_factor;
-                    store(x + k, load(x + k, n) * factor + q - load(y + k, n) * weight, n);
-                }
-            } else
-                for (int64_t k = 0; k < words; k++) x[k] *= factor;
-            x[targets[row]] -= scale;
+            x[targets[row]] -= sum;
+            const float factor = scale / sum, weight = scale * gamma, tempered_factor = weight / tempered_sum;
+            in_vectors(words, [&](int64_t k, auto n) {
+                vf gradient = load(x + k, n) * factor;
+                if (y) gradient += load(&tempered[k], n) * tempered_factor - load(y + k, n) * weight;
+                if (sums_of_thread) store(sums_of_thread + k, load(sums_of_thread + k, n) + gradient, n);
+                if (precision == BF16) store((bf16*)x + k, gradient, n);
+                else store(x + k, gradient, n);
+            });
         }
     }
 }
@@ -920,14 +967,13 @@ void vrnn_softmax(int threads, int64_t N, int64_t words, float* logits, float te
         float* x = logits + row * words;
         const float highest = highest_of(words, x), coldness = 1.f / temperature;
         vf sums = {}, products = {};
-        for (int64_t k = 0; k < words; k += V) {
-            const int n = (int)std::min<int64_t>(V, words - k);
+        in_vectors(words, [&](int64_t k, auto n) {
             const vf z = (load(x + k, n) - highest) * coldness;
             const vf e = first(n, vexp(z));
             sums += e;
             products += e * first(n, z);
             store(x + k, e, n);
-        }
+        });
         const float sum = sum_of(sums), factor = 1.f / sum;
         entropy[row] = std::log(sum) - sum_of(products) * factor;
         for (int64_t k = 0; k < words; k++) x[k] *= factor;
@@ -947,19 +993,22 @@ int vrnn_has_bf16() {
 int vrnn_has_tiles() { return HAS_TILES; }
 
 #if defined(__AVX512BF16__)
-#define IN_ITS_PRECISION(precision, call) ((precision) == BF16 ? call<BF16> : call<FP32>)
+#define IN_ITS_PRECISION(precision, call, ...) ((precision) == BF16 ? call<BF16>(__VA_ARGS__) : call<FP32>(__VA_ARGS__))
 #else
-#define IN_ITS_PRECISION(precision, call) (call<FP32>)
+#define IN_ITS_PRECISION(precision, call, ...) call<FP32>(__VA_ARGS__)
 #endif
 
 // C[M, N] = bias + A[M, K] B[K, N]; B with steps of its own, so that it may be transposed, A with a step of 1 in one
-// direction.
-void vrnn_matmul(int precision, int threads, int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int64_t a_k,
-                 const float* b, int64_t b_k, int64_t b_n, const float* bias, float* c) {
-    IN_ITS_PRECISION(precision, matmul)(threads, M, N, K, a, a_m, a_k, b, b_k, b_n, bias, c);
+// direction, of bf16 numbers if `a_is_rounded`.
+void vrnn_matmul(int precision, int threads, int64_t M, int64_t N, int64_t K, const void* a, int a_is_rounded,
+                 int64_t a_m, int64_t a_k, const float* b, int64_t b_k, int64_t b_n, const float* bias, float* c) {
+#if defined(__AVX512BF16__)
+    if (a_is_rounded) return matmul<BF16>(threads, M, N, K, (const bf16*)a, a_m, a_k, b, b_k, b_n, bias, c);
+#endif
+    IN_ITS_PRECISION(precision, matmul, threads, M, N, K, (const float*)a, a_m, a_k, b, b_k, b_n, bias, c);
 }
 
-void vrnn_forward(const Layer* layer) { IN_ITS_PRECISION(layer->precision, forward)(*layer); }
-void vrnn_backward(const Layer* layer) { IN_ITS_PRECISION(layer->precision, backward)(*layer); }
+void vrnn_forward(const Layer* layer) { IN_ITS_PRECISION(layer->precision, forward, *layer); }
+void vrnn_backward(const Layer* layer) { IN_ITS_PRECISION(layer->precision, backward, *layer); }
 
 }  // extern "C"

@@ -97,10 +97,16 @@ def extension() -> ctypes.CDLL | None:
 
 def _bf16_flags() -> list[list[str]]:
     """Of the instructions for products in bf16 that this processor has, the fastest first."""
-    asked = ("_is_avx512_bf16_supported", "_init_amx")  # the second asks the system for leave to use them, too
-    vectors, tiles = (getattr(torch.cpu, name, lambda: False)() for name in asked)
-    flags = ["-mavx512bf16"]
-    return [[*flags, "-mamx-tile", "-mamx-bf16"]] * (vectors and tiles) + [flags] * vectors
+
+    def torch_says(name: str) -> bool:
+        return bool(getattr(torch.cpu, name, lambda: False)())
+
+    found: list[list[str]] = []
+    if torch_says("_is_avx512_bf16_supported"):
+        found.append(["-mavx512bf16"])
+        if torch_says("_init_amx"):  # which asks the system for leave to use them
+            found.insert(0, ["-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-DHAS_TILES=1"])
+    return found
 
 
 def _built(compiler: list[str], flags: list[str]) -> Path:
@@ -176,7 +182,7 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     Under bfloat16 autocast a and b are rounded; the sums and the result stay float32.
 
     Args:
-        a: [M, K], with any strides.
+        a: [M, K], with any strides; with products in bfloat16, it may be in bfloat16 already.
         b: [K, N], with any strides.
         bias: [N].
 
@@ -185,12 +191,12 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if 1 not in a.stride():
         a = a.contiguous()
-    out = a.new_empty(a.size(0), b.size(1))
+    out = b.new_empty(a.size(0), b.size(1))
     integer, pointer = ctypes.c_int64, ctypes.c_void_p
     lib: Any = extension()
     lib.vrnn_matmul(
         _precision(), torch.get_num_threads(), integer(a.size(0)), integer(b.size(1)), integer(a.size(1)),
-        pointer(a.data_ptr()), integer(a.stride(0)), integer(a.stride(1)),
+        pointer(a.data_ptr()), a.dtype == torch.bfloat16, integer(a.stride(0)), integer(a.stride(1)),
         pointer(b.data_ptr()), integer(b.stride(0)), integer(b.stride(1)),
         pointer(None if bias is None else bias.data_ptr()), pointer(out.data_ptr()),
     )  # fmt: skip
@@ -205,23 +211,27 @@ def softmax_nll_(
     which: Tensor | None = None,
     gamma: float = 0.0,
     temperature: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of targets, in nats; the logits become its gradient, if a scale for it is given.
+    with_sum: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Negative log-likelihood of targets, in nats; its gradient takes the memory of the logits, if a scale is given.
 
     With `expected` probabilities, also their cross-entropy with q = softmax(logits / temperature), in nats, and the
     gradient has gamma * (q - expected) more.
 
     Args:
-        logits: [N, V], contiguous; overwritten by scale * (softmax(logits) - onehot(targets)) if scale is not None.
+        logits: [N, V], contiguous; overwritten if scale is not None.
         targets: ids in [0, V), [N].
         scale: of the gradient, or None for none.
         expected: rows of probabilities, [U, V], contiguous.
         which: which of these rows are expected, ids in [0, U), [N].
         gamma: weight in the gradient of what is expected.
         temperature: that logits are divided by to be compared with it.
+        with_sum: whether the sum of the gradient is asked for.
 
     Returns:
-        Negative log-likelihoods [N], and cross-entropies [N], empty where nothing is expected.
+        Negative log-likelihoods [N]; cross-entropies [N], empty where nothing is expected; the gradient scale *
+        (softmax(logits) - onehot(targets)), [N, V], in bfloat16 under its autocast, since products will round it; and
+        its sum over rows [V], of what it was before it was rounded, or None.
 
     Raises:
         IndexError: a target is not in [0, V).
@@ -230,15 +240,18 @@ def softmax_nll_(
         raise IndexError(f"targets must lie in [0, {logits.size(1)}), got {int(targets.min())} to {int(targets.max())}")
     targets = targets.to(torch.int64).contiguous()
     nll, cross_entropy = logits.new_empty(len(logits)), logits.new_empty(0 if expected is None else len(logits))
+    threads, precision = torch.get_num_threads(), _precision()
+    sums = logits.new_zeros(threads, logits.size(1)) if with_sum else None
     integer, pointer, real = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
     lib: Any = extension()
     lib.vrnn_softmax_nll(
-        torch.get_num_threads(), integer(logits.size(0)), integer(logits.size(1)), pointer(logits.data_ptr()),
+        precision, threads, integer(logits.size(0)), integer(logits.size(1)), pointer(logits.data_ptr()),
         pointer(targets.data_ptr()), real(scale or 0.0), pointer(nll.data_ptr()), int(scale is not None),
-        *(pointer(None if tensor is None else tensor.data_ptr()) for tensor in (expected, which)),
+        *(pointer(None if tensor is None else tensor.data_ptr()) for tensor in (sums, expected, which)),
         real(gamma), real(temperature), pointer(cross_entropy.data_ptr()),
     )  # fmt: skip
-    return nll, cross_entropy
+    gradient = logits.view(torch.bfloat16)[:, : logits.size(1)] if precision == BF16 else logits
+    return nll, cross_entropy, gradient, None if sums is None else sums.sum(dim=0)
 
 
 def softmax_(logits: Tensor, temperature: float) -> Tensor:
