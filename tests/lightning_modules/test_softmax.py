@@ -1,5 +1,7 @@
 """The softmax layer's loss and gradient are torch's."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,21 @@ needs_bf16 = pytest.mark.skipif(
     cpu.extension() is None or not cpu.extension().vrnn_has_bf16(), reason="this processor has no products of bf16"
 )
 
+SIZES = {
+    "rows": st.integers(1, 200) | st.integers(250, 300),  # of one block, or several
+    "hidden_size": st.integers(1, 70),
+    "words": st.integers(1, 90) | st.integers(1022, 1027),  # which products go through at once, or in pieces
+    "threads": st.sampled_from([1, 2]),
+}
+
+
+@contextlib.contextmanager
+def threads_set(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(before)
+
 
 def results(function, *tensors):
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
@@ -22,14 +39,14 @@ def results(function, *tensors):
 
 @settings(max_examples=100)
 @given(
-    rows=st.integers(1, 200),
-    hidden_size=st.integers(1, 40),
-    words=st.integers(1, 90),
+    **SIZES,
     scale=st.sampled_from([1.0, 0.05]),
     magnitude=st.sampled_from([1.0, 1e4]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_it_is_cross_entropy_of_a_linear_layer_with_its_gradients(rows, hidden_size, words, scale, magnitude, dtype):
+def test_it_is_cross_entropy_of_a_linear_layer_with_its_gradients(
+    rows, hidden_size, words, threads, scale, magnitude, dtype
+):
     torch.manual_seed(0)
     hidden, weight = (
         torch.randn(rows, hidden_size, dtype=dtype),
@@ -41,7 +58,8 @@ def test_it_is_cross_entropy_of_a_linear_layer_with_its_gradients(rows, hidden_s
         nll = F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="none")
         return nll.sum() * scale, nll.detach()
 
-    ours = results(lambda *leaves: softmax_nll(*leaves, targets, scale), hidden, weight, bias)
+    with threads_set(threads):
+        ours = results(lambda *leaves: softmax_nll(*leaves, targets, scale), hidden, weight, bias)
     for one, other in zip(ours, results(torchs, hidden, weight, bias), strict=True):
         assert one.isfinite().all()
         # Saturated probabilities hang on the rounding of logits of some 10,000s.
@@ -85,15 +103,13 @@ def augmented(hidden, weight, bias, targets, embedding, gamma):
 
 @settings(max_examples=100)
 @given(
-    rows=st.integers(1, 200),
-    hidden_size=st.integers(1, 40),
-    words=st.integers(1, 90),
+    **SIZES,
     gamma=st.sampled_from([0.5, 0.8]),
     magnitude=st.sampled_from([0.1, 3.0]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 def test_the_augmented_loss_and_its_gradients_are_those_of_the_published_formula(
-    rows, hidden_size, words, gamma, magnitude, dtype
+    rows, hidden_size, words, threads, gamma, magnitude, dtype
 ):
     torch.manual_seed(0)
     hidden, weight, embedding = (
@@ -107,7 +123,8 @@ def test_the_augmented_loss_and_its_gradients_are_those_of_the_published_formula
         loss, nll = augmented(hidden, weight, bias, targets, embedding.double(), gamma)
         return scale * loss, nll
 
-    ours = results(lambda *leaves: softmax_nll(*leaves, targets, scale, embedding, gamma), hidden, weight, bias)
+    with threads_set(threads):
+        ours = results(lambda *leaves: softmax_nll(*leaves, targets, scale, embedding, gamma), hidden, weight, bias)
     expected = results(brute_force, *(tensor.double() for tensor in (hidden, weight, bias)))
     tolerance = 1e-10 if dtype == torch.float64 else 2e-5
     for one, other in zip(ours, expected, strict=True):
@@ -185,16 +202,17 @@ def rounded(factor):
 @needs_bf16
 @settings(max_examples=100)
 @given(
-    rows=st.integers(64, 200),
-    hidden_size=st.integers(1, 40),
-    words=st.integers(1, 90),
+    **SIZES | {"rows": st.integers(64, 300)},
     scale=st.sampled_from([1.0, 0.05]),
 )
-def test_under_autocast_the_factors_of_its_three_products_are_rounded_and_nothing_else(rows, hidden_size, words, scale):
+def test_under_autocast_the_factors_of_its_three_products_are_rounded_and_nothing_else(
+    rows, hidden_size, words, threads, scale
+):
     torch.manual_seed(0)
     hidden, weight, bias = torch.randn(rows, hidden_size), torch.randn(words, hidden_size), torch.randn(words)
     targets = torch.randint(words, (rows,))
-    loss, nll, *gradients = results(lambda *leaves: softmax_nll_in_bf16(*leaves, targets, scale), hidden, weight, bias)
+    with threads_set(threads):
+        loss, nll, *gradients = results(lambda *x: softmax_nll_in_bf16(*x, targets, scale), hidden, weight, bias)
     logits = rounded(hidden) @ rounded(weight).t() + bias
     expected_nll = F.cross_entropy(logits, targets, reduction="none")
     dlogits = scale * (logits.softmax(dim=-1) - F.one_hot(targets, words))
