@@ -247,7 +247,8 @@ def _draw(heading: str, parts: list[tuple[Panel, list[Result]]]) -> Figure:
 def _perplexity_axis(axes: Axes) -> None:
     """A log scale, on which equal steps are equal gains in nats per word, with plain numbers."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 6, 8)))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 15 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
