@@ -98,6 +98,8 @@ class LanguageModel(Experiment):
         projection_penalty: if given, the softmax layer's input goes through one more matrix P [H, H] and a bias, and
             the loss has projection_penalty / 2 * ||P||^2 more (Press & Wolf, 2016). None for no such matrix.
         augmented_loss: weight gamma of Inan et al.'s (2016) loss beside the cross-entropy, as in `softmax_nll`.
+        learn_expected: whether that loss has a gradient through the words it expects, too. Without it and with tied
+            weights, training can diverge: vectors grow towards what is expected of them, which grows with them.
         init_scale: every parameter starts uniform in [-init_scale, init_scale].
         learning_rate: of plain SGD.
         reference_batch_size: batch size that learning_rate is for: with k times as many streams it is multiplied by k.
@@ -145,6 +147,7 @@ class LanguageModel(Experiment):
         softmax_bias: bool = True,
         projection_penalty: float | None = None,
         augmented_loss: float = 0.0,
+        learn_expected: bool = False,
         init_scale: float = 0.1,
         learning_rate: float = 1.0,
         reference_batch_size: int | None = None,
@@ -193,6 +196,7 @@ class LanguageModel(Experiment):
         self.share_masks = share_masks
         self.projection_penalty = projection_penalty
         self.augmented_loss = augmented_loss
+        self.learn_expected = learn_expected
         self.learning_rate = learning_rate
         self.reference_batch_size = reference_batch_size
         self.learning_rate_decay = learning_rate_decay
@@ -351,6 +355,7 @@ class LanguageModel(Experiment):
             scale=1 / targets.size(1),
             embedding=self.embedding.weight,
             gamma=self.augmented_loss,
+            learn_expected=self.learn_expected,
         )
         if self.projection is not None and self.projection_penalty:
             loss = loss + self.projection_penalty / 2 * self.projection.weight.square().sum()

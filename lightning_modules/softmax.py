@@ -23,12 +23,13 @@ def softmax_nll(
     scale: float = 1.0,
     embedding: Tensor | None = None,
     gamma: float = 0.0,
+    learn_expected: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of targets under softmax(hidden W^T + b).
 
     With gamma > 0, the loss of Inan et al. (2016) is added to it: gamma * tau * KL(y || q) for each target, where
     q = softmax((hidden W^T + b) / tau), y = softmax(E e / tau) with the target's vector e = E[target], and tau = 20.
-    Words that are like the target are expected, too. No gradient goes through y.
+    Words that are like the target are expected, too. No gradient goes through y, unless `learn_expected`.
 
     On the CPU the gradient is computed along with the loss, in the memory of the logits: one [N, V] buffer instead of
     three, and with gamma one more, of a row for each type among the targets. Elsewhere torch's own functions are used.
@@ -43,6 +44,7 @@ def softmax_nll(
         scale: what the sum is multiplied by.
         embedding: E, [V, H], needed with gamma.
         gamma: weight of the added loss.
+        learn_expected: whether the added loss has a gradient with respect to E, too.
 
     Returns:
         Their scaled sum, in nats, which has a gradient, and the negative log-likelihood of each of them, [N], which has
@@ -53,10 +55,11 @@ def softmax_nll(
         embedding = None
     if (rows >= ROWS or torch.is_autocast_enabled("cpu")) and cpu.refusal_of(hidden, weight, bias, embedding) is None:
         with_gradient = torch.is_grad_enabled() and any(
-            tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)
+            tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias, embedding)
         )
-        expected = None if embedding is None else embedding.detach()
-        return _SoftmaxNLL.apply(hidden.float(), weight, bias, targets, scale, expected, gamma, with_gradient)
+        if embedding is not None and not learn_expected:
+            embedding = embedding.detach()
+        return _SoftmaxNLL.apply(hidden.float(), weight, bias, targets, scale, embedding, gamma, with_gradient)
     if torch.is_grad_enabled():
         logits = F.linear(hidden, weight, bias)
     else:
@@ -65,7 +68,7 @@ def softmax_nll(
     nll = F.cross_entropy(logits, targets, reduction="none")
     loss = nll.sum()
     if embedding is not None:
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learn_expected):
             expected = F.log_softmax(F.linear(embedding[targets], embedding) / TEMPERATURE, dim=1)
         predicted = F.log_softmax(logits / TEMPERATURE, dim=1)
         loss = loss + gamma * TEMPERATURE * F.kl_div(predicted, expected, reduction="sum", log_target=True)
@@ -86,20 +89,31 @@ class _SoftmaxNLL(torch.autograd.Function):
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         logits = cpu.matmul(hidden, weight.t(), None if bias is None else bias.contiguous())
+        dembedding = None
         factor, with_sum = scale if with_gradient else None, with_gradient and bias is not None
         if embedding is None:
             nll, _, gradient, dbias = cpu.softmax_nll_(logits, targets, factor, with_sum=with_sum)
             loss = nll.sum()
         else:
-            types, which = targets.unique(return_inverse=True)
-            expected = cpu.matmul(embedding[types], embedding.t())
+            types, which, counts = targets.unique(return_inverse=True, return_counts=True)
+            vectors = embedding[types]
+            expected = cpu.matmul(vectors, embedding.t())
+            learn_expected = with_gradient and ctx.needs_input_grad[5]
+            sums = logits.new_zeros(expected.shape).index_add_(0, which, logits) if learn_expected else None
             entropy = cpu.softmax_(expected, TEMPERATURE)
             nll, cross_entropy, gradient, dbias = cpu.softmax_nll_(
                 logits, targets, factor, expected, which, gamma, TEMPERATURE, with_sum
             )
             loss = nll.sum() + gamma * TEMPERATURE * (cross_entropy - entropy[which]).sum()
+            if sums is not None:
+                # Of E e / tau, by type: y (n ln y - sum of logits / tau), less y times what these add up to.
+                ratio = expected.clamp_min(torch.finfo().tiny).log_().mul_(counts[:, None]).sub_(sums.div_(TEMPERATURE))
+                ratio -= (expected * ratio).sum(dim=1, keepdim=True)
+                dproduct = ratio.mul_(expected).mul_(gamma * scale)
+                dembedding = cpu.matmul(dproduct.t(), vectors)
+                dembedding.index_add_(0, types, cpu.matmul(dproduct, embedding))
         if with_gradient:
-            ctx.save_for_backward(cpu.matmul(gradient, weight), cpu.matmul(gradient.t(), hidden), dbias)
+            ctx.save_for_backward(cpu.matmul(gradient, weight), cpu.matmul(gradient.t(), hidden), dbias, dembedding)
         ctx.mark_non_differentiable(nll)
         return loss * scale, nll
 
@@ -109,4 +123,5 @@ class _SoftmaxNLL(torch.autograd.Function):
         gradients = ctx.saved_tensors
         if dloss.item() != 1.0:  # it is 1 where this is the loss, which spares a pass over the gradients
             gradients = tuple(None if gradient is None else gradient * dloss for gradient in gradients)
-        return *gradients, None, None, None, None, None
+        dhidden, dweight, dbias, dembedding = gradients
+        return dhidden, dweight, dbias, None, None, dembedding, None, None

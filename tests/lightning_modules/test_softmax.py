@@ -95,7 +95,7 @@ def augmented(hidden, weight, bias, targets, embedding, gamma):
     """It, by the letter: alpha = gamma * tau."""
     tau = 20.0
     logits = hidden @ weight.t() + bias
-    expected = ((embedding[targets] @ embedding.t()) / tau).softmax(dim=1).detach()
+    expected = ((embedding[targets] @ embedding.t()) / tau).softmax(dim=1)
     divergence = (expected * (expected.log() - (logits / tau).log_softmax(dim=1))).sum(dim=1)
     nll = -logits.log_softmax(dim=1)[torch.arange(len(targets)), targets]
     return (nll + gamma * tau * divergence).sum(), nll.detach()
@@ -128,6 +128,38 @@ def test_the_augmented_loss_and_its_gradients_are_those_of_the_published_formula
     expected = results(brute_force, *(tensor.double() for tensor in (hidden, weight, bias)))
     tolerance = 1e-10 if dtype == torch.float64 else 2e-5
     for one, other in zip(ours, expected, strict=True):
+        assert one.dtype == dtype
+        assert (one - other).abs().max() <= tolerance * max(1.0, other.abs().max())
+
+
+@settings(max_examples=100)
+@given(
+    **SIZES,
+    tied=st.booleans(),
+    magnitude=st.sampled_from([0.1, 3.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_a_gradient_through_what_is_expected_is_that_of_the_published_formula_as_a_whole(
+    rows, hidden_size, words, threads, tied, magnitude, dtype
+):
+    torch.manual_seed(0)
+    hidden, weight, embedding = (torch.randn(n, hidden_size, dtype=dtype) for n in (rows, words, words))
+    weight, embedding, bias = magnitude * weight, magnitude * embedding, torch.randn(words, dtype=dtype)
+    targets, scale, gamma = torch.randint(words, (rows,)), 0.05, 0.65
+
+    def ours(hidden, weight, bias, *embedding):
+        return softmax_nll(hidden, weight, bias, targets, scale, (*embedding, weight)[0], gamma, learn_expected=True)
+
+    def brute_force(hidden, weight, bias, *embedding):
+        loss, nll = augmented(hidden, weight, bias, targets, (*embedding, weight)[0], gamma)
+        return scale * loss, nll
+
+    leaves = (hidden, weight, bias) if tied else (hidden, weight, bias, embedding)
+    with threads_set(threads):
+        results_of_ours = results(ours, *leaves)
+    tolerance = 1e-10 if dtype == torch.float64 else 3e-5
+    expected = results(brute_force, *(tensor.double() for tensor in leaves))
+    for one, other in zip(results_of_ours, expected, strict=True):
         assert one.dtype == dtype
         assert (one - other).abs().max() <= tolerance * max(1.0, other.abs().max())
 
