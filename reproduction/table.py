@@ -127,6 +127,10 @@ def heading(experiment: str) -> str:
     return HEADINGS.get(experiment, experiment)
 
 
+READINGS = {"moon_loop": "moon", "moon_fresh": "moon", "vd_al_stop": "vd_al"}
+"""Rows that are another reading of a published one, whose figures stand beside them."""
+
+
 def note(experiment: str) -> str:
     """What is to be said of all tables of an experiment."""
     return NOTES.get(experiment, OWN_NOTE)
@@ -137,7 +141,7 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
     published = PUBLISHED["ptb"].get(size, {})
     lines = []
     for row, label, runs in _lines("ptb", size, results):
-        paper = published.get("moon" if row in ("moon_loop", "moon_fresh") else row, {})  # readings of the same row
+        paper = published.get(READINGS.get(row, row), {})
         lines.append(
             {
                 "row": label,
