@@ -24,7 +24,7 @@ LABELS = {
     "variational_untied": "Variational (untied)",
     "vd": "VD-LSTM",
     "vd_al": "VD-LSTM + AL",
-    "vd_al_stop": "VD-LSTM + AL, no gradient through what it expects",
+    "vd_al_stop": "VD-LSTM + AL, y fixed",
     "vd_re": "VD-LSTM + RE",
     "vd_real": "VD-LSTM + REAL",
     "non_regularized_wt": "Non-regularised + WT",
