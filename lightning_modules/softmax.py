@@ -88,7 +88,8 @@ class _SoftmaxNLL(torch.autograd.Function):
         gamma: float,
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
-        logits = cpu.matmul(hidden, weight.t(), None if bias is None else bias.contiguous())
+        bias = None if bias is None else bias.contiguous()
+        logits = cpu.matmul(hidden, weight.t(), bias)
         dembedding = None
         factor, with_sum = scale if with_gradient else None, with_gradient and bias is not None
         if embedding is None:
@@ -97,21 +98,21 @@ class _SoftmaxNLL(torch.autograd.Function):
         else:
             types, which, counts = targets.unique(return_inverse=True, return_counts=True)
             vectors = embedding[types]
-            expected = cpu.matmul(vectors, embedding.t())
-            learn_expected = with_gradient and ctx.needs_input_grad[5]
-            sums = logits.new_zeros(expected.shape).index_add_(0, which, logits) if learn_expected else None
-            entropy = cpu.softmax_(expected, TEMPERATURE)
+            expected, mean_logits = cpu.matmul(vectors, embedding.t()), None
+            if with_gradient and ctx.needs_input_grad[5]:
+                # KL(y || q), summed over equal targets, is that many times KL(y || softmax(mean logits / tau)), but for
+                # what has no gradient through y; and the mean logits are those of the mean hidden state.
+                mean_hidden = hidden.new_zeros(vectors.shape).index_add_(0, which, hidden).div_(counts[:, None])
+                mean_logits = cpu.matmul(mean_hidden, weight.t(), bias)
+            entropy, dproduct = cpu.softmax_(expected, TEMPERATURE, mean_logits, types)
             nll, cross_entropy, gradient, dbias = cpu.softmax_nll_(
                 logits, targets, factor, expected, which, gamma, TEMPERATURE, with_sum
             )
             loss = nll.sum() + gamma * TEMPERATURE * (cross_entropy - entropy[which]).sum()
-            if sums is not None:
-                # Of E e / tau, by type: y (n ln y - sum of logits / tau), less y times what these add up to.
-                ratio = expected.clamp_min(torch.finfo().tiny).log_().mul_(counts[:, None]).sub_(sums.div_(TEMPERATURE))
-                ratio -= (expected * ratio).sum(dim=1, keepdim=True)
-                dproduct = ratio.mul_(expected).mul_(gamma * scale)
-                dembedding = cpu.matmul(dproduct.t(), vectors)
-                dembedding.index_add_(0, types, cpu.matmul(dproduct, embedding))
+            if dproduct is not None:
+                scales = (counts * (gamma * scale / TEMPERATURE))[:, None]
+                dembedding = cpu.matmul(dproduct.t(), vectors * scales)
+                dembedding.index_add_(0, types, cpu.matmul(dproduct, embedding) * scales)
         if with_gradient:
             ctx.save_for_backward(cpu.matmul(gradient, weight), cpu.matmul(gradient.t(), hidden), dbias, dembedding)
         ctx.mark_non_differentiable(nll)

@@ -268,6 +268,26 @@ def test_under_autocast_the_factors_of_what_the_augmented_loss_expects_are_round
 
 
 @needs_bf16
+@settings(max_examples=50)
+@given(rows=st.integers(64, 300), hidden_size=st.integers(8, 70), words=st.integers(16, 1027), threads=SIZES["threads"])
+def test_under_autocast_the_gradient_through_what_is_expected_is_that_in_float32_but_for_rounding(
+    rows, hidden_size, words, threads
+):
+    torch.manual_seed(0)
+    hidden, weight, embedding = (torch.randn(n, hidden_size) for n in (rows, words, words))
+    targets = torch.randint(words, (rows,))
+
+    def augmented_nll(function):
+        return lambda hidden, weight, *embedding: function(hidden, weight, None, targets, 0.05, *embedding, 0.65, True)
+
+    with threads_set(threads):
+        ours = results(augmented_nll(softmax_nll_in_bf16), hidden, weight, embedding)
+    expected = results(augmented_nll(softmax_nll), *(tensor.double() for tensor in (hidden, weight, embedding)))
+    assert ours[-1].dtype == torch.float32
+    assert (ours[-1] - expected[-1]).norm() <= 2e-2 * expected[-1].norm()
+
+
+@needs_bf16
 def test_under_autocast_hidden_may_be_bfloat16_and_all_but_its_gradient_is_float32():
     hidden, weight, bias, targets = torch.randn(70, 8), torch.randn(33, 8), torch.randn(33), torch.randint(33, (70,))
     hidden = hidden.bfloat16()

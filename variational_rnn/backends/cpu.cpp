@@ -960,23 +960,40 @@ void vrnn_softmax_nll(int precision, int threads, int64_t N, int64_t words, floa
     }
 }
 
-// Rows of logits [N, V] become probabilities softmax(logits / temperature), of which this is the entropy [N].
-void vrnn_softmax(int threads, int64_t N, int64_t words, float* logits, float temperature, float* entropy) {
+// Rows of logits [N, V] become probabilities p = softmax(logits / temperature), of which this is the entropy [N]. With
+// other logits, of q, these become temperature^2 times the gradient of KL(p || q) with respect to the logits, p (d - p . d)
+// with d = logits - others, in BF16 by the first half of the row's memory. A constant in d drops out; that of the column
+// `near`, one of a high probability, is taken from it, since small numbers lose fewer digits.
+void vrnn_softmax(int precision, int threads, int64_t N, int64_t words, float* logits, float temperature,
+                  float* entropy, float* others, const int64_t* near) {
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
     for (int64_t row = 0; row < N; row++) {
-        float* x = logits + row * words;
+        float *x = logits + row * words, *other = others ? others + row * words : nullptr;
         const float highest = highest_of(words, x), coldness = 1.f / temperature;
-        vf sums = {}, products = {};
+        const float constant = other ? x[near[row]] - other[near[row]] : 0.f;
+        vf sums = {}, products = {}, excesses = {};
         in_vectors(words, [&](int64_t k, auto n) {
-            const vf z = (load(x + k, n) - highest) * coldness;
+            const vf logit = load(x + k, n), z = (logit - highest) * coldness;
             const vf e = first(n, vexp(z));
             sums += e;
             products += e * first(n, z);
+            if (other) {
+                const vf d = first(n, logit - load(other + k, n) - constant);
+                excesses += e * d;
+                store(other + k, d, n);
+            }
             store(x + k, e, n);
         });
-        const float sum = sum_of(sums), factor = 1.f / sum;
+        const float sum = sum_of(sums), factor = 1.f / sum, excess = sum_of(excesses) * factor;
         entropy[row] = std::log(sum) - sum_of(products) * factor;
-        for (int64_t k = 0; k < words; k++) x[k] *= factor;
+        in_vectors(words, [&](int64_t k, auto n) {
+            const vf p = load(x + k, n) * factor;
+            store(x + k, p, n);
+            if (!other) return;
+            const vf gradient = p * (load(other + k, n) - excess);
+            if (precision == BF16) store((bf16*)other + k, gradient, n);
+            else store(other + k, gradient, n);
+        });
     }
 }
 

@@ -254,16 +254,33 @@ def softmax_nll_(
     return nll, cross_entropy, gradient, None if sums is None else sums.sum(dim=0)
 
 
-def softmax_(logits: Tensor, temperature: float) -> Tensor:
-    """Turn rows of logits [N, V], contiguous, into softmax(logits / temperature); returns their entropies, [N]."""
-    entropy = logits.new_empty(len(logits))
+def softmax_(
+    logits: Tensor, temperature: float, others: Tensor | None = None, near: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Turn rows of logits into probabilities p = softmax(logits / temperature), in place.
+
+    Args:
+        logits: [N, V], contiguous; overwritten.
+        temperature: positive.
+        others: logits of q = softmax(others / temperature), [N, V], contiguous; overwritten.
+        near: columns of high probability, one for each row, [N], needed with others; the gradient keeps more digits.
+
+    Returns:
+        Entropies of p, [N], in nats; and temperature^2 times the gradient of KL(p || q) with respect to the logits,
+        [N, V], in bfloat16 under its autocast, since products will round it, or None without others.
+    """
+    near = None if near is None else near.to(torch.int64).contiguous()
+    entropy, precision = logits.new_empty(len(logits)), _precision()
     integer, pointer = ctypes.c_int64, ctypes.c_void_p
     lib: Any = extension()
     lib.vrnn_softmax(
-        torch.get_num_threads(), integer(logits.size(0)), integer(logits.size(1)), pointer(logits.data_ptr()),
-        ctypes.c_float(temperature), pointer(entropy.data_ptr()),
+        precision, torch.get_num_threads(), integer(logits.size(0)), integer(logits.size(1)),
+        pointer(logits.data_ptr()), ctypes.c_float(temperature), pointer(entropy.data_ptr()),
+        *(pointer(None if tensor is None else tensor.data_ptr()) for tensor in (others, near)),
     )  # fmt: skip
-    return entropy
+    if others is not None and precision == BF16:
+        others = others.view(torch.bfloat16)[:, : logits.size(1)]
+    return entropy, others
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
