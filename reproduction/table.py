@@ -443,7 +443,12 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
             )
             heading = "Validation perplexity as printed, by epoch, 2 × 1250 units"
             parts.append(Section("ptb_gal1250_trajectory", heading, trajectory, [], []))
-    if experiment == "ptb" and len(table := ensemble_table(results, sizes)):
+    # With sizes chosen, ensembles have a table where one of them was made.
+    if (
+        experiment == "ptb"
+        and len(table := ensemble_table(results, sizes))
+        and (not sizes or any(table["seeds"] != "–"))
+    ):
         sources = dict.fromkeys(paper["source"] for paper in PUBLISHED["ensembles"])
         remarks = [
             "The validation text is one stream here, and is predicted by the approximation alone. "
@@ -455,7 +460,7 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
             for size, row, ensemble in ensembles_of(results)
             if not sizes or size in sizes
         ]
-        heading = "Penn Treebank, probabilities of several models averaged"
+        heading = "Beyond the paper: probabilities of several models averaged"
         parts.append(Section("ptb_ensembles", heading, table, remarks, origins))
     if experiment == "ptb" and len(table := ablation_table(results, sizes)):
         origins = [
@@ -464,7 +469,7 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
             for run, ablation in ablations_of(results)
             if not sizes or run.group in sizes
         ]
-        parts.append(Section("ptb_ablation", "Test-time choices", table, [ABLATION_REMARK], origins))
+        parts.append(Section("ptb_ablation", "Beyond the paper: test-time choices", table, [ABLATION_REMARK], origins))
     if experiment == "sentiment":
         parts.append(Section("sentiment_claims", CLAIMS_HEADING, claims_table(results), [CLAIMS_REMARK], []))
     missing = [

@@ -15,7 +15,8 @@ from variational_rnn import mc_dropout
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 SHARED = {"share_masks": True, "input_dropout": 0.4, "recurrent_dropout": 0.4, "output_dropout": 0.4}
-ALL = SHARED | {"tie_weights": True, "softmax_bias": False, "projection_penalty": 0.1, "augmented_loss": 0.65}
+AUGMENTED = {"augmented_loss": 0.65, "learn_expected": True}
+ALL = SHARED | AUGMENTED | {"tie_weights": True, "softmax_bias": False, "projection_penalty": 0.1}
 
 Build = Callable[..., LanguageModel]
 
@@ -233,14 +234,16 @@ def test_the_projection_comes_before_the_softmax_layer_and_its_penalty_to_the_lo
 
 
 @pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("learn_expected", [False, True])
 def test_the_augmented_loss_expects_words_that_are_like_the_target_in_the_embedding(
-    tied: bool, language_model: Build, window: tuple[Tensor, Tensor]
+    tied: bool, learn_expected: bool, language_model: Build, window: tuple[Tensor, Tensor]
 ) -> None:
-    model = language_model(augmented_loss=0.65, tie_weights=tied, softmax_bias=not tied)
+    model = language_model(augmented_loss=0.65, learn_expected=learn_expected, tie_weights=tied, softmax_bias=not tied)
     loss, nll, _ = model.loss(*window)
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     logits = model(window[0])[0].flatten(0, 1)
-    targets, matrix = window[1].flatten(), model.embedding.weight.detach()
+    targets, matrix = window[1].flatten(), model.embedding.weight
+    matrix = matrix if learn_expected else matrix.detach()
     expected = (matrix[targets] @ matrix.t() / 20).softmax(dim=1)
     divergence = (expected * (expected.log() - (logits / 20).log_softmax(dim=1))).sum()
     cross_entropy = F.cross_entropy(logits, targets, reduction="sum")
@@ -284,7 +287,14 @@ def test_a_run_from_before_there_were_these_options_goes_on_without_them(
 ) -> None:
     trainer(ModelCheckpoint(tmp_path, save_last=True), max_epochs=1).fit(language_model(), datamodule=streams())
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=False)
-    for name in ("share_masks", "tie_weights", "softmax_bias", "projection_penalty", "augmented_loss"):
+    for name in (
+        "share_masks",
+        "tie_weights",
+        "softmax_bias",
+        "projection_penalty",
+        "augmented_loss",
+        "learn_expected",
+    ):
         del checkpoint["hyper_parameters"][name]
     torch.save(checkpoint, tmp_path / "old.ckpt")
     model = language_model()

@@ -548,6 +548,8 @@ def test_ensembles_stand_beside_the_published_ones_by_the_number_of_models(
     text = to_markdown(load_results(folder), ["ptb"], ["medium"])
     assert "- medium, Zaremba et al., ensemble of seeds 0, 1, 2: predicted by commit abababa" in text
     assert "large, Zaremba" not in text
+    without = to_markdown(load_results(folder), ["ptb"], ["small"])
+    assert "several models averaged" not in without
     write_ensemble(write_result("ptb", "small", "mine"), test_ppl=[90.0, 80.0])
     assert "| small, mine " in to_markdown(load_results(folder), ["ptb"])
 
@@ -576,7 +578,7 @@ def write_ablation(
 def test_test_time_choices_have_a_table_where_they_were_evaluated(folder: Path, write_result: WriteResult) -> None:
     write_result("ptb", "small", "zaremba")
     assert ablation_table(load_results(folder)).empty
-    assert "Test-time choices" not in to_markdown(load_results(folder), ["ptb"])
+    assert "test-time choices" not in to_markdown(load_results(folder), ["ptb"])
     for seed, temperature, ppl in ((0, 0.9, 80.0), (1, 0.95, 82.0)):
         path = write_result("ptb", "medium", "variational_tied", seed=seed)
         write_ablation(path, temperature, ("approximation", None, 0, ppl), ("geometric", "stream", 20, ppl + 4))
@@ -587,7 +589,7 @@ def test_test_time_choices_have_a_table_where_they_were_evaluated(folder: Path, 
     ]
     assert list(second[["mean", "masks per", "K", "test", "seeds"]]) == ["geometric", "stream", "20", "85.0 ± 1.4", "2"]
     text = to_markdown(load_results(folder), ["ptb"])
-    assert "#### Test-time choices" in text
+    assert "#### Beyond the paper: test-time choices" in text
     assert "- medium, Variational (tied), seed 1: evaluated by commit abababa" in text
     assert ablation_table(load_results(folder), ["small"]).empty
 
