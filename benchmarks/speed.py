@@ -44,6 +44,22 @@ SHAPES = [(35, 20, 200, 200), (35, 20, 650, 650), (35, 20, 1500, 1500), (200, 12
 DROPOUT: dict[str, Any] = {"input_dropout": 0.35, "recurrent_dropout": 0.2}
 VOCABULARY, STREAMS = 10_000, 20
 STEPS = {"small": (200, 20), "medium": (650, 35), "large": (1500, 35)}  # hidden size, window
+TIED = {"word_dropout": 0.2, "input_dropout": 0.35, "recurrent_dropout": 0.2, "output_dropout": 0.35}
+SHARED = {"share_masks": True, "input_dropout": 0.3, "recurrent_dropout": 0.3, "output_dropout": 0.3}
+REUSED = {"tie_weights": True, "softmax_bias": False}
+LEARNED = {"augmented_loss": 0.65, "learn_expected": True}
+MODELS: dict[str, dict[str, Any]] = {
+    "ours": TIED,
+    "untied": TIED | {"gate_masks": "untied"},
+    "tied, WT": TIED | {"tie_weights": True},
+    "tied, PR": TIED | {"projection_penalty": 1 / 130},
+    "VD-LSTM": SHARED,
+    "VD-LSTM + RE": SHARED | REUSED,
+    "VD-LSTM + AL, y fixed": SHARED | {"augmented_loss": 0.65},
+    "VD-LSTM + AL": SHARED | LEARNED,
+    "VD-LSTM + REAL": SHARED | REUSED | LEARNED,
+}
+"""Language models whose step is measured: the variational (tied) one, and what others built on it."""
 
 
 def medians(competitors: dict[str, Callable[[], Any]], seconds: float, device: torch.device) -> dict[str, float]:
@@ -176,7 +192,8 @@ class PlainModel(nn.Module):
 def training_step(size: str, who: str, precision: str, device: torch.device) -> Callable[[], None]:
     """One step of a Penn Treebank run: forward, backward, clip, update."""
     hidden, window = STEPS[size]
-    inputs, targets = torch.randint(VOCABULARY, (2, window, STREAMS), device=device)
+    ranks = torch.arange(1, VOCABULARY + 1, device=device)  # words by Zipf's law: what AL costs depends on their types
+    inputs, targets = torch.multinomial(1 / ranks, 2 * window * STREAMS, replacement=True).view(2, window, STREAMS)
     context = precision_context(device, precision)
     if who == "plain":
         model: nn.Module = PlainModel(hidden).to(device)
@@ -192,9 +209,7 @@ def training_step(size: str, who: str, precision: str, device: torch.device) -> 
             plain_optimizer.step()
 
     else:
-        names = ("word_dropout", "input_dropout", "recurrent_dropout", "output_dropout")
-        dropout: dict[str, Any] = dict(zip(names, (0.2, 0.35, 0.2, 0.35), strict=True))
-        ours = LanguageModel(VOCABULARY, hidden, weight_decay=1e-7, learning_rate=0.1, **dropout).to(device)
+        ours = LanguageModel(VOCABULARY, hidden, weight_decay=1e-7, learning_rate=0.1, **MODELS[who]).to(device)
         optimizer = DecoupledSGD(ours.parameters(), lr=0.1, decay=1e-7)
 
         def run() -> None:
@@ -247,6 +262,16 @@ def steps(seconds: float, device: torch.device) -> list[dict[str, Any]]:
         rows.append({"size": size, "words": window * STREAMS, "seconds": measured, "peak_mb": peaks})
         print(f"training step {size} measured", file=sys.stderr)
     return rows
+
+
+def models(seconds: float, device: torch.device) -> dict[str, dict[str, float]]:
+    """A training step of every small language model of ours, in each precision, in seconds."""
+    times = {}
+    for precision in precisions(device):
+        steps_of_models = {name: training_step("small", name, precision, device) for name in MODELS}
+        times[precision] = medians(steps_of_models, seconds, device)
+    print("training step of all models measured", file=sys.stderr)
+    return times
 
 
 def monte_carlo(seconds: float, device: torch.device, samples: int = 100) -> dict[str, Any]:
@@ -349,6 +374,17 @@ def tables(result: dict[str, Any]) -> str:
                 }
             )
     text.append(_markdown(rows))
+    if "models" in result:  # files from before it was measured lack it
+        text.append(
+            "**What others built on it**: time of a training step / that of the variational (tied) model, small."
+        )
+        rows = [
+            {"model": name}
+            | {precision: f"{times[name] / times['ours']:.2f}" for precision, times in result["models"].items()}
+            for name in MODELS
+            if name != "ours"
+        ]
+        text.append(_markdown(rows))
     mc = result["monte_carlo"]
     ratio = mc["seconds"]["one after the other"] / mc["seconds"]["sampled"]
     rate_of_samples = mc["words"] * mc["samples"] / mc["seconds"]["sampled"]
@@ -422,6 +458,7 @@ def main(arguments: list[str] | None = None) -> None:
         "provenance": provenance(device, 1),
         "layers": [row for precision in precisions(device) for row in layers(options.seconds, device, precision)],
         "steps": steps(options.seconds, device),
+        "models": models(options.seconds, device),
         "monte_carlo": monte_carlo(options.seconds, device),
     }
     print(tables(result))

@@ -47,6 +47,7 @@ def test_a_run_writes_its_result_and_the_tables_into_the_readme(tiny, capsys):
     assert "2, 3, 4, 5" in text
     assert "both packed" in text
     assert "not measured" in text
+    assert "| VD-LSTM + REAL " in text
     assert all(seconds > 0 for row in result["layers"] for seconds in row["seconds"].values())
     assert "nn.LSTM" in capsys.readouterr().out
 
