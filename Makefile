@@ -73,6 +73,12 @@ SENTIMENT_RUNS := $(foreach figure,$(FIGURES),$(call results,sentiment/$(figure)
 ABLATIONS := $(foreach file,$(wildcard $(PTB_RUNS)),$(dir $(file))ablation_$(notdir $(file)))
 $(if $(filter ablation,$(MAKECMDGOALS)),$(if $(ABLATIONS),,$(error SIZE="$(SIZE)" ROWS="$(ROWS)" SEEDS="$(SEEDS)": none of these runs is finished$(,) make reproduce-ptb runs them)))
 
+# Ensembles and ablations read weights, or predictions by them; results that came with the repository have none.
+READ := $(if $(filter ensemble,$(MAKECMDGOALS)),$(foreach row,$(PTB_ROWS),$(SEEDS:%=$(row)/seed%))) \
+	$(if $(filter ablation,$(MAKECMDGOALS)),$(patsubst $(RESULTS)/%,%,$(subst /ablation_,/,$(basename $(filter-out $(wildcard $(ABLATIONS)),$(ABLATIONS))))))
+UNREADABLE := $(strip $(foreach run,$(READ),$(if $(wildcard $(RUNS)/$(run)/predictions.pt $(RUNS)/$(run)/checkpoints/last.ckpt),,$(run))))
+$(if $(UNREADABLE),$(error RUNS="$(RUNS)" has no checkpoint of $(UNREADABLE); train first: make reproduce-ptb$(,) with RESULTS=mine there and here if their results came without checkpoints))
+
 # A result with fewer epochs than are now asked for is continued from its last checkpoint.
 unfinished = $(if $(wildcard $(1)),$(shell awk -F '[:,]' '/^  "epochs"/ {done = $$2} /^  "planned_epochs"/ {planned = $$2} \
 	END {wanted = "$(EPOCHS)" == "" || "$(EPOCHS)" + 0 > planned + 0 ? planned : "$(EPOCHS)"; if (done + 0 < wanted + 0) print "FORCE"}' $(1)))

@@ -71,8 +71,12 @@ class MeasuringTrainer(Trainer):
         total = left * epoch + test
         MeasuringTrainer.seconds.append(total)
         name = "/".join(result.with_suffix("").parts[-3:])
+        fewer = test > left * epoch and model.mc_samples > 1
         print(
-            f"{name:<36} about {duration(total):>11}: {left} epochs of {duration(epoch)}, test {duration(test)}",
+            f"{name:<36} about {duration(total):>11}: {left} epoch{'s' * (left != 1)} of {duration(epoch)}, "
+            f"test {duration(test)}"
+            + f' with {model.mc_samples} samples; ARGS="--model.mc_samples 20" takes fewer'
+            * fewer,
             flush=True,
         )
 
@@ -97,7 +101,8 @@ def _seconds(step: Callable[[Any], None], batches: Iterable[Any], warm_up: int, 
 
 
 if __name__ == "__main__":
-    print(f"What is about to run will take, by a few steps of each, on {torch.get_num_threads()} threads:")
+    threads = torch.get_num_threads()
+    print(f"What is about to run will take, by a few steps of each, on {threads} thread{'s' * (threads != 1)}:")
     commands = sys.argv[1:]
     for command in commands:
         main([*shlex.split(command), "--trainer.logger", "false"], MeasuringTrainer)  # which sets sys.argv

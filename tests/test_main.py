@@ -158,7 +158,7 @@ def test_cost_is_that_of_every_window_of_the_epochs_that_are_left_and_of_the_tes
     epoch, test = 12 + 7 + 2, 11 + 1
     assert f"about {3 * epoch + test:>9} s: 3 epochs of {epoch} s, test {test} s" in printed()
     assert call("reproduce", *options, *result_options(tmp_path), "--epochs", "2").status == 0
-    assert f"about {epoch + test:>9} s: 1 epochs of {epoch} s, test {test} s" in printed()
+    assert f"about {epoch + test:>9} s: 1 epoch of {epoch} s, test {test} s" in printed()
 
 
 def test_predictions_say_of_which_model_they_are(call: Call, tiny_treebank: Path, tmp_path: Path) -> None:

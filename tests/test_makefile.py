@@ -98,10 +98,36 @@ def test_help_says_where_to_look_for_what_has_no_target(make: Make) -> None:
     assert line in make("help").stdout.splitlines()
 
 
-def test_every_documented_target_exists(make: Make, write_result: Callable[..., None]) -> None:
+@pytest.fixture
+def write_checkpoint(tmp_path: Path) -> Callable[[str], None]:
+    """An empty file where a run's checkpoint is."""
+
+    def write(run: str) -> None:
+        folder = tmp_path / "runs" / run / "checkpoints"
+        folder.mkdir(parents=True)
+        (folder / "last.ckpt").touch()
+
+    return write
+
+
+def test_every_documented_target_exists(
+    make: Make, write_result: Callable[..., None], write_checkpoint: Callable[[str], None]
+) -> None:
     write_result("ptb/small/zaremba/seed0", epochs=39, planned_epochs=39)  # an ablation is of a finished run
+    for seed in (0, 1):
+        write_checkpoint(f"ptb/small/zaremba/seed{seed}")
     for target in re.findall(r"^  ([a-z-]+) +\S", make("help").stdout, flags=re.MULTILINE):
-        done = make("-n", target, "SEEDS=0 1", "A=one", "B=other", "NAME=ptb_dropout", "MODEL=last.ckpt")
+        done = make(
+            "-n",
+            target,
+            "SIZE=small",
+            "ROWS=zaremba",
+            "SEEDS=0 1",
+            "A=one",
+            "B=other",
+            "NAME=ptb_dropout",
+            "MODEL=last.ckpt",
+        )
         assert done.returncode == 0, f"{target}: {done.stderr}"
 
 
@@ -241,11 +267,16 @@ def test_one_model_is_no_ensemble(make: Make) -> None:
     assert 'SEEDS="0": an ensemble needs several' in make("-n", "ensemble", "SIZE=small").stderr
 
 
-def test_an_ensemble_predicts_with_the_weights_that_were_tested_and_averages(make: Make, tmp_path: Path) -> None:
+def test_an_ensemble_predicts_with_the_weights_that_were_tested_and_averages(
+    make: Make, write_checkpoint: Callable[[str], None], tmp_path: Path
+) -> None:
     def commands(*arguments: str) -> list[str]:
         lines = make("-n", "ensemble", f"RUNS={tmp_path}/runs", *arguments).stdout.replace("\\\n", " ").splitlines()
         return [" ".join(line.split()) for line in lines if ".venv/bin/python" in line]
 
+    for row in ("medium/zaremba", "medium/non_regularized", "inan_small/vd"):
+        for seed in (0, 1):
+            write_checkpoint(f"ptb/{row}/seed{seed}")
     first, second, average = commands("SIZE=medium", "ROWS=zaremba", "SEEDS=0 1")
     folder = f"{tmp_path}/runs/ptb/medium/zaremba"
     assert "main.py predict --config configs/ptb/medium/zaremba.yaml --seed_everything 0 " in first
@@ -257,12 +288,25 @@ def test_an_ensemble_predicts_with_the_weights_that_were_tested_and_averages(mak
     assert commands("SIZE=medium", "ROWS=non_regularized", "SEEDS=0 1")[0].endswith("/checkpoints/best.ckpt")
     assert commands("SIZE=inan_small", "ROWS=vd", "SEEDS=0 1")[0].endswith("/checkpoints/best.ckpt")  # for all its rows
     for seed in (0, 1):
-        for name in ("checkpoints/last.ckpt", "predictions.pt"):
-            (tmp_path / f"runs/ptb/medium/zaremba/seed{seed}" / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / f"runs/ptb/medium/zaremba/seed{seed}" / name).touch()
+        (tmp_path / f"runs/ptb/medium/zaremba/seed{seed}/predictions.pt").touch()
     assert commands("SIZE=medium", "ROWS=zaremba", "SEEDS=0 1") == [average]
     (tmp_path / "runs/ptb/medium/zaremba/seed0/checkpoints/last.ckpt").touch()  # trained on
     assert len(commands("SIZE=medium", "ROWS=zaremba", "SEEDS=0 1")) == 2
+
+
+def test_runs_without_a_checkpoint_are_named_before_any_is_read(
+    make: Make, write_checkpoint: Callable[[str], None], tmp_path: Path
+) -> None:
+    write_checkpoint("ptb/small/zaremba/seed1")
+    rows = ("-n", "SIZE=small", "ROWS=zaremba", "SEEDS=0 1 2", f"RUNS={tmp_path}/runs")
+    message = f'RUNS="{tmp_path}/runs" has no checkpoint of ptb/small/zaremba/seed0'
+    assert f"{message} ptb/small/zaremba/seed2; train first: make reproduce-ptb" in make("ensemble", *rows).stderr
+    result = tmp_path / "ptb/small/zaremba/seed0.json"
+    result.parent.mkdir(parents=True)
+    result.touch()
+    assert f"{message}; train first" in make("ablation", *rows).stderr
+    result.with_name("ablation_seed0.json").touch()
+    assert not make("ablation", *rows).stderr
 
 
 def test_sentiment_runs_the_chosen_curves_of_the_chosen_figures(runs_of: Callable[..., list[str]]) -> None:
@@ -421,12 +465,13 @@ def test_status_of_seeds_is_of_both_experiments(make: Make) -> None:
 
 
 def test_an_ablation_is_of_the_weights_that_were_tested_of_each_finished_run(
-    make: Make, write_result: Callable[..., None], tmp_path: Path
+    make: Make, write_result: Callable[..., None], write_checkpoint: Callable[[str], None], tmp_path: Path
 ) -> None:
     asked = ("-n", "ablation", "SIZE=medium", "ROWS=variational_tied non_regularized", "SEEDS=0 1", "ARGS=--x 1")
     assert "none of these runs is finished, make reproduce-ptb runs them" in make(*asked).stderr
     for row, seed in (("variational_tied", 0), ("variational_tied", 1), ("non_regularized", 0)):
         write_result(f"ptb/medium/{row}/seed{seed}", 39, 39)
+        write_checkpoint(f"ptb/medium/{row}/seed{seed}")
 
     def commands() -> list[str]:
         return [line for line in make(*asked).stdout.replace("\\\n", "").splitlines() if "main.py ablate" in line]
