@@ -76,7 +76,7 @@ $(if $(filter ablation,$(MAKECMDGOALS)),$(if $(ABLATIONS),,$(error SIZE="$(SIZE)
 # Ensembles and ablations read weights, or predictions by them; results that came with the repository have none.
 READ := $(if $(filter ensemble,$(MAKECMDGOALS)),$(foreach row,$(PTB_ROWS),$(SEEDS:%=$(row)/seed%))) \
 	$(if $(filter ablation,$(MAKECMDGOALS)),$(patsubst $(RESULTS)/%,%,$(subst /ablation_,/,$(basename $(filter-out $(wildcard $(ABLATIONS)),$(ABLATIONS))))))
-UNREADABLE := $(strip $(foreach run,$(READ),$(if $(wildcard $(RUNS)/$(run)/predictions.pt $(RUNS)/$(run)/checkpoints/last.ckpt),,$(run))))
+UNREADABLE := $(strip $(foreach run,$(READ),$(if $(wildcard $(RUNS)/$(run)/checkpoints/last.ckpt $(if $(filter ensemble,$(MAKECMDGOALS)),$(RUNS)/$(run)/predictions.pt)),,$(run))))
 $(if $(UNREADABLE),$(error RUNS="$(RUNS)" has no checkpoint of $(UNREADABLE); train first: make reproduce-ptb$(,) with RESULTS=mine there and here if their results came without checkpoints))
 
 # A result with fewer epochs than are now asked for is continued from its last checkpoint.

@@ -71,12 +71,12 @@ class MeasuringTrainer(Trainer):
         total = left * epoch + test
         MeasuringTrainer.seconds.append(total)
         name = "/".join(result.with_suffix("").parts[-3:])
-        fewer = test > left * epoch and model.mc_samples > 1
+        advice = ""
+        if test > left * epoch and model.mc_samples > 20:
+            advice = f' with {model.mc_samples} samples; ARGS="--model.mc_samples 20" takes fewer'
         print(
             f"{name:<36} about {duration(total):>11}: {left} epoch{'s' * (left != 1)} of {duration(epoch)}, "
-            f"test {duration(test)}"
-            + f' with {model.mc_samples} samples; ARGS="--model.mc_samples 20" takes fewer'
-            * fewer,
+            f"test {duration(test)}{advice}",
             flush=True,
         )
 

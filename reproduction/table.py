@@ -456,7 +456,7 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
         ]
         origins = [
             f"{size}, {LABELS.get(row, row)}, ensemble of seeds {', '.join(map(str, ensemble['seeds']))}: predicted by "
-            f"{_commit(ensemble['provenance'][0])}; the seeds' own lines are above"
+            f"{', '.join(dict.fromkeys(map(_commit, ensemble['provenance'])))}; the seeds' own lines are above"
             for size, row, ensemble in ensembles_of(results)
             if not sizes or size in sizes
         ]
