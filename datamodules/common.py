@@ -2,7 +2,6 @@
 
 import hashlib
 import lzma
-import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -18,11 +17,11 @@ from torch.utils.data import DataLoader
 LARGEST_MEMBER = 100_000_000  # bytes
 
 
-def check_sha256(file: Path, expected: str, where_to_get_it: str) -> None:
-    """Check that `file` exists and is byte for byte the published one.
+def read_published(file: Path, expected: str, where_to_get_it: str) -> bytes:
+    """Read a file, and check that what was read is byte for byte the published one.
 
     Args:
-        file: The file to check.
+        file: The file to read.
         expected: SHA-256 of the published file, in hexadecimal.
         where_to_get_it: Advice that ends the error message.
 
@@ -32,7 +31,9 @@ def check_sha256(file: Path, expected: str, where_to_get_it: str) -> None:
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist. {where_to_get_it}")
-    check_content(file.read_bytes(), str(file), expected, where_to_get_it)
+    content = file.read_bytes()
+    check_content(content, str(file), expected, where_to_get_it)
+    return content
 
 
 def check_content(content: bytes, source: str, expected: str, where_to_get_it: str) -> None:
@@ -119,11 +120,6 @@ def no_progress_bars() -> Iterator[None]:
     finally:
         if was_enabled:
             enable_progress_bar()
-
-
-def tokenize(text: str) -> list[str]:
-    """Split a text into lower-case words and single punctuation marks; apostrophes inside words are kept."""
-    return re.findall(r"\w+(?:'\w+)*|[^\w\s]", text.lower())
 
 
 def rank_and_world_size(datamodule: LightningDataModule) -> tuple[int, int]:

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, DownloadConfig, DownloadManager
 
-from datamodules.common import check_at_least, check_content, check_sha256, no_progress_bars, read_archive
+from datamodules.common import check_at_least, check_content, no_progress_bars, read_archive, read_published
 from datamodules.rated_sequences import RatedSequences, cut, encode, rank_words
-from datamodules.reader import SPECIAL_WORDS, tokenize_review
+from datamodules.reader import SPECIAL_WORDS
+from datamodules.words import review_words
 
 ARCHIVE = "https://www.cs.cornell.edu/people/pabo/movie-review-data/scale_data.tar.gz"
 ROOT = "scaledata"  # folder, in the archive too
@@ -97,7 +98,7 @@ class FilmReviews(RatedSequences):
     def build(self) -> None:
         """Read, check, shuffle, encode and cut the reviews."""
         self.texts = load_reviews(self.folder)
-        reviews = [tokenize_review(text) for text in self.texts["text"]]
+        reviews = [review_words(text) for text in self.texts["text"]]
         self.vocabulary = rank_words(reviews, self.vocab_size - 3)
         ids = encode(reviews, self.vocabulary)
         # NumPy's legacy generator, because the published split was drawn from it.
@@ -131,9 +132,9 @@ def load_reviews(folder: Path) -> Dataset:
         ValueError: A file is not the published one, or the archive is damaged.
     """
     if folder.is_dir():
-        for name, sha256 in SHA256.items():
-            check_sha256(folder / ROOT / name, sha256, WHERE_TO_GET_IT)
-        contents = {name: (folder / ROOT / name).read_bytes() for name in SHA256}
+        contents = {
+            name: read_published(folder / ROOT / name, sha256, WHERE_TO_GET_IT) for name, sha256 in SHA256.items()
+        }
     else:
         archive = fetch_archive(folder)
         members = read_archive(archive, [f"{ROOT}/{name}" for name in SHA256], f"Delete it. {WHERE_TO_GET_IT}")

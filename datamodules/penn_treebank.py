@@ -1,13 +1,15 @@
 """The Penn Treebank language-modelling corpus in Mikolov's preparation."""
 
+import hashlib
 import sys
 from itertools import chain
 from pathlib import Path
 
 import torch
-from datasets import DatasetDict, load_dataset
+from datasets import DownloadMode, config, load_dataset
+from datasets.exceptions import DatasetsError
 
-from datamodules.common import check_sha256, no_progress_bars
+from datamodules.common import no_progress_bars, read_published
 from datamodules.streams import TokenStreams
 
 FILES = {"train": "ptb.train.txt", "validation": "ptb.valid.txt", "test": "ptb.test.txt"}
@@ -16,17 +18,12 @@ SHA256 = {
     "validation": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
     "test": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
 }
-COUNTS = {"train": (42_068, 929_589), "validation": (3_370, 73_760), "test": (3_761, 82_430)}
 HUB_REPOSITORY = "ptb-text-only/ptb_text_only"
 HUB_REVISION = "refs/convert/parquet"
 WHERE_TO_GET_IT = (
     "Take the ptb.*.txt files of simple-examples.tgz (T. Mikolov's RNNLM toolkit), put them into a folder named ptb, "
     "and name the folder above it: data_dir in a configuration, DATA_DIR=... for make."
 )
-
-Sentences = dict[str, list[list[str]]]
-"""Words of each sentence of the splits "train", "validation" and "test", the final <eos> included."""
-
 
 class PennTreebank(TokenStreams):
     """Penn Treebank with 10,000 word types; 929,589 training, 73,760 validation and 82,430 test tokens (protocol 1.1).
@@ -76,10 +73,8 @@ class PennTreebank(TokenStreams):
 
     def build(self) -> None:
         """Read, check and encode the text."""
-        texts = load_texts(self.folder)
-        sentences = {split: [[*line.split(), "<eos>"] for line in texts[split]["text"]] for split in FILES}
-        check_counts(sentences, COUNTS)
-        words = {split: list(chain.from_iterable(sentences[split])) for split in FILES}
+        lines = {split: text.decode().splitlines() for split, text in load_texts(self.folder).items()}
+        words = {split: list(chain.from_iterable([*line.split(), "<eos>"] for line in lines[split])) for split in FILES}
         self.vocabulary = list(dict.fromkeys(words["train"]))
         if len(self.vocabulary) != self.vocab_size:
             raise ValueError(
@@ -90,8 +85,8 @@ class PennTreebank(TokenStreams):
         self.ids = {split: torch.tensor([index[word] for word in words[split]]) for split in FILES}
 
 
-def load_texts(folder: Path) -> DatasetDict:
-    """Load the splits "train", "validation" and "test", each with the column "text", one sentence a row.
+def load_texts(folder: Path) -> dict[str, bytes]:
+    """Load the splits "train", "validation" and "test", byte for byte the published files.
 
     Args:
         folder: Where the three files are; if there is no such folder, the hub is asked.
@@ -99,43 +94,41 @@ def load_texts(folder: Path) -> DatasetDict:
     Raises:
         FileNotFoundError: The folder exists, one of its files does not.
         ConnectionError: The folder does not exist and the hub cannot be reached.
-        ValueError: A file is not the published one.
+        ValueError: The text is not the published one.
     """
-    with no_progress_bars():
-        if folder.is_dir():
-            for split, name in FILES.items():
-                check_sha256(folder / name, SHA256[split], WHERE_TO_GET_IT)
-            # Not load_dataset: even for local files it asks a server to count the download, which can take seconds.
-            return DatasetDict.from_text({split: str(folder / name) for split, name in FILES.items()})
+    if folder.is_dir():
+        return {split: read_published(folder / FILES[split], SHA256[split], WHERE_TO_GET_IT) for split in FILES}
+    cache = Path(config.HF_DATASETS_CACHE) / HUB_REPOSITORY.replace("/", "___")
+    problem = f"There is no folder {folder.absolute()}"
+    for mode in (DownloadMode.REUSE_DATASET_IF_EXISTS, DownloadMode.FORCE_REDOWNLOAD):
         try:
-            return load_dataset(HUB_REPOSITORY, revision=HUB_REVISION).rename_column("sentence", "text")
-        except OSError as error:
+            return load_copy(mode)
+        except (ConnectionError, FileNotFoundError) as error:
             raise ConnectionError(
-                f"There is no folder {folder.absolute()}, and {HUB_REPOSITORY} cannot be fetched from the "
-                f"Hugging Face hub ({error}). {WHERE_TO_GET_IT}"
+                f"{problem}, and {HUB_REPOSITORY} cannot be fetched from the Hugging Face hub ({error}). "
+                f"{WHERE_TO_GET_IT}"
             ) from error
+        except (ValueError, KeyError, OSError, DatasetsError) as error:
+            problem = f"{HUB_REPOSITORY} in the cache, {cache}, is damaged or another text ({error})"
+            print(f"{problem}: fetching it again.", file=sys.stderr, flush=True)
+    raise ValueError(f"{problem}, though it was fetched again. {WHERE_TO_GET_IT}")
 
 
-def check_counts(sentences: Sentences, expected: dict[str, tuple[int, int]]) -> None:
-    """Check the size of a text whose files cannot be checked: offline, `datasets` serves any cached revision.
+def load_copy(mode: DownloadMode) -> dict[str, bytes]:
+    """Load the hub's copy of the three splits, through the cache of `datasets`, and check what was loaded.
 
-    Args:
-        sentences: The text.
-        expected: Number of sentences and of tokens with <eos>, by split.
+    Offline, `datasets` serves any revision that it has, so that its name proves nothing.
 
     Raises:
-        ValueError: A split has other numbers, or a word that the training text has not.
+        OSError: The hub cannot be reached.
+        ValueError, KeyError, DatasetsError: The copy is damaged, or another text.
     """
-    training_words = set(chain.from_iterable(sentences["train"]))
-    for split, (num_sentences, num_tokens) in expected.items():
-        found = len(sentences[split]), sum(map(len, sentences[split]))
-        if found != (num_sentences, num_tokens):
-            raise ValueError(
-                f"The Penn Treebank's {split} text has {found[0]:,} sentences and {found[1]:,} tokens with <eos>, "
-                f"but {num_sentences:,} and {num_tokens:,} are expected. {WHERE_TO_GET_IT}"
-            )
-        if unknown := set(chain.from_iterable(sentences[split])) - training_words:
-            raise ValueError(
-                f"The Penn Treebank's {split} text has {len(unknown)} words that its training text has not, "
-                f"{min(unknown)!r} for one. {WHERE_TO_GET_IT}"
-            )
+    with no_progress_bars():
+        copy = load_dataset(HUB_REPOSITORY, revision=HUB_REVISION, download_mode=mode)
+    texts = {}
+    for split, sha256 in SHA256.items():
+        copy[split].data.validate(full=True)  # reading a damaged table can end the process
+        texts[split] = "".join(f" {' '.join(line.split())} \n" for line in copy[split]["sentence"]).encode()
+        if (found := hashlib.sha256(texts[split]).hexdigest()) != sha256:
+            raise ValueError(f"split {split} has SHA-256 {found}, but {sha256} is expected")
+    return texts

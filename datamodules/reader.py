@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from datamodules.common import tokenize
+from datamodules.words import SPLITTERS
 
 UNKNOWN, EOS = "<unk>", "<eos>"  # of language models
 SPECIAL_WORDS = ["<pad>", "<start>", UNKNOWN, "<unused>"]  # Keras adds 3 to ranks that begin at 1: id 3 stays free.
 
 
-def tokenize_review(review: str) -> list[str]:
-    """Split a review, one line, into lower-case words and the newline that the published code keeps as a word."""
-    return [word for word in review.lower().split(" ") if word] + ["\n"]
+def stream_words(lines: Iterable[str], split: Callable[[str], list[str]]) -> Iterator[str]:
+    """The words of a text as a language model reads it: every line ends with <eos>.
 
+    Args:
+        lines: The lines of the text.
+        split: Splits a line into words.
 
-SPLITTERS: dict[str, Callable[[str], list[str]]] = {
-    "spaces": str.split,
-    "words": tokenize,
-    "reviews": tokenize_review,
-}
+    Raises:
+        ValueError: A line ends with <eos> already, so that it would have two.
+    """
+    for number, line in enumerate(lines, start=1):
+        words = split(line)
+        if words and words[-1] == EOS:
+            raise ValueError(
+                f"line {number} ends with {EOS}, which is added to every line: remove it from the ends of the lines"
+            )
+        yield from words
+        yield EOS
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,9 @@ class Reader:
 
     Args:
         vocabulary: words by id.
-        tokens: how a line is split, a name in `SPLITTERS`: at blanks ("spaces"), into lower-case words and punctuation
-            marks ("words"), or as the published film reviews are ("reviews").
+        tokens: how a line is split, a name in `SPLITTERS`: at blanks ("spaces"), at Unicode's word boundaries
+            ("unicode_words"), as the demo corpus and models older than that rule are ("words"), or as the published
+            film reviews are ("reviews").
         chunk_length: ids of a chunk of a rated text; None for a language model.
         window: words after which a language model that does not carry its state on starts from zeros; None for rated
             texts.
@@ -80,11 +89,15 @@ class Reader:
         }
 
     def words(self, text: str) -> list[str]:
-        """Split a text; a language model's ends with <eos>, as each of its lines does."""
+        """Split a text; a language model's ends with <eos>, as each of its lines does.
+
+        Raises:
+            ValueError: a line of a language model's text ends with <eos> already.
+        """
         split = SPLITTERS[self.tokens]
         if self.chunk_length is not None:
             return split(text.replace("\n", " "))
-        return [word for line in text.removesuffix("\n").split("\n") for word in (*split(line), EOS)]
+        return list(stream_words(text.removesuffix("\n").split("\n"), split))
 
     def knows(self, word: str) -> bool:
         """Whether a word has an id of its own."""
@@ -94,7 +107,7 @@ class Reader:
         """Encode a text: ids of its words, after the start id for a rated text.
 
         Raises:
-            ValueError: a word is unknown, and the vocabulary has no <unk>.
+            ValueError: a word is unknown, and the vocabulary has no <unk>; or a line ends with <eos> already.
         """
         words = self.words(text)
         if self.chunk_length is not None:

@@ -1,6 +1,7 @@
 """The demo corpus: 10,605 short film reviews with ratings, small and free to fetch (Hutto & Gilbert, ICWSM 2014)."""
 
 import csv
+import io
 import os
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from datamodules.common import check_at_least, check_content, check_sha256, no_progress_bars, read_archive, tokenize
+from datamodules.common import check_at_least, check_content, read_archive, read_published
 from datamodules.rated_sequences import RatedSequences, cut, encode, rank_words
 from datamodules.reader import EOS, SPECIAL_WORDS
 from datamodules.streams import TokenStreams, encode_stream, frequent_words
+from datamodules.words import simple_words
 
 PACKAGE = "vaderSentiment"
 VERSION = "3.3.2"
@@ -72,7 +74,7 @@ class SnippetLanguage(TokenStreams):
         """Read, split and encode the snippets."""
         parts = split_snippets(load_snippets(self.folder))
         words = {
-            split: list(chain.from_iterable([*tokenize(text), EOS] for text in part["text"]))
+            split: list(chain.from_iterable([*simple_words(text), EOS] for text in part["text"]))
             for split, part in parts.items()
         }
         self.vocabulary = frequent_words(words["train"], self.vocab_size, "the text of the training snippets")
@@ -129,21 +131,21 @@ class SnippetRatings(RatedSequences):
         """Read, split, encode and truncate the snippets."""
         self.texts = load_snippets(self.folder)
         parts = split_snippets(self.texts)
-        words = {split: [tokenize(text) for text in part["text"]] for split, part in parts.items()}
+        words = {split: [simple_words(text) for text in part["text"]] for split, part in parts.items()}
         self.vocabulary = rank_words(words["train"], self.vocab_size)
         for split, part in parts.items():
             ids = [snippet[: self.chunk_length] for snippet in encode(words[split], self.vocabulary)]
             self.chunks[split] = cut(ids, part["rating"], part["review"], self.chunk_length)
 
 
-def fetch_snippets(folder: Path) -> Path:
-    """Fetch the snippets with pip, once, out of the source distribution of vaderSentiment.
+def fetch_snippets(folder: Path) -> bytes:
+    """Read the file of snippets; fetch it with pip, once, out of the source distribution of vaderSentiment.
 
     Args:
         folder: Where the file is kept.
 
     Returns:
-        The file: id, mean rating and text of a snippet per line, separated by tabs.
+        Its content: id, mean rating and text of a snippet per line, separated by tabs.
 
     Raises:
         ConnectionError: pip cannot fetch the distribution. Nothing is left behind.
@@ -151,8 +153,7 @@ def fetch_snippets(folder: Path) -> Path:
     """
     file = folder / FILE
     if file.exists():
-        check_sha256(file, SHA256, f"Delete it, so that it is fetched anew. {WHERE_TO_GET_IT}")
-        return file
+        return read_published(file, SHA256, f"Delete it, so that it is fetched anew. {WHERE_TO_GET_IT}")
     folder.mkdir(parents=True, exist_ok=True)
     # Inside the folder, so that the last step is a rename within one file system: a reader never sees half a file.
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -172,19 +173,14 @@ def fetch_snippets(folder: Path) -> Path:
         fetched = Path(temporary) / FILE
         fetched.write_bytes(content)
         os.replace(fetched, file)
-    return file
+    return content
 
 
 def load_snippets(folder: Path) -> Dataset:
     """Load the snippets, with the columns "text" and "rating"; fetch them unless they are there."""
-    with no_progress_bars():
-        return Dataset.from_csv(
-            str(fetch_snippets(folder)),
-            delimiter="\t",
-            column_names=["id", "rating", "text"],
-            quoting=csv.QUOTE_NONE,
-            keep_default_na=False,
-        ).select_columns(["text", "rating"])
+    lines = csv.reader(io.StringIO(fetch_snippets(folder).decode(), newline=""), "excel-tab", quoting=csv.QUOTE_NONE)
+    ratings, texts = zip(*((float(rating), text) for _, rating, text in lines), strict=True)
+    return Dataset.from_dict({"text": texts, "rating": ratings})
 
 
 def split_snippets(snippets: Dataset) -> dict[str, dict[str, list]]:

@@ -62,13 +62,11 @@ def tiny_treebank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     words, source = [f"w{i}" for i in range(11)], random.Random(0)
     folder = tmp_path / "data" / "ptb"
     folder.mkdir(parents=True)
-    hashes, counts = {}, {}
+    hashes = {}
     for split, lines in (("train", 20), ("validation", 12), ("test", 8)):
         sentences = [words if i == 0 else source.choices(words, k=5) for i in range(lines)]
         text = "".join(f" {' '.join(sentence)} \n" for sentence in sentences)
         (folder / penn_treebank.FILES[split]).write_text(text)
         hashes[split] = hashlib.sha256(text.encode()).hexdigest()
-        counts[split] = (lines, sum(len(sentence) + 1 for sentence in sentences))
     monkeypatch.setattr(penn_treebank, "SHA256", hashes)
-    monkeypatch.setattr(penn_treebank, "COUNTS", counts)
     return folder

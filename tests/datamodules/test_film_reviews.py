@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from datamodules import FilmReviews, film_reviews
 from datamodules.rated_sequences import SharedBatches
-from datamodules.reader import tokenize_review
+from datamodules.words import review_words
 
 AUTHORS = ["Dennis+Schwartz", "James+Berardinelli", "Scott+Renshaw", "Steve+Rhodes"]
 WORDS = [
@@ -98,7 +98,7 @@ def words_of(datamodule: FilmReviews, split: str) -> torch.Tensor:
 
 
 def test_tokens_are_lower_case_words_and_a_newline() -> None:
-    assert tokenize_review("A  film , that's it . ") == ["a", "film", ",", "that's", "it", ".", "\n"]
+    assert review_words("A  film , that's it . ") == ["a", "film", ",", "that's", "it", ".", "\n"]
 
 
 def test_reviews_keep_the_published_order(datamodule: FilmReviews) -> None:
@@ -386,7 +386,7 @@ def test_unreachable_archive_raises_where_the_files_were_looked_for(
 
 
 def test_published_reviews_have_the_published_size_and_vocabulary(published: FilmReviews) -> None:
-    reviews = [tokenize_review(text) for text in published.texts["text"]]
+    reviews = [review_words(text) for text in published.texts["text"]]
     assert len(reviews) == 5006
     assert sum(map(len, reviews)) == 2_153_170
     assert len({word for review in reviews for word in review}) == 55_450

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from datasets import are_progress_bars_disabled
+from datasets import Dataset, DatasetDict, are_progress_bars_disabled
 
 from datamodules import PennTreebank, penn_treebank
 
@@ -27,7 +28,6 @@ def small_treebank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "ptb" / name).write_text(TEXT[split])
     hashes = {split: hashlib.sha256(text.encode()).hexdigest() for split, text in TEXT.items()}
     monkeypatch.setattr(penn_treebank, "SHA256", hashes)
-    monkeypatch.setattr(penn_treebank, "COUNTS", {"train": (3, 15), "validation": (1, 3), "test": (1, 4)})
     return tmp_path
 
 
@@ -58,19 +58,64 @@ def test_altered_file_is_named_with_both_hashes(small_treebank: Path) -> None:
         PennTreebank(small_treebank).setup()
 
 
-def test_text_of_another_size_raises_found_and_expected_counts() -> None:
-    sentences = {"train": [["a", "<eos>"], ["b", "<eos>"]]}
-    penn_treebank.check_counts(sentences, {"train": (2, 4)})
+@pytest.fixture
+def served(small_treebank: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], PennTreebank]:
+    """A data module that finds a copy of TEXT in the cache, in which some splits are others."""
+
+    def build(changes: dict[str, str]) -> PennTreebank:
+        splits = {
+            split: Dataset.from_dict({"sentence": text.splitlines()}) for split, text in (TEXT | changes).items()
+        }
+        monkeypatch.setattr(penn_treebank, "load_dataset", lambda *_, **__: DatasetDict(splits))
+        return PennTreebank(small_treebank / "absent", batch_size=1, window=2, vocab_size=8)
+
+    return build
+
+
+def test_the_copy_of_the_hub_is_the_published_text_whatever_blanks_are_around_its_words(
+    served: Callable[[dict[str, str]], PennTreebank],
+) -> None:
+    datamodule = served({split: text.replace(" \n ", "\n").strip() for split, text in TEXT.items()})
+    datamodule.setup()
+    assert datamodule.ids["validation"].tolist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train": " the cat sat \n the dog <unk> \n a cat sat on the cat \n"},
+        {"train": " the dog <unk> \n the cat sat \n a cat sat on the dog \n"},
+        {"test": " sat dog a \n"},
+        {"validation": " the cat \n the cat \n"},
+        {"validation": " the\n cat \n"},
+    ],
+    ids=["a word replaced", "two sentences swapped", "a sentence reversed", "a sentence more", "a sentence cut"],
+)
+def test_a_cached_copy_of_which_anything_differs_is_refused_and_the_cache_is_named(
+    changes: dict[str, str],
+    served: Callable[[dict[str, str]], PennTreebank],
+    capsys: pytest.CaptureFixture,
+) -> None:
+    [split] = changes
     with pytest.raises(
-        ValueError, match="train text has 2 sentences and 4 tokens with <eos>, but 2 and 5 are expected"
+        ValueError, match=rf"in the cache, /\S+/ptb-text-only___ptb_text_only, is .*split {split} has SHA-256"
     ):
-        penn_treebank.check_counts(sentences, {"train": (2, 5)})
+        served(changes).setup()
+    assert "fetching it again" in capsys.readouterr().err
 
 
-def test_word_that_training_lacks_raises() -> None:
-    sentences = {"train": [["a", "<eos>"]], "test": [["b", "<eos>"]]}
-    with pytest.raises(ValueError, match="test text has 1 words that its training text has not, 'b'"):
-        penn_treebank.check_counts(sentences, {"train": (1, 2), "test": (1, 2)})
+def test_the_text_that_was_hashed_is_the_one_that_is_used(
+    small_treebank: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PennTreebank(small_treebank, vocab_size=8).setup()
+    file = small_treebank / "ptb/ptb.test.txt"
+    status = file.stat()
+    file.write_text(" a dog the \n")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    monkeypatch.setitem(penn_treebank.SHA256, "test", hashlib.sha256(file.read_bytes()).hexdigest())
+    changed = PennTreebank(small_treebank, vocab_size=8)
+    changed.setup()
+    assert changed.ids["test"].tolist() == [6, 4, 0, 3]
 
 
 def test_unreachable_hub_raises_where_the_files_were_looked_for(
@@ -108,18 +153,49 @@ def test_published_files_give_the_published_windows(real_corpus: Callable[[str],
     assert [len(loader) for loader in datamodule.val_dataloader()] == [184, 100]
 
 
+HUB_SCRIPT = """
+import json, sys
+from pathlib import Path
+from datamodules import PennTreebank, penn_treebank
+penn_treebank.SHA256 = {SHA256}
+data = PennTreebank("absent", batch_size=1, window=2, vocab_size=8)
+try:
+    data.prepare_data()
+    data.setup()
+except (ValueError, OSError) as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+print(json.dumps([data.ids["test"].tolist(), data.vocabulary]))
+"""
+
+
 @pytest.mark.slow
-def test_treebank_is_loaded_from_the_hub_when_there_is_no_folder(
-    loopback_hub: Callable[..., str], tmp_path: Path
+def test_a_damaged_cache_is_named_and_fetched_again_where_the_hub_answers(
+    loopback_hub: Callable[..., str], small_treebank: Path, tmp_path: Path
 ) -> None:
     tables = {f"penn_treebank/{split}/0000.parquet": {"sentence": text.splitlines()} for split, text in TEXT.items()}
     address = loopback_hub(penn_treebank.HUB_REPOSITORY, tables, penn_treebank.HUB_REVISION)
-    # A process of its own, because the address of the hub is read when its client is imported.
-    script = (
-        "import json; from pathlib import Path; from datamodules.penn_treebank import load_texts\n"
-        "print(json.dumps({split: list(part['text']) for split, part in load_texts(Path('absent')).items()}))"
-    )
-    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    process = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+
+    def load(offline: bool = False) -> subprocess.CompletedProcess[str]:
+        # A process of its own, because the address of the hub is read when its client is imported.
+        environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": str(+offline)}
+        script = HUB_SCRIPT.replace("{SHA256}", repr(penn_treebank.SHA256))
+        return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+
+    published = [[6, 4, 2, 3], ["the", "cat", "sat", "<eos>", "dog", "<unk>", "a", "on"]]
+    process = load()
     assert process.returncode == 0, process.stderr
-    assert json.loads(process.stdout) == {split: text.splitlines() for split, text in TEXT.items()}
+    assert json.loads(process.stdout) == published
+    assert "in the cache" not in process.stderr
+    for damage in (lambda content: content.replace(b"dog", b"cat"), lambda content: content[:300], lambda _: b""):
+        [file] = tmp_path.glob("datasets/*/*/*/*/*-test.arrow")
+        file.write_bytes(damage(file.read_bytes()))
+        process = load(offline=True)
+        assert "Error: ptb-text-only/ptb_text_only in the cache, " in process.stderr
+        assert str(tmp_path / "datasets/ptb-text-only___ptb_text_only") in process.stderr
+        process = load()
+        assert json.loads(process.stdout) == published
+        assert "is damaged or another text" in process.stderr
+    for file in tmp_path.glob("hub/datasets--*/blobs/*"):
+        file.write_bytes(file.read_bytes()[:-5])
+    shutil.rmtree(tmp_path / "datasets")
+    assert json.loads(load().stdout) == published

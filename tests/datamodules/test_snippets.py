@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from datamodules import SnippetLanguage, SnippetRatings, snippets
-from datamodules.common import tokenize
+from datamodules.words import simple_words
 
 TEXTS = [f'Film {i} is "good", isn\'t it?' + " Very" * (i % 5) + " good." for i in range(50)]
 CONTENT = "\r\n".join(f"{i + 1}\t{i / 10 - 2}\t{text}" for i, text in enumerate(TEXTS)).encode()
@@ -67,7 +67,7 @@ def fake_pip(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], list[list[str
 
 
 def test_punctuation_is_split_off_but_for_apostrophes_inside_words() -> None:
-    assert tokenize("It's ''Conan'', (not) J.R.'s!") == (
+    assert simple_words("It's ''Conan'', (not) J.R.'s!") == (
         ["it's", "'", "'", "conan", "'", "'", ",", "(", "not", ")", "j", ".", "r", ".", "'", "s", "!"]
     )
 
@@ -93,14 +93,14 @@ def test_language_ids_spell_the_snippets_with_rare_words_replaced(few_snippets: 
     datamodule.prepare_data()
     datamodule.setup()
     parts = snippets.split_snippets(snippets.load_snippets(few_snippets / "snippets"))
-    counts = Counter(word for text in parts["train"]["text"] for word in tokenize(text))
+    counts = Counter(word for text in parts["train"]["text"] for word in simple_words(text))
     assert datamodule.vocabulary[:2] == ["<unk>", "<eos>"]
     assert datamodule.vocabulary[2:] == [word for word, _ in counts.most_common(10)]
     for split, part in (("train", "train"), ("validation", "test"), ("test", "test")):
         expected = [
             word if word in datamodule.vocabulary else "<unk>"
             for text in parts[part]["text"]
-            for word in [*tokenize(text), "<eos>"]
+            for word in [*simple_words(text), "<eos>"]
         ]
         assert [datamodule.vocabulary[i] for i in datamodule.ids[split]] == expected
 
