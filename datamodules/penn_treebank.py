@@ -20,6 +20,7 @@ SHA256 = {
 }
 HUB_REPOSITORY = "ptb-text-only/ptb_text_only"
 HUB_REVISION = "refs/convert/parquet"
+DAMAGES = (ValueError, KeyError, OSError, DatasetsError)  # raised by a damaged cache, wherever the damage is
 WHERE_TO_GET_IT = (
     "Take the ptb.*.txt files of simple-examples.tgz (T. Mikolov's RNNLM toolkit), put them into a folder named ptb, "
     "and name the folder above it: data_dir in a configuration, DATA_DIR=... for make."
@@ -99,19 +100,23 @@ def load_texts(folder: Path) -> dict[str, bytes]:
     if folder.is_dir():
         return {split: read_published(folder / FILES[split], SHA256[split], WHERE_TO_GET_IT) for split in FILES}
     cache = Path(config.HF_DATASETS_CACHE) / HUB_REPOSITORY.replace("/", "___")
-    problem = f"There is no folder {folder.absolute()}"
-    for mode in (DownloadMode.REUSE_DATASET_IF_EXISTS, DownloadMode.FORCE_REDOWNLOAD):
-        try:
-            return load_copy(mode)
-        except (ConnectionError, FileNotFoundError) as error:
-            raise ConnectionError(
-                f"{problem}, and {HUB_REPOSITORY} cannot be fetched from the Hugging Face hub ({error}). "
-                f"{WHERE_TO_GET_IT}"
-            ) from error
-        except (ValueError, KeyError, OSError, DatasetsError) as error:
-            problem = f"{HUB_REPOSITORY} in the cache, {cache}, is damaged or another text ({error})"
-            print(f"{problem}: fetching it again.", file=sys.stderr, flush=True)
-    raise ValueError(f"{problem}, though it was fetched again. {WHERE_TO_GET_IT}")
+    try:
+        return load_copy(DownloadMode.REUSE_DATASET_IF_EXISTS)
+    except (ConnectionError, FileNotFoundError) as error:
+        raise ConnectionError(
+            f"There is no folder {folder.absolute()}, and {HUB_REPOSITORY} cannot be fetched from the "
+            f"Hugging Face hub ({error}). {WHERE_TO_GET_IT}"
+        ) from error
+    except DAMAGES as error:
+        problem = f"{HUB_REPOSITORY} in the cache, {cache}, is damaged or another text ({error})"
+        print(f"{problem}: fetching it again.", file=sys.stderr, flush=True)
+    try:
+        return load_copy(DownloadMode.FORCE_REDOWNLOAD)
+    except DAMAGES as error:
+        raise ValueError(
+            f"{problem}, and the hub does not deliver the published one ({error}). Delete that folder and try again when "
+            f"the hub can be reached, or: {WHERE_TO_GET_IT}"
+        ) from error
 
 
 def load_copy(mode: DownloadMode) -> dict[str, bytes]:
@@ -120,8 +125,8 @@ def load_copy(mode: DownloadMode) -> dict[str, bytes]:
     Offline, `datasets` serves any revision that it has, so that its name proves nothing.
 
     Raises:
-        OSError: The hub cannot be reached.
-        ValueError, KeyError, DatasetsError: The copy is damaged, or another text.
+        ConnectionError, FileNotFoundError: There is no copy, and the hub cannot be reached.
+        One of `DAMAGES`: The copy is damaged, or another text.
     """
     with no_progress_bars():
         copy = load_dataset(HUB_REPOSITORY, revision=HUB_REVISION, download_mode=mode)

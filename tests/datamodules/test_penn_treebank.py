@@ -186,15 +186,16 @@ def test_a_damaged_cache_is_named_and_fetched_again_where_the_hub_answers(
     assert process.returncode == 0, process.stderr
     assert json.loads(process.stdout) == published
     assert "in the cache" not in process.stderr
-    for damage in (lambda content: content.replace(b"dog", b"cat"), lambda content: content[:300], lambda _: b""):
+    for damage in (lambda content: content[:300], lambda content: content.replace(b"dog", b"cat")):
         [file] = tmp_path.glob("datasets/*/*/*/*/*-test.arrow")
         file.write_bytes(damage(file.read_bytes()))
-        process = load(offline=True)
-        assert "Error: ptb-text-only/ptb_text_only in the cache, " in process.stderr
-        assert str(tmp_path / "datasets/ptb-text-only___ptb_text_only") in process.stderr
         process = load()
         assert json.loads(process.stdout) == published
         assert "is damaged or another text" in process.stderr
+    file.write_bytes(damage(file.read_bytes()))
+    refusal = load(offline=True).stderr.splitlines()[-1]
+    assert refusal.startswith(f"ValueError: ptb-text-only/ptb_text_only in the cache, {tmp_path}/datasets/")
+    assert "Delete that folder" in refusal
     for file in tmp_path.glob("hub/datasets--*/blobs/*"):
         file.write_bytes(file.read_bytes()[:-5])
     shutil.rmtree(tmp_path / "datasets")
