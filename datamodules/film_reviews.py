@@ -76,7 +76,7 @@ class FilmReviews(RatedSequences):
         super().__init__(batch_size, eval_batch_size, train_eval_chunks)
         check_at_least(1, chunk_length=chunk_length)
         check_at_least(len(SPECIAL_WORDS) + 4, vocab_size=vocab_size)  # a word, and the three that are never used
-        self.folder = Path(data_dir) / "film_reviews"
+        self.folder = Path(data_dir).expanduser() / "film_reviews"
         self.chunk_length = chunk_length
         self.vocab_size = vocab_size
         if not 0 <= split_seed < 2**32:  # numpy's

@@ -5,17 +5,18 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
-from datasets import Dataset, load_dataset
+import pyarrow as pa
+from datasets import Dataset, config, load_dataset
+from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.common import check_at_least, no_progress_bars
 from datamodules.rated_sequences import RatedSequences, cut, encode, rank_words
-from datamodules.reader import EOS, SPECIAL_WORDS, SPLITTERS, UNKNOWN
+from datamodules.reader import EOS, SPECIAL_WORDS, UNKNOWN, stream_words
 from datamodules.streams import (
     StreamWindows,
     TokenStreams,
@@ -24,18 +25,22 @@ from datamodules.streams import (
     split_streams,
 )
 from datamodules.text_files import READERS, Record, checked_columns, decoded, quoted, read, shortened
+from datamodules.words import SPLITTERS
 
-NAMES = {"train": "train", "validation": "valid", "test": "test"}  # of files, without their endings
+# Of files, without their endings, and of splits on the hub; in capitals, too.
+NAMES = {"train": ("train",), "validation": ("valid", "validation", "val", "dev"), "test": ("test", "eval")}
 LARGEST = 1e15  # of a rating: a sum of squared errors is still a number of 32 bits
 
 Tokens = Literal["spaces", "words"]
+RULES = {"spaces": "spaces", "words": "unicode_words"}  # of `SPLITTERS`, by the option `tokens`
 
 
 class PlainText(TokenStreams):
     """Language modelling of a text of your own, in the files `train.txt`, `valid.txt` and `test.txt` of a folder.
 
-    The files are UTF-8. Every line ends with the token <eos>; the word `<unk>` is a word that is not known. The batches
-    are described in `TokenStreams`.
+    The validation file may also be named validation, val or dev, the test file eval. The files are UTF-8. Every line
+    gets the token <eos> at its end; the word `<unk>` stands for unknown words. The batches are described in
+    `TokenStreams`.
 
     Attributes:
         corpus: Name of the folder, and the SHA-256 of the files; filled by `setup`.
@@ -47,16 +52,16 @@ class PlainText(TokenStreams):
         vocab_size: Number of word types that the model is built for: <unk>, <eos>, and the most frequent training
             words or those of `vocabulary`.
         tokens: "spaces" splits lines at blanks, for a text that is prepared already; "words" splits them into
-            lower-case words and punctuation marks.
+            lower-case words and punctuation marks, as `unicode_words` does.
         vocabulary: File with a word in each line, in place of the most frequent words.
         train_eval_windows: Number of training windows on which the training error is evaluated after each epoch.
         sliding_test: Whether test words are also predicted from the `window` words before them alone.
 
     Raises (from `prepare_data` and `setup`):
         FileNotFoundError: A file is not there.
-        ValueError: A file is no text, is too short, or has no word that is known; or there are fewer words than
-            `vocab_size`, or another number in `vocabulary`. (A vocab_size that leaves no word is refused by the
-            constructor.)
+        ValueError: There are several files for a split; a file is no text, is too short, has no word that is known, or
+            has lines that end with <eos> already; or there are fewer words than `vocab_size`, or another number in
+            `vocabulary`. (A vocab_size that leaves no word is refused by the constructor.)
     """
 
     corpus: tuple[str, dict[str, str]]
@@ -73,11 +78,12 @@ class PlainText(TokenStreams):
         sliding_test: bool = False,
     ) -> None:
         super().__init__(batch_size, window, train_eval_windows, sliding_test)
-        self.folder = Path(data_dir)
+        self.folder = Path(data_dir).expanduser()
         check_at_least(3, vocab_size=vocab_size)  # <unk>, <eos>, and a word
         self.vocab_size = vocab_size
-        self.tokens, self.split = tokens, splitter(tokens)
-        self.vocabulary_file = Path(vocabulary) if vocabulary else None
+        self.tokens = rule(tokens)
+        self.split = SPLITTERS[self.tokens]
+        self.vocabulary_file = Path(vocabulary).expanduser() if vocabulary else None
 
     def prepare_data(self) -> None:
         """Read the files, so that what is wrong with them is said by one process."""
@@ -85,13 +91,17 @@ class PlainText(TokenStreams):
 
     def build(self) -> None:
         """Read and encode the text."""
-        files = {split: self.folder / f"{name}.txt" for split, name in NAMES.items()}
+        found = files_of_splits(self.folder, [".txt"], self.vocabulary_file)
+        files = {split: found.get(split, self.folder / f"{names[0]}.txt") for split, names in NAMES.items()}
         contents = {split: read(file) for split, file in files.items()}
         hashes = {files[split].name: sha256(content) for split, content in contents.items()}
         lines = {split: decoded(contents[split], file).removesuffix("\n").split("\n") for split, file in files.items()}
 
         def words(split: str) -> Iterator[str]:
-            return chain.from_iterable([*self.split(line), EOS] for line in lines[split])
+            try:
+                yield from stream_words(lines[split], self.split)
+            except ValueError as error:
+                raise ValueError(f"{files[split]}, {error}") from error
 
         if self.vocabulary_file:
             content = read(self.vocabulary_file)
@@ -140,8 +150,9 @@ class RatedText(RatedSequences):
 
     A file has a column of texts and one of ratings, numbers up to 1e15. It is UTF-8 and ends in `.csv` (the first
     line names the columns; texts with commas, quotes or several lines are in quotes), `.tsv` (the same, but quotes are
-    characters like others), `.jsonl` (an object in each line) or `.parquet`. A folder has files named train, valid and
-    test, of which the last two may be absent. A data set has the splits train and maybe validation and test.
+    characters like others), `.jsonl` (an object in each line) or `.parquet`. The columns of a `.csv` file may also be
+    separated by semicolons, tabs or vertical bars. A folder has a file named train, and maybe one named valid
+    (validation, val, dev) and one named test (eval); a data set has splits of these names.
 
     Texts are cut into chunks as in `FilmReviews`, but words are counted in the training texts only, and all ids are in
     use. The batches are described in `RatedSequences`.
@@ -150,7 +161,7 @@ class RatedText(RatedSequences):
         corpus: Name of the source, and the SHA-256 of its files, or of the rows of each split; filled by `setup`.
 
     Args:
-        source: File, folder, or `OWNER/NAME` of a data set.
+        source: File, folder, or `OWNER/NAME` of a data set on the hub.
         text_column: Column of the texts.
         rating_column: Column of the ratings.
         subset: Configuration of a data set on the hub that has several.
@@ -158,7 +169,8 @@ class RatedText(RatedSequences):
         eval_batch_size: B in evaluation, over all processes.
         chunk_length: T, words of a chunk.
         vocab_size: Number of embedding rows of the model.
-        tokens: "words" splits texts into lower-case words and punctuation marks; "spaces" splits them at blanks.
+        tokens: "words" splits texts into lower-case words and punctuation marks, as `unicode_words` does; "spaces"
+            splits them at blanks.
         test_share: Share of the training texts, chosen at random, that are the test where the source has none.
         validation_share: Share of the texts that are then left, chosen at random, that are not trained on but are the
             split "validation" where the source has none.
@@ -168,8 +180,9 @@ class RatedText(RatedSequences):
     Raises (from `prepare_data` and `setup`):
         FileNotFoundError: A folder has no training file.
         ConnectionError: There is no such file or folder, and the hub does not deliver such a data set.
-        ValueError: A file has another form, a text is empty or has no number, or a split has nothing to learn or test.
-            (Shares and sizes out of range are refused by the constructor.)
+        ValueError: There are several files for a split, a file has another form, a text is empty or has no number, a
+            split has nothing to learn or test, or the cache of `datasets` is damaged. (Shares and sizes out of range
+            are refused by the constructor.)
     """
 
     corpus: tuple[str, dict[str, str]]
@@ -203,7 +216,8 @@ class RatedText(RatedSequences):
         self.chunk_length = chunk_length
         check_at_least(len(SPECIAL_WORDS) + 1, vocab_size=vocab_size)
         self.vocab_size = vocab_size
-        self.tokens, self.split = tokens, splitter(tokens)
+        self.tokens = rule(tokens)
+        self.split = SPLITTERS[self.tokens]
         self.shares = {"test": test_share, "validation": validation_share}
         self.split_seed = split_seed
 
@@ -213,8 +227,9 @@ class RatedText(RatedSequences):
 
     def build(self) -> None:
         """Read, check, split, encode and cut the texts."""
-        path = Path(self.source)
-        rows = self._rows_of_files(path) if path.exists() or path.suffix in READERS else self._rows_of_hub()
+        path = Path(self.source).expanduser()
+        is_file = path.exists() or path.suffix.lower() in READERS
+        rows = self._rows_of_files(path) if is_file else self._rows_of_hub()
         texts = [text for part in rows.values() for text, _ in part]
         ratings = [rating for part in rows.values() for _, rating in part]
         self.texts = Dataset.from_dict({"text": texts, "rating": ratings})
@@ -264,13 +279,17 @@ class RatedText(RatedSequences):
 
     def _rows_of_files(self, path: Path) -> dict[str, list[tuple[str, float]]]:
         """Texts and ratings of each split, of a file or a folder."""
-        files = files_of_splits(path) if path.is_dir() else {"train": path}
-        if path.suffix not in READERS and not path.is_dir():
+        files = files_of_splits(path, READERS) if path.is_dir() else {"train": path}
+        if "train" not in files:
+            wanted = quoted(f"train{ending}" for ending in READERS)
+            there = quoted(sorted(file.name for file in path.iterdir()))
+            raise FileNotFoundError(f"{path.absolute()} has none of {wanted}, but {there}")
+        if path.suffix.lower() not in READERS and not path.is_dir():
             raise ValueError(f"{path} is no file of texts and ratings, which ends in {', '.join(READERS)}")
         contents = {split: read(file) for split, file in files.items()}
         self.corpus = path.resolve().name, {files[split].name: sha256(content) for split, content in contents.items()}
         return {
-            split: self._checked(READERS[file.suffix](contents[split], file, self.columns), str(file))
+            split: self._checked(READERS[file.suffix.lower()](contents[split], file, self.columns), str(file))
             for split, file in files.items()
         }
 
@@ -278,20 +297,27 @@ class RatedText(RatedSequences):
         """Texts and ratings of each split, of a data set on the hub."""
         absent = f"There is no file or folder {Path(self.source).absolute()}"
         print(f"{absent}: asking the Hugging Face hub for {self.source}.", file=sys.stderr, flush=True)
+        cache = f"Delete its folder in {config.HF_DATASETS_CACHE} if its copy there is damaged."
         try:
             with no_progress_bars():
                 splits = load_dataset(self.source, self.subset)
+            for part in splits.values():
+                part.data.validate(full=True)  # reading a damaged table can end the process
+        except pa.ArrowException as error:
+            raise ValueError(f"{self.source} in the cache is damaged ({shortened(str(error))}). {cache}") from error
         except Exception as error:  # whatever is between here and the server
             raise ConnectionError(
-                f"{absent}, and the Hugging Face hub delivers no data set {self.source}: {shortened(str(error), 300)}"
+                f"{absent}, and the Hugging Face hub delivers no data set {self.source}: "
+                f"{shortened(str(error), 300)}. {cache}"
             ) from error
-        if "train" not in splits:
+        names = by_split({name: name for name in splits}, f"{self.source} on the Hugging Face hub")
+        if "train" not in names:
             raise ValueError(f"{self.source} on the Hugging Face hub has no split 'train', but {quoted(splits)}")
         rows = {}
-        for split in (split for split in NAMES if split in splits):
-            where = f"{self.source}, split {split}"
-            columns = checked_columns(splits[split].column_names, self.columns, where)
-            pairs = zip(*(splits[split][column] for column in columns), strict=True)
+        for split, name in names.items():
+            where = f"{self.source}, split {name}"
+            columns = checked_columns(splits[name].column_names, self.columns, where)
+            pairs = zip(*(splits[name][column] for column in columns), strict=True)
             records = ((f"{where}, row {number}", *pair) for number, pair in enumerate(pairs, start=1))
             rows[split] = self._checked(records, where)
         self.corpus = self.source, {split: sha256(json.dumps(part).encode()) for split, part in rows.items()}
@@ -325,25 +351,49 @@ class RatedText(RatedSequences):
         return rows
 
 
-def files_of_splits(folder: Path) -> dict[str, Path]:
-    """The files of a folder that are named as its splits are.
+def files_of_splits(folder: Path, endings: Collection[str], besides: Path | None = None) -> dict[str, Path]:
+    """The files of a folder that are named as its splits are, by split.
+
+    Args:
+        folder: The folder.
+        endings: Of the files that are read. Others that are named as splits are said to be left out.
+        besides: A file that is no split.
+    """
+    names = {}
+    for file in sorted(folder.glob("*")):
+        is_read, is_split = file.suffix.lower() in endings, split_named(file.name.partition(".")[0]) is not None
+        if (is_read or is_split) and file != besides:
+            names[file.name] = file.stem if is_read else ""
+    return {split: folder / name for split, name in by_split(names, str(folder)).items()}
+
+
+def by_split(names: dict[str, str], where: str) -> dict[str, str]:
+    """Choose a file, or a split of the hub, for each split; those that are left out are named on standard error.
+
+    Args:
+        names: What may name a split, by the whole name: {"dev.csv": "dev"}.
+        where: What has them, for messages.
+
+    Returns:
+        Whole names by "train", "validation" and "test".
 
     Raises:
-        FileNotFoundError: There is none for training.
         ValueError: There are several for a split.
     """
-    files = {}
-    for split, name in NAMES.items():
-        found = [file for ending in READERS if (file := folder / f"{name}{ending}").exists()]
-        if len(found) > 1:
-            raise ValueError(f"{folder} has {quoted(file.name for file in found)}: leave one of them")
-        if found:
-            files[split] = found[0]
-    if "train" not in files:
-        wanted = quoted(f"train{ending}" for ending in READERS)
-        there = sorted(file.name for file in folder.iterdir())
-        raise FileNotFoundError(f"{folder.absolute()} has none of {wanted}, but {quoted(there)}")
-    return files
+    found = {split: [whole for whole, name in names.items() if split_named(name) == split] for split in NAMES}
+    for split, wholes in found.items():
+        if len(wholes) > 1:
+            raise ValueError(f"{where} has {quoted(wholes)}: leave one of them, since each may be the split {split!r}")
+    chosen = {split: wholes[0] for split, wholes in found.items() if wholes}
+    if left := sorted(names.keys() - chosen.values()):
+        known = "; ".join(", ".join(names) for names in NAMES.values())
+        rank_zero_only(print)(f"{where}: {quoted(left)} left out, since splits are named {known}", file=sys.stderr)
+    return chosen
+
+
+def split_named(name: str) -> str | None:
+    """The split that a name stands for."""
+    return next((split for split, names in NAMES.items() if name.lower() in names), None)
 
 
 def sha256(content: bytes) -> str:
@@ -351,12 +401,12 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def splitter(tokens: str) -> Callable[[str], list[str]]:
-    """What splits a line into words.
+def rule(tokens: str) -> str:
+    """The rule that splits lines into words, a name in `SPLITTERS`.
 
     Raises:
-        ValueError: There is no such way.
+        ValueError: There is no such option.
     """
-    if tokens not in get_args(Tokens):
-        raise ValueError(f"tokens must be one of {quoted(get_args(Tokens))}, got {tokens!r}")
-    return SPLITTERS[tokens]
+    if tokens not in RULES:
+        raise ValueError(f"tokens must be one of {quoted(RULES)}, got {tokens!r}")
+    return RULES[tokens]

@@ -26,6 +26,7 @@ WHERE_TO_GET_IT = (
     "and name the folder above it: data_dir in a configuration, DATA_DIR=... for make."
 )
 
+
 class PennTreebank(TokenStreams):
     """Penn Treebank with 10,000 word types; 929,589 training, 73,760 validation and 82,430 test tokens (protocol 1.1).
 
@@ -57,7 +58,7 @@ class PennTreebank(TokenStreams):
         sliding_test: bool = False,
     ) -> None:
         super().__init__(batch_size, window, train_eval_windows, sliding_test)
-        self.folder = Path(data_dir) / "ptb"
+        self.folder = Path(data_dir).expanduser() / "ptb"
         self.vocab_size = vocab_size
 
     @property
@@ -114,8 +115,8 @@ def load_texts(folder: Path) -> dict[str, bytes]:
         return load_copy(DownloadMode.FORCE_REDOWNLOAD)
     except DAMAGES as error:
         raise ValueError(
-            f"{problem}, and the hub does not deliver the published one ({error}). Delete that folder and try again when "
-            f"the hub can be reached, or: {WHERE_TO_GET_IT}"
+            f"{problem}, and the hub does not deliver the published one ({error}). Delete that folder and try again "
+            f"when the hub can be reached, or: {WHERE_TO_GET_IT}"
         ) from error
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset, DatasetDict
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
 from datamodules.common import TrainingLoader, accumulated, check_at_least, rank_and_world_size
 from datamodules.reader import SPECIAL_WORDS, Reader
@@ -21,9 +22,10 @@ SHORT = 200  # words of a chunk that any text may be padded to: the paper's
 class RatedSequences(LightningDataModule):
     """Base of the data modules for sentiment: serves batches (words [T, B], ratings [B], reviews [B]).
 
-    Ratings are in raw units; reviews are numbers that say which sequences belong together. Shorter sequences are padded
-    with id 0 in front (protocol 2.1). The paper's curves are test and training error by epoch, so validation has two
-    loaders, of the test sequences and of the first training sequences, and a third where there is a split "validation".
+    Ratings are in raw units, in float64; reviews are numbers that say which sequences belong together. Shorter
+    sequences are padded with id 0 in front (protocol 2.1). The paper's curves are test and training error by epoch, so
+    validation has two loaders, of the test sequences and of the first training sequences, and a third where there is a
+    split "validation".
     The test has two, of the test sequences and of all training sequences, and that third. Training sequences are
     shuffled anew in each epoch, the last batch is kept.
 
@@ -85,8 +87,10 @@ class RatedSequences(LightningDataModule):
         return float(np.std(self.chunks["train"]["rating"]))
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Shuffled training sequences; the last batch may be smaller."""
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # Lightning's
+        """Training sequences, shuffled unless `overfit_batches` is set; the last batch may be smaller."""
+        # The same batches in every epoch.
+        is_overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        seed = None if is_overfit else int(os.environ.get("PL_GLOBAL_SEED", 0))  # Lightning's
         chunks = self.chunks["train"]
         batches = SharedBatches(len(chunks), self.batch_size, *rank_and_world_size(self), seed, accumulated(self))
         loader = TrainingLoader(_tensors(chunks), batch_size=None, sampler=batches, collate_fn=_time_first)
@@ -115,11 +119,12 @@ class RatedSequences(LightningDataModule):
         return DataLoader(_tensors(chunks), batch_size=None, sampler=batches, collate_fn=_time_first)
 
 
-class SharedBatches(Sampler[list[int]]):
+class SharedBatches(SequentialSampler):
     """Indices of the sequences of each batch that one process takes: a contiguous part of the batch.
 
     Not torch's DistributedSampler, which repeats sequences until all processes have equally many: here every sequence
-    comes once, and batches are the same for any number of processes.
+    comes once, and batches are the same for any number of processes. A SequentialSampler, since Lightning replaces any
+    other one where `overfit_batches` is set.
 
     Args:
         length: number of sequences.
@@ -169,7 +174,7 @@ class SharedBatches(Sampler[list[int]]):
     def __len__(self) -> int:
         return -(-self.length // self.batch_size) * self.parts
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
         order = np.arange(self.length)
         if self.seed is not None:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
@@ -234,7 +239,8 @@ def cut(texts: Sequence[list[int]], ratings: Sequence[float], reviews: Sequence[
 
 def _tensors(chunks: Dataset) -> TensorDataset:
     columns = chunks.with_format("torch")[:]
-    return TensorDataset(columns["words"], columns["rating"].float(), columns["review"])
+    ratings = torch.tensor(chunks["rating"][:], dtype=torch.float64)  # with_format makes them float32
+    return TensorDataset(columns["words"], ratings, columns["review"])
 
 
 def _time_first(batch: Any) -> tuple[Tensor, Tensor, Tensor]:

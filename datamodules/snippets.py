@@ -58,7 +58,7 @@ class SnippetLanguage(TokenStreams):
     ) -> None:
         super().__init__(batch_size, window, train_eval_windows)
         check_at_least(3, vocab_size=vocab_size)  # <unk>, <eos>, and a word
-        self.folder = Path(data_dir) / "snippets"
+        self.folder = Path(data_dir).expanduser() / "snippets"
         self.vocab_size = vocab_size
 
     @property
@@ -114,7 +114,7 @@ class SnippetRatings(RatedSequences):
         super().__init__(batch_size, eval_batch_size, train_eval_chunks)
         check_at_least(1, length=length)
         check_at_least(len(SPECIAL_WORDS) + 1, vocab_size=vocab_size)
-        self.folder = Path(data_dir) / "snippets"
+        self.folder = Path(data_dir).expanduser() / "snippets"
         self.chunk_length = length
         self.vocab_size = vocab_size
 

@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+SEPARATORS = ",;\t|"  # between the columns of a .csv file
+
 Record = tuple[str, Any, Any]
 """Where a text stands, the text, its rating."""
 
@@ -63,14 +65,30 @@ def decoded(content: bytes, file: Path) -> str:
 # if its time is.
 
 
-def read_csv(content: bytes, file: Path, columns: dict[str, str], separator: str = ",") -> Iterator[Record]:
-    """The rows of a file of comma-separated values, of which the first has the names of the columns."""
+def read_csv(content: bytes, file: Path, columns: dict[str, str]) -> Iterator[Record]:
+    """The rows of a file of values between commas, semicolons, tabs or bars, of which the first names the columns."""
     text = decoded(content, file)
+    header = text.lstrip("\n").partition("\n")[0]
+    fields = {separator: [name.strip('"') for name in header.split(separator)] for separator in SEPARATORS}
+    # The one by which most of the wanted columns are found, and then most columns; a comma if in doubt.
+    separator = max(fields, key=lambda mark: (len({*columns.values()} & {*fields[mark]}), len(fields[mark])))
+    return read_separated(text, file, columns, separator)
+
+
+def read_tsv(content: bytes, file: Path, columns: dict[str, str]) -> Iterator[Record]:
+    """The rows of a file of tab-separated values, of which the first has the names of the columns."""
+    return read_separated(decoded(content, file), file, columns, "\t", has_quotes=False)
+
+
+def read_separated(
+    text: str, file: Path, columns: dict[str, str], separator: str, has_quotes: bool = True
+) -> Iterator[Record]:
+    """The rows of a table, of which the first has the names of the columns."""
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     lines = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=separator,
-        quoting=csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE,
+        quoting=csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE,
         strict=True,
     )
     names: list[str] = []
@@ -88,18 +106,13 @@ def read_csv(content: bytes, file: Path, columns: dict[str, str], separator: str
             continue
         if not names:
             names = fields
-            text_column, rating_column = checked_columns(names, columns, where)
+            text_column, rating_column = checked_columns(names, columns, where, f", split at {separator!r}")
             continue
         if len(fields) != len(names):
-            hint = "put texts with commas in quotes" if separator == "," else "write tabs between columns only"
+            hint = f"put texts that have {separator!r} in quotes" if has_quotes else "write tabs between columns only"
             raise ValueError(f"{where} has {len(fields)} columns, the line of their names {len(names)}: {hint}")
         row = dict(zip(names, fields, strict=True))
         yield where, row[text_column], row[rating_column]
-
-
-def read_tsv(content: bytes, file: Path, columns: dict[str, str]) -> Iterator[Record]:
-    """The rows of a file of tab-separated values, of which the first has the names of the columns."""
-    return read_csv(content, file, columns, separator="\t")
 
 
 class Pairs(list[tuple[str, Any]]):
@@ -138,8 +151,8 @@ def read_parquet(content: bytes, file: Path, columns: dict[str, str]) -> Iterato
 READERS = {".csv": read_csv, ".tsv": read_tsv, ".jsonl": read_json_lines, ".parquet": read_parquet}
 
 
-def checked_columns(names: Iterable[str], columns: dict[str, str], where: str) -> list[str]:
-    """The columns of texts and ratings.
+def checked_columns(names: Iterable[str], columns: dict[str, str], where: str, how: str = "") -> list[str]:
+    """The columns of texts and ratings; `how` says how their names were found.
 
     Raises:
         ValueError: There is none of such a name, or several; names those that are there.
@@ -150,7 +163,7 @@ def checked_columns(names: Iterable[str], columns: dict[str, str], where: str) -
             raise ValueError(f"{where}: there are several columns {name!r}: leave one of them, or rename the others")
         if name not in names:
             advice = f"name one of these as {option} (--data.init_args.{option})"
-            raise ValueError(f"{where}: there is no column {name!r}, but {quoted(names)}: {advice}")
+            raise ValueError(f"{where}: there is no column {name!r}, but {quoted(names)}{how}: {advice}")
     return list(columns.values())
 
 

@@ -17,7 +17,7 @@ def unicode_words(text: str) -> list[str]:
     decimal points. ICU splits scripts that are written without blanks, such as Thai and Chinese, by its dictionaries.
     `<unk>`, `<eos>`, `@-@`, `@,@` and `@.@` stay whole.
     """
-    words = []
+    words: list[str] = []
     for i, part in enumerate(MARKERS.split(normalize("NFC", text).lower())):
         words += [part] if i % 2 else [word for word in WordBreaker(part, "root") if not word.isspace()]
     return words

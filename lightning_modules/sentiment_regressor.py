@@ -338,14 +338,15 @@ class SentimentRegressor(Experiment):
         self._initialise(recurrent_gain)
 
         self.noise: dict[str, float] = {}
-        self.register_buffer("target_mean", torch.tensor(0.0))
-        self.register_buffer("target_std", torch.tensor(1.0))
+        # Float64, as the ratings: around a large mean, float32 would round their differences away.
+        self.register_buffer("target_mean", torch.tensor(0.0, dtype=torch.float64))
+        self.register_buffer("target_std", torch.tensor(1.0, dtype=torch.float64))
         self.train_mse, self.train_loss = (MeanMetric(nan_strategy="disable").set_dtype(torch.float64) for _ in "12")
         # By loader: test, training and validation chunks; and samples of the first and last.
         self.seen: Any
         self.sampled: Any
         self.seen, self.sampled = (nn.ModuleList(Predictions() for _ in range(3)) for _ in range(2))
-        self.constant_rmse = MeanSquaredError(squared=False)
+        self.constant_rmse = MeanSquaredError(squared=False).set_dtype(torch.float64)
 
     def _initialise(self, recurrent_gain: float) -> None:
         """Keras' defaults: Glorot input weights, orthogonal recurrent ones, zero biases, forget bias 1."""
@@ -394,9 +395,9 @@ class SentimentRegressor(Experiment):
             masks: of `sample_masks`; sampled in training, none in eval, by default.
 
         Returns:
-            [B]. Inside `mc_dropout`, and in training, of one sampled network for each text.
+            [B], float64. Inside `mc_dropout`, and in training, of one sampled network for each text.
         """
-        return self._standardised(words, masks) * self.target_std + self.target_mean
+        return self._standardised(words, masks).double() * self.target_std + self.target_mean
 
     def _standardised(self, words: Tensor, masks: NetworkMasks | None = None) -> Tensor:
         word_mask, rnn_masks, output_mask = masks or (None, None, None)
@@ -409,7 +410,7 @@ class SentimentRegressor(Experiment):
         return self.output(self.output_dropout(last, output_mask) * self.output_scale).squeeze(-1)
 
     def sample(self, words: Tensor, samples: int, *key: int, place: Place | None = None) -> Tensor:
-        """Predictions [K, B] in rating units of K sampled networks (MC dropout), in the parameters' precision.
+        """Predictions [K, B] in rating units of K sampled networks (MC dropout), without autocast.
 
         Args:
             words: [T, B] ids.
@@ -451,7 +452,7 @@ class SentimentRegressor(Experiment):
         batches = self.trainer.train_dataloader.sampler  # type: ignore[union-attr]
         _, total = place = batches.place(batch_index)
         masks = self._masks(words, place, TRAINING, self.current_epoch, batch_index // batches.parts)
-        error = F.mse_loss(self._standardised(words, masks), (ratings - self.target_mean) / self.target_std)
+        error = F.mse_loss(self._standardised(words, masks), self._targets(ratings))
         penalty = self.l2 * self._sum_of_squares() if self.l2 else torch.zeros_like(error)
         # What is taken is the mean over processes, and parts, which of the last batch may differ in size.
         takers = batches.world_size * batches.parts
@@ -459,6 +460,13 @@ class SentimentRegressor(Experiment):
             metric.update(value.detach().expand(len(ratings)))  # text by text: "disable" ignores weights
         self.count_words(words)
         return error * (len(ratings) * takers / total) + penalty
+
+    def _targets(self, ratings: Tensor) -> Tensor:
+        """Standardise ratings, in the precision of the parameters."""
+        mean, std, dtype = self.target_mean, self.target_std, self.output.weight.dtype
+        # What float32 would round away is subtracted first, in float64: nothing, for the paper's ratings.
+        origin = torch.where(mean.abs() > 100 * std, mean, 0.0)
+        return ((ratings - origin).to(dtype) - (mean - origin).to(dtype)) / std.to(dtype)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training errors, with dropout on."""
@@ -481,7 +489,7 @@ class SentimentRegressor(Experiment):
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     def _predict(self, words: Tensor) -> Tensor:
-        """Ratings [B] by the dropout approximation, in the parameters' precision, whatever they are trained in."""
+        """Ratings [B] by the dropout approximation, without autocast, whatever precision they are trained in."""
         with torch.autocast(self.device.type, enabled=False):
             return self(words)
 

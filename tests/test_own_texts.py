@@ -222,3 +222,12 @@ def test_a_model_is_not_given_data_of_the_other_kind_and_nothing_is_written(
     assert (outcome.status, outcome.out) == (2, "")
     assert outcome.err.startswith(f"error: {told}, as ")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_same_batches_are_learned_in_every_epoch_where_overfit_batches_asks_for_it(
+    ratings: Callable[..., list[str]], language: Callable[..., list[str]], call: Call, tmp_path: Path
+) -> None:
+    for options, place in ((ratings(), RATINGS), (language(), LANGUAGE)):
+        outcome = call(*options, "--trainer.overfit_batches", "2", "--epochs", "2")
+        assert outcome.status == 0, outcome.err
+        assert json.loads((tmp_path / f"results/{place}/seed0.json").read_text())["epochs"] == 2

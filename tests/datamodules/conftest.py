@@ -44,7 +44,7 @@ def as_rank() -> Callable[..., None]:
 
     def attach(datamodule: LightningDataModule, rank: int, world_size: int, parts: int = 1) -> None:
         datamodule.trainer = SimpleNamespace(  # type: ignore[assignment]
-            global_rank=rank, world_size=world_size, accumulate_grad_batches=parts, training=False
+            global_rank=rank, world_size=world_size, accumulate_grad_batches=parts, overfit_batches=0, training=False
         )
 
     return attach

@@ -89,7 +89,10 @@ def served(loader: DataLoader) -> list[torch.Tensor]:
 
 def columns(*chunks: Dataset) -> list[torch.Tensor]:
     """What a loader of these chunks should serve."""
-    parts = [(torch.tensor(c["words"]), torch.tensor(c["rating"]), torch.tensor(c["review"])) for c in chunks]
+    parts = [
+        (torch.tensor(c["words"]), torch.tensor(c["rating"], dtype=torch.double), torch.tensor(c["review"]))
+        for c in chunks
+    ]
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 
@@ -152,7 +155,7 @@ def test_batches_are_time_first_with_raw_ratings_and_the_number_of_the_review(da
     assert words.is_contiguous()
     assert words.dtype == torch.long
     assert torch.equal(words.T, words_of(datamodule, "test")[:5])
-    assert ratings.dtype == torch.float
+    assert ratings.dtype == torch.double
     assert ratings.tolist() == pytest.approx(datamodule.chunks["test"]["rating"][:5])
     assert reviews.tolist() == datamodule.chunks["test"]["review"][:5]
     assert ratings.tolist() == pytest.approx([datamodule.texts["rating"][review] for review in reviews.tolist()])

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from datamodules import PlainText, RatedText
-from datamodules.common import tokenize
+from datamodules import FilmReviews, PennTreebank, PlainText, RatedText, SnippetLanguage, SnippetRatings, own_texts
+from datamodules.words import unicode_words
 
 TEXT = {
     "train": " the cat sat \n\n the dog <unk> \n a cat sat on the dog \n",
@@ -92,8 +94,20 @@ def test_words_and_punctuation_are_split_where_a_text_is_not_prepared(plain: Cal
     text = "It's \"good\", isn't it? It's it.\n"
     datamodule = plain(train=text, valid=text, test=text, vocab_size=6, tokens="words")
     datamodule.setup()
-    counts = Counter(tokenize(text))
+    counts = Counter(unicode_words(text))
     assert datamodule.vocabulary[2:] == [word for word, _ in counts.most_common(4)]
+
+
+@pytest.mark.parametrize("tokens", ["spaces", "words"])
+@pytest.mark.parametrize("name", TEXT)
+def test_lines_that_already_end_with_eos_are_refused_since_each_would_have_two(
+    name: str, tokens: str, plain: Callable[..., PlainText], tmp_path: Path
+) -> None:
+    text = "the cat sat\nthe dog <eos>\n" if name == "test" else "the cat <unk> \n the cat sat <eos> \n a dog\n"
+    assert message(plain(**{name: text}, tokens=tokens)) == (
+        f"{tmp_path / name}.txt, line 2 ends with <eos>, which is added to every line: "
+        "remove it from the ends of the lines"
+    )
 
 
 @pytest.mark.parametrize("order", ["the\ndog\ncat\n", "<eos>\n\n the \r\ndog\n<unk>\ncat"])
@@ -217,6 +231,63 @@ def test_a_missing_file_is_named_with_those_that_are_there(plain: Callable[..., 
     )
 
 
+SPLIT_NAMES = {"train": ("train",), "validation": ("valid", "validation", "dev", "val"), "test": ("test", "eval")}
+
+
+@st.composite
+def split_names(draw: st.DrawFn) -> dict[str, str]:
+    """A name for each split, some of them in capitals."""
+    change = draw(st.sampled_from([str, str.upper, str.title]))
+    return {split: change(draw(st.sampled_from(names))) for split, names in SPLIT_NAMES.items()}
+
+
+@settings(max_examples=20)
+@given(names=split_names())
+def test_any_usual_name_of_a_split_is_known_of_plain_texts(names: dict[str, str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for split, text in zip(names, TEXT.values(), strict=True):
+            Path(folder, f"{names[split]}.txt").write_text(text)
+        datamodule = PlainText(folder, batch_size=1, window=2, vocab_size=5)
+        datamodule.setup()
+    assert {split: len(ids) for split, ids in datamodule.ids.items()} == {"train": 16, "validation": 6, "test": 4}
+    assert datamodule.corpus[1].keys() == {f"{name}.txt" for name in names.values()}
+
+
+def test_files_that_are_left_out_are_named_and_the_vocabulary_is_not_one_of_them(
+    plain: Callable[..., PlainText], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "words.txt").write_text("the\ndog\ncat\n")
+    plain(vocabulary=tmp_path / "words.txt").setup()
+    assert capsys.readouterr().err == ""
+    (tmp_path / "more.txt").write_text("the dog\n")
+    plain(vocabulary=tmp_path / "words.txt").setup()
+    assert capsys.readouterr().err == (
+        f"{tmp_path}: 'more.txt' left out, since splits are named train; valid, validation, val, dev; test, eval\n"
+    )
+
+
+def test_two_files_for_one_split_are_refused(plain: Callable[..., PlainText], tmp_path: Path) -> None:
+    (tmp_path / "dev.txt").write_text("the dog\n")
+    said = "has 'dev.txt', 'valid.txt': leave one of them, since each may be the split 'validation'"
+    assert said in message(plain())
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, text in TEXT.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    (tmp_path / "words").write_text("the\ndog\ncat\n")
+    datamodule = PlainText("~", batch_size=1, window=2, vocab_size=5, vocabulary="~/words")
+    datamodule.setup()
+    assert "dog" in datamodule.vocabulary
+    write(tmp_path / "rated.csv", rows())
+    of_ratings = rated("~/rated.csv")
+    of_ratings.setup()
+    assert of_ratings.corpus[0] == "rated.csv"
+    for corpus in (PennTreebank, FilmReviews, SnippetLanguage, SnippetRatings):
+        assert corpus("~/data").folder.parent == tmp_path / "data"
+
+
 def test_a_folder_where_a_file_is_needed_is_named(plain: Callable[..., PlainText], tmp_path: Path) -> None:
     assert message(plain(vocabulary=tmp_path)) == f"{tmp_path} is a folder, but a file is needed: name one"
     (tmp_path / "rated/test.csv").mkdir(parents=True)
@@ -271,7 +342,7 @@ def test_chunks_spell_their_texts_and_have_their_ratings(tmp_path: Path) -> None
             assert chunk["rating"] == RATED[chunk["review"]][1]
             words.setdefault(chunk["review"], []).extend(i for i in chunk["words"] if i)
         for review, ids in words.items():
-            spelled = [word if word in known else "<unk>" for word in tokenize(RATED[review][0])]
+            spelled = [word if word in known else "<unk>" for word in unicode_words(RATED[review][0])]
             assert [datamodule.vocabulary[i] for i in ids] == ["<start>", *spelled]
         reviews += words
     assert sorted(reviews) == list(range(20)), "every text is in one part, with all its chunks"
@@ -293,7 +364,7 @@ def test_words_are_counted_in_the_training_texts_only(tmp_path: Path) -> None:
     datamodule = rated(write(tmp_path / "a.csv", rows()), vocab_size=9)
     datamodule.setup()
     train = dict.fromkeys(datamodule.chunks["train"]["review"])
-    counts = Counter(word for review in train for word in tokenize(RATED[review][0]))
+    counts = Counter(word for review in train for word in unicode_words(RATED[review][0]))
     assert {counts[word] for word in datamodule.vocabulary[4:]} == {count for _, count in counts.most_common(5)}
 
 
@@ -321,6 +392,78 @@ def test_a_folder_has_its_own_splits(tmp_path: Path) -> None:
     parts = {split: set(part["review"]) for split, part in datamodule.chunks.items()}
     assert parts == {"train": set(range(12)), "validation": {12, 13, 14}, "test": set(range(15, 20))}
     assert datamodule.corpus[1].keys() == {"train.csv", "valid.jsonl", "test.parquet"}
+
+
+@settings(max_examples=20)
+@given(names=split_names(), ending=st.sampled_from([".csv", ".tsv", ".jsonl", ".parquet", ".CSV"]))
+def test_any_usual_name_of_a_split_is_known_of_rated_texts(names: dict[str, str], ending: str) -> None:
+    parts = {"train": RATED[:12], "validation": RATED[12:15], "test": RATED[15:]}
+    with tempfile.TemporaryDirectory() as folder:
+        for split, pairs in parts.items():
+            write(Path(folder, f"{names[split]}{ending.lower()}"), rows(pairs)).rename(
+                Path(folder, names[split] + ending)
+            )
+        datamodule = rated(folder)
+        datamodule.setup()
+    assert {split: len(set(part["review"])) for split, part in datamodule.chunks.items()} == {
+        split: len(pairs) for split, pairs in parts.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["holdout.csv", "test2.jsonl", "test.csv.gz", "validation.json", "train.txt"])
+def test_a_file_of_a_folder_that_is_not_read_is_named(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "train.csv", rows())
+    (tmp_path / name).write_text("text,rating\nit is,1\n")
+    (tmp_path / "README.md").touch()
+    rated(tmp_path).setup()
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path}: '{name}' left out")
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|", ","])
+def test_a_csv_file_has_the_separator_by_which_its_columns_are_found(separator: str, tmp_path: Path) -> None:
+    lines = [
+        ["id", "text", "rating"],
+        *([str(i), f'"a{separator} {text}"', str(r)] for i, (text, r) in enumerate(RATED)),
+    ]
+    (tmp_path / "a.csv").write_text("".join(f"{separator.join(line)}\n" for line in lines))
+    datamodule = rated(tmp_path / "a.csv")
+    datamodule.setup()
+    assert [(row["text"], row["rating"]) for row in datamodule.texts] == [
+        (f"a{separator} {text}", rating) for text, rating in RATED
+    ]
+
+
+def test_an_absent_column_is_said_with_the_separator_that_was_found(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("body;stars\ngood, really;1\n")
+    said = message(rated(tmp_path / "a.csv", rating_column="stars"))
+    assert "line 1: there is no column 'text', but 'body', 'stars', split at ';': name one of these" in said
+
+
+@settings(max_examples=20)
+@given(data=st.data(), ending=st.sampled_from([".csv", ".jsonl"]))
+def test_permuted_rows_of_a_file_give_permuted_chunks(data: st.DataObject, ending: str) -> None:
+    pairs = data.draw(st.permutations(RATED))
+
+    def served(pairs: list[tuple[str, float]]) -> list[tuple[list[str], float]]:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("train", "test"):
+                write(Path(folder, f"{name}{ending}"), rows(pairs))
+            datamodule = rated(folder, vocab_size=100)
+            datamodule.setup()
+        loaders = [datamodule.train_dataloader(), *datamodule.test_dataloader()]
+        return [
+            ([datamodule.vocabulary[i] for i in ids], rating)
+            for loader in loaders
+            for words, ratings, _ in loader
+            for ids, rating in zip(words.T.tolist(), ratings.tolist(), strict=True)
+        ]
+
+    one, other = served(RATED), served(pairs)
+    assert sorted(one) == sorted(other)
+    assert {rating for _, rating in one} == {rating for _, rating in RATED}
 
 
 def test_ratings_keep_their_range(tmp_path: Path) -> None:
@@ -355,7 +498,7 @@ LINES = "".join(f'{{"text": "good film", "rating": {i}}}\n' for i in range(10))
         ("csv", f"{GOOD}x,1e37\n", "line 12: 'rating' is '1e37', but a rating is a finite number, up to 1e+15"),
         ("csv", f"{GOOD}x,true\n", "line 12: 'rating' is 'true'"),
         ("csv", f'{GOOD}\n"a\nb",1\nx,y\n', "line 15: 'rating' is 'y'"),
-        ("csv", f"{GOOD}well, good,1\n", "line 12 has 3 columns, the line of their names 2: put texts with commas"),
+        ("csv", f"{GOOD}well, good,1\n", "line 12 has 3 columns, the line of their names 2: put texts that have ','"),
         ("csv", f"{GOOD}x\n", "line 12 has 1 columns"),
         ("csv", f'{GOOD}"open,1\nx,2\n', "line 12: unexpected end of data"),
         ("csv", f'{GOOD}"a "b" c",1\n', "line 12: ',' expected after"),
@@ -457,6 +600,21 @@ def test_a_hub_that_cannot_be_reached_is_said_with_where_else_was_looked(
     assert "the Hugging Face hub delivers no data set owner/reviews" in said
 
 
+@pytest.mark.parametrize("names", [("train", "dev", "eval"), ("train", "val", "test"), ("train", "validation", "test")])
+def test_usual_names_of_splits_on_the_hub_are_known_and_others_named(
+    names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = {name: Dataset.from_list(rows(RATED[i : i + 5])) for i, name in enumerate((*names, "unsupervised"))}
+    monkeypatch.setattr(own_texts, "load_dataset", lambda *_: DatasetDict(parts))
+    datamodule = rated("owner/reviews")
+    datamodule.setup()
+    assert datamodule.chunks.keys() == {"train", "validation", "test"}
+    assert datamodule.corpus[1].keys() == {"train", "validation", "test"}
+    assert "owner/reviews on the Hugging Face hub: 'unsupervised' left out" in capsys.readouterr().err
+    monkeypatch.setattr(own_texts, "load_dataset", lambda *_: DatasetDict(parts | {"valid": parts["train"]}))
+    assert "leave one of them, since each may be the split 'validation'" in message(rated("owner/reviews"))
+
+
 HUB_SCRIPT = """
 import json, sys
 from datamodules import RatedText
@@ -493,6 +651,10 @@ def test_a_data_set_of_the_hub_has_its_splits_and_what_is_wrong_is_named(
         "test": list(range(10, 20)),
     }
     assert (name, hashes.keys()) == ("owner/reviews", {"train", "test"})
+    [file] = tmp_path.glob("datasets/*/*/*/*/*-test.arrow")
+    file.write_bytes(file.read_bytes()[:300])
+    damaged = run("owner/reviews", "stars").stderr
+    assert f"Delete its folder in {tmp_path}/datasets if its copy there is damaged" in damaged
     wrong = run("owner/reviews", "rating").stderr
     assert "ValueError: owner/reviews, split train: there is no column 'rating', but 'text', 'stars'" in wrong
     assert "ConnectionError: There is no file or folder" in run("owner/other", "rating").stderr

@@ -63,9 +63,7 @@ def served(small_treebank: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[d
     """A data module that finds a copy of TEXT in the cache, in which some splits are others."""
 
     def build(changes: dict[str, str]) -> PennTreebank:
-        splits = {
-            split: Dataset.from_dict({"sentence": text.splitlines()}) for split, text in (TEXT | changes).items()
-        }
+        splits = {split: Dataset.from_dict({"sentence": text.splitlines()}) for split, text in (TEXT | changes).items()}
         monkeypatch.setattr(penn_treebank, "load_dataset", lambda *_, **__: DatasetDict(splits))
         return PennTreebank(small_treebank / "absent", batch_size=1, window=2, vocab_size=8)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from datamodules import PennTreebank, PlainText, RatedText
-from datamodules.common import tokenize
 from datamodules.reader import Reader
+from datamodules.words import unicode_words
 
 LANGUAGE = Reader(("<unk>", "<eos>", "the", "cat"), "spaces", window=5)
 RATED = Reader(("<pad>", "<start>", "<unk>", "<unused>", "good", "film"), "words", chunk_length=4)
@@ -67,6 +67,13 @@ def test_a_language_model_reads_lines_that_end_with_eos_and_what_is_unknown_as_u
     assert [word for word in LANGUAGE.words("the <unk> cow") if not LANGUAGE.knows(word)] == ["<unk>", "cow"]
 
 
+def test_a_text_whose_lines_already_end_with_eos_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ValueError, match="line 2 ends with <eos>, which is added to every line: remove it"):
+        LANGUAGE.ids("the cat\nthe cat <eos>\n")
+    assert LANGUAGE.ids("the <eos> cat") == [2, 1, 3, 1], "elsewhere in a line it is a word"
+    assert Reader(RATED.vocabulary, "spaces", chunk_length=9).ids("good <eos>") == [1, 4, 2]
+
+
 def test_a_word_is_refused_where_nothing_is_unknown() -> None:
     with pytest.raises(ValueError, match="'cow' is unknown"):
         Reader(("the", "<eos>"), "spaces", window=5).ids("the cow")
@@ -88,7 +95,7 @@ def test_a_reader_reads_the_test_text_as_the_data_module_did(plain: PlainText, t
     plain.prepare_data()
     assert plain.reader is not None
     assert plain.reader.ids((tmp_path / "test.txt").read_text()) == plain.ids["test"].tolist()
-    assert plain.reader.words("A dog's life") == [*tokenize("A dog's life"), "<eos>"]
+    assert plain.reader.words("A dog's life") == [*unicode_words("A dog's life"), "<eos>"]
 
 
 def test_a_reader_reads_rated_texts_as_the_data_module_did(rated: RatedText) -> None:

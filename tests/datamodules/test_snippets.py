@@ -66,12 +66,6 @@ def fake_pip(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], list[list[str
     return install
 
 
-def test_punctuation_is_split_off_but_for_apostrophes_inside_words() -> None:
-    assert simple_words("It's ''Conan'', (not) J.R.'s!") == (
-        ["it's", "'", "'", "conan", "'", "'", ",", "(", "not", ")", "j", ".", "r", ".", "'", "s", "!"]
-    )
-
-
 def test_snippets_are_loaded_with_quotes_and_without_carriage_returns(few_snippets: Path) -> None:
     loaded = snippets.load_snippets(few_snippets / "snippets")
     assert list(loaded["text"]) == TEXTS

@@ -2,17 +2,22 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+from datamodules import RatedText
 from lightning_modules import SentimentRegressor
 from lightning_modules.keras_layers import KerasGRU, KerasLSTM
-from lightning_modules.sentiment_regressor import TAUS, Predictions, coverage, fitted_tau, rmse_by_review
+from lightning_modules.sentiment_regressor import TAUS, Predictions, Ratings, coverage, fitted_tau, rmse_by_review
 from variational_rnn import VariationalGRU, VariationalLSTM, mc_dropout
 
 DROPOUT = {"word_dropout": 0.3, "input_dropout": 0.4, "recurrent_dropout": 0.35, "output_dropout": 0.45}
@@ -245,13 +250,13 @@ def test_words_and_outputs_are_scaled_in_training_or_in_evaluation(
         return (last @ model.output.weight.T + model.output.bias).squeeze(-1)
 
     drawn = masks_of(model)
-    prediction = model(words)
+    prediction = model(words).float()
     kept = (drawn["word"] != 0).expand(9, 30).gather(1, words.T).T[..., None]
     hidden, _ = model.rnn(vectors * kept * of_training[0], masks=drawn["rnn"])
     torch.testing.assert_close(prediction, output(hidden[-1] * (drawn["output"][0] != 0) * of_training[1]))
     assert 0 < kept.double().mean() < 1
     hidden, _ = model.eval().rnn(vectors * of_evaluation[0])
-    torch.testing.assert_close(model(words), output(hidden[-1] * of_evaluation[1]))
+    torch.testing.assert_close(model(words).float(), output(hidden[-1] * of_evaluation[1]))
 
 
 @pytest.mark.parametrize("options", [{}, AS_IN_2015, {"cell": "gru"}, GRU_OF_2015])
@@ -325,7 +330,7 @@ def test_a_network_that_skips_pads_predicts_what_torchs_layer_does_for_each_text
     texts[0][:2], texts[1][0] = torch.tensor([1, 2]), 1  # the start of a text and a rare word are no pads
     alone = torch.cat([plain_output(model, text[:, None]) for text in texts])
     for length in (7, 8, 20):
-        torch.testing.assert_close(model(padded(texts, length)), alone)
+        torch.testing.assert_close(model(padded(texts, length)).float(), alone)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -344,7 +349,7 @@ def test_the_number_of_pads_matters_only_to_a_network_that_reads_them(cell: str,
     for length in (6, 8):
         words = padded(texts, length)
         if not skips:
-            torch.testing.assert_close(model.eval()(words), plain_output(model, words))
+            torch.testing.assert_close(model.eval()(words).float(), plain_output(model, words))
 
 
 def test_the_pads_vector_is_trained_only_by_a_network_that_reads_pads(regressor: Build) -> None:
@@ -358,12 +363,12 @@ def test_the_pads_vector_is_trained_only_by_a_network_that_reads_pads(regressor:
 def test_a_text_of_nothing_but_pads_is_read_as_one_pad(regressor: Build) -> None:
     model = regressor(mask_pads=True).eval()
     words = padded([torch.randint(1, 30, (4,)), torch.tensor([]).long()], 6)
-    torch.testing.assert_close(model(words)[1:], plain_output(model, torch.zeros(1, 1).long()))
+    torch.testing.assert_close(model(words)[1:].float(), plain_output(model, torch.zeros(1, 1).long()))
 
 
 def test_by_default_pads_are_read(regressor: Build) -> None:
     model, words = regressor().eval(), padded([torch.randint(1, 30, (2,))], 6)
-    torch.testing.assert_close(model(words), plain_output(model, words))
+    torch.testing.assert_close(model(words).float(), plain_output(model, words))
     assert not torch.allclose(model(words), model(words[4:]))
 
 
@@ -553,6 +558,58 @@ def test_constant_rmse_is_that_of_the_mean_training_rating(
     mean = sum(data.chunks["train"]["rating"]) / 20
     ratings = torch.tensor(data.chunks["test"]["rating"])
     assert metrics["constant_rmse"] == pytest.approx(rmse(torch.full((13,), mean), ratings), rel=1e-5)
+
+
+@pytest.fixture
+def measured(tmp_path: Path, trainer: Any) -> Callable[..., tuple[dict[str, float], Ratings]]:
+    """Trains for an epoch on 40 texts rated `shift + scale * (0..4)`; returns the test's metrics and some ratings."""
+
+    @cache
+    def run(shift: float, scale: float, validation_share: float = 0.0) -> tuple[dict[str, float], Ratings]:
+        lines = [f"film {i % 7} is number {i % 5},{shift + scale * (i % 5)!r}\n" for i in range(40)]
+        (tmp_path / "rated.csv").write_text("text,rating\n" + "".join(lines))
+        data = RatedText(tmp_path / "rated.csv", chunk_length=6, vocab_size=20, validation_share=validation_share)
+        torch.manual_seed(0)
+        model = SentimentRegressor(20, embedding_size=5, hidden_size=5, recurrent_dropout=0.3, mc_samples=2)
+        fitting = trainer(max_epochs=3)
+        fitting.fit(model, datamodule=data)
+        return metrics_of(fitting, model, data), model.rate(["film 3 is number 4"], mc_samples=3)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("shift", "scale", "expected"), [(1.7e9, 1, 1.518), (1e9, 30, 45.55), (1e6, 0.1, 0.1518), (1e12, 1000, 1518)]
+)
+def test_ratings_far_from_zero_have_the_error_of_their_differences(
+    shift: float, scale: float, expected: float, measured: Any
+) -> None:
+    metrics, _ = measured(shift, scale)
+    assert metrics["constant_rmse"] == pytest.approx(expected, rel=5e-4)
+    assert metrics["test_rmse"] == pytest.approx(expected, rel=0.2)
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(exponent=st.floats(-9, 12), centre=st.sampled_from([0, 1]) | st.floats(-1e8, 1e8))
+@example(exponent=-9, centre=1e8)
+@example(exponent=12, centre=-900)
+def test_any_scaling_and_shift_of_ratings_scales_errors_alike_and_shifts_predictions(
+    exponent: float, centre: float, measured: Any
+) -> None:
+    scale = 10**exponent
+    shift = max(-9e14, min(centre * scale, 9e14))
+    (of_scaled, scaled), (expected, rated) = measured(shift, scale, 0.25), measured(0, 1, 0.25)
+    assert of_scaled.keys() == expected.keys()
+    for name, value in expected.items():
+        if "rmse" in name:
+            assert of_scaled[name] / scale == pytest.approx(value, rel=1e-4), name
+        elif name.startswith("tau"):
+            assert of_scaled[name] * scale**2 == pytest.approx(value, rel=0.05), "a neighbour among the TAUS"
+        elif name.startswith("test_log_likelihood"):
+            assert of_scaled[name] + math.log(scale) == pytest.approx(value, abs=1e-2), name
+    for value, of_scale in ((rated.mean, scaled.mean), (rated.approximation, scaled.approximation)):
+        torch.testing.assert_close((of_scale - shift) / scale, value, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scaled.std / scale, rated.std, rtol=1e-3, atol=1e-4)
 
 
 def test_mc_error_is_that_of_the_mean_of_k_sampled_networks(
