@@ -137,9 +137,11 @@ class Reader:
         Of vocabularies these are their sizes and the first word that differs. Windows are not compared: an evaluation
         may choose another.
         """
-        for part in ("tokens", "chunk_length"):
-            if getattr(self, part) != getattr(other, part):
-                return part, f"{getattr(self, part)!r}; {getattr(other, part)!r}"
+        if self.tokens != other.tokens:  # as the option `tokens` calls them
+            names = {"unicode_words": "words", "words": "words, by the rule of older models and of the demo"}
+            return "tokens", "; ".join(repr(names.get(reader.tokens, reader.tokens)) for reader in (self, other))
+        if self.chunk_length != other.chunk_length:
+            return "chunk_length", f"{self.chunk_length!r}; {other.chunk_length!r}"
         mine, others = self.vocabulary, other.vocabulary
         if mine == others:
             return None
