@@ -423,6 +423,19 @@ class SentimentRegressor(Experiment):
 
     # --- training -----------------------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Check the precision, and take over how the data read texts.
+
+        Raises:
+            ValueError: the precision is one in which Lightning rounds the ratings of a batch, too.
+        """
+        if self.trainer.precision not in (allowed := ("32-true", "64-true", "bf16-mixed", "16-mixed")):
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision} would round the ratings themselves: "
+                f"choose {' or '.join(allowed)}"
+            )
+        super().setup(stage)
+
     def on_fit_start(self) -> None:
         """Take the training ratings' mean and standard deviation from the data.
 

@@ -589,6 +589,16 @@ def test_ratings_far_from_zero_have_the_error_of_their_differences(
     assert metrics["test_rmse"] == pytest.approx(expected, rel=0.2)
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_a_precision_that_would_round_the_ratings_is_refused_before_training(
+    precision: str, regressor: Build, reviews: Any, trainer: Any
+) -> None:
+    run = trainer(max_epochs=1, precision=precision)
+    for start in (run.fit, run.test):
+        with pytest.raises(ValueError, match=f"trainer.precision={precision} would round the ratings .* bf16-mixed"):
+            start(regressor(), datamodule=reviews())
+
+
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(exponent=st.floats(-9, 12), centre=st.sampled_from([0, 1]) | st.floats(-1e8, 1e8))
 @example(exponent=-9, centre=1e8)
