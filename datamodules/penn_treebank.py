@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from datasets import DatasetDict, load_dataset
 
+from datamodules.checks import check_count
 from datamodules.common import check_sha256, no_progress_bars
 from datamodules.streams import TokenStreams
 
@@ -60,7 +61,7 @@ class PennTreebank(TokenStreams):
     ) -> None:
         super().__init__(batch_size, window, train_eval_windows, sliding_test)
         self.folder = Path(data_dir) / "ptb"
-        self.vocab_size = vocab_size
+        [self.vocab_size] = check_count(1, vocab_size=vocab_size)
 
     @property
     def corpus(self) -> tuple[str, dict[str, str]]:

@@ -11,7 +11,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from datamodules.common import TrainingLoader, accumulated, check_at_least, rank_and_world_size
+from datamodules.checks import check_count
+from datamodules.common import TrainingLoader, accumulated, rank_and_world_size
 from datamodules.reader import SPECIAL_WORDS, Reader
 
 PAD, START, UNKNOWN = 0, 1, 2
@@ -53,10 +54,9 @@ class RatedSequences(LightningDataModule):
 
     def __init__(self, batch_size: int, eval_batch_size: int, train_eval_chunks: int) -> None:
         super().__init__()
-        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, train_eval_chunks=train_eval_chunks)
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.train_eval_chunks = train_eval_chunks
+        self.batch_size, self.eval_batch_size, self.train_eval_chunks = check_count(
+            1, batch_size=batch_size, eval_batch_size=eval_batch_size, train_eval_chunks=train_eval_chunks
+        )
         self.vocabulary: list[str] = []
         self.chunks = DatasetDict()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from datamodules.checks import check_text
 from datamodules.common import tokenize
 
 UNKNOWN, EOS = "<unk>", "<eos>"  # of language models
@@ -80,7 +81,12 @@ class Reader:
         }
 
     def words(self, text: str) -> list[str]:
-        """Split a text; a language model's ends with <eos>, as each of its lines does."""
+        """Split a text; a language model's ends with <eos>, as each of its lines does.
+
+        Raises:
+            ValueError: it is no text.
+        """
+        check_text(text, may_be_blank=True)
         split = SPLITTERS[self.tokens]
         if self.chunk_length is not None:
             return split(text.replace("\n", " "))
@@ -94,7 +100,7 @@ class Reader:
         """Encode a text: ids of its words, after the start id for a rated text.
 
         Raises:
-            ValueError: a word is unknown, and the vocabulary has no <unk>.
+            ValueError: it is no text, or a word is unknown and the vocabulary has no <unk>.
         """
         words = self.words(text)
         if self.chunk_length is not None:

@@ -6,6 +6,7 @@ import copy
 import inspect
 import os
 import time
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -141,13 +142,14 @@ class Experiment(L.LightningModule, Shareable):
         has_dropout = any(self.hparams[name] for name in self.sampled_dropout)
         if mc_samples is None:
             return 50 if has_dropout else 0
-        if mc_samples != 0 and not 2 <= mc_samples <= MOST_SAMPLES:
+        is_count = isinstance(mc_samples, Integral) and not isinstance(mc_samples, bool)
+        if not is_count or not (mc_samples == 0 or 2 <= mc_samples <= MOST_SAMPLES):
             raise ValueError(
                 f"mc_samples must be 0 (the approximation alone) or from 2 to {MOST_SAMPLES}, got {mc_samples}"
             )
         if mc_samples and not has_dropout:
             raise ValueError(f"mc_samples={mc_samples}, but the model has no dropout: all its samples would be alike")
-        return mc_samples
+        return int(mc_samples)
 
     def check_data(self, datamodule: L.LightningDataModule) -> None:
         """Check that the data are of the model's kind.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from datamodules.common import check_at_least
+from datamodules.checks import LARGEST_SEED, check_count, check_number, check_text
 from datamodules.reader import EOS, UNKNOWN
 from datamodules.streams import StreamWindows
 from lightning_modules.experiment import MOST_SAMPLES, TEST, TRAINING, Experiment, NetworkMasks
@@ -26,6 +26,7 @@ from variational_rnn import (
     log_mean_exp,
     mutual_information,
 )
+from variational_rnn.masks import check_choice, check_probability
 
 State = Any  # (h, c), each [L, B, H], of an LSTM; h of a GRU
 
@@ -162,21 +163,33 @@ class LanguageModel(Experiment):
         backend: Literal["auto", "reference"] = "auto",
     ) -> None:
         super().__init__()
-        if cell not in ("lstm", "gru"):
-            raise ValueError(f"cell must be 'lstm' or 'gru', got {cell!r}")
-        if epoch_start not in ("zeros", "validation"):
-            raise ValueError(f"epoch_start must be 'zeros' or 'validation', got {epoch_start!r}")
-        if mc_masks not in ("stream", "window", "both"):
-            raise ValueError(f"mc_masks must be 'stream', 'window' or 'both', got {mc_masks!r}")
-        check_at_least(1, hidden_size=hidden_size, num_layers=num_layers, reference_batch_size=reference_batch_size)
-        check_at_least(0, init_scale=init_scale, learning_rate=learning_rate, constant_epochs=constant_epochs)
-        check_at_least(0, mc_samples=mc_samples)
-        if not learning_rate_decay > 0:
-            raise ValueError(
-                f"learning_rate_decay divides the learning rate and must be above 0, got {learning_rate_decay}"
-            )
-        if not 0 <= weight_decay < 1:
-            raise ValueError(f"weight_decay is a fraction of each parameter, in [0, 1), got {weight_decay}")
+        check_choice("cell", cell, ("lstm", "gru"))
+        check_choice("epoch_start", epoch_start, ("zeros", "validation"))
+        check_choice("mc_masks", mc_masks, ("stream", "window", "both"))
+        # Numbers of NumPy become Python's own, which a checkpoint can hold.
+        vocab_size, hidden_size, num_layers = check_count(
+            1, vocab_size=vocab_size, hidden_size=hidden_size, num_layers=num_layers
+        )
+        constant_epochs, mc_samples = check_count(0, constant_epochs=constant_epochs, mc_samples=mc_samples)
+        if reference_batch_size is not None:
+            [reference_batch_size] = check_count(1, reference_batch_size=reference_batch_size)
+        word_dropout, input_dropout, recurrent_dropout, output_dropout, memory_dropout = (
+            check_probability(name, p)
+            for name, p in {
+                "word_dropout": word_dropout,
+                "input_dropout": input_dropout,
+                "recurrent_dropout": recurrent_dropout,
+                "output_dropout": output_dropout,
+                "memory_dropout": memory_dropout,
+            }.items()
+        )
+        init_scale, learning_rate, augmented_loss = check_number(
+            0, init_scale=init_scale, learning_rate=learning_rate, augmented_loss=augmented_loss
+        )
+        if projection_penalty is not None:
+            [projection_penalty] = check_number(0, projection_penalty=projection_penalty)
+        [learning_rate_decay] = check_number(above=0, learning_rate_decay=learning_rate_decay)
+        [weight_decay] = check_number(0, below=1, weight_decay=weight_decay)
         if mc_word_dropout and word_masks == "token" and mc_masks != "window":
             raise ValueError("word_masks='token' draws for every position: use mc_masks='window' with mc_word_dropout")
         if share_masks and not input_dropout == recurrent_dropout == output_dropout:
@@ -190,7 +203,6 @@ class LanguageModel(Experiment):
                 "share_masks has one mask for all gates and time steps: use gate_masks='tied' and "
                 f"time_masks='constant', got {gate_masks!r} and {time_masks!r}"
             )
-        check_at_least(0, projection_penalty=projection_penalty, augmented_loss=augmented_loss)
         # What is chosen at test time must not come back from a checkpoint over the command line's value.
         self.save_hyperparameters(ignore=["mc_samples", "mc_masks", "mc_word_dropout", "backend"])
         self.share_masks = share_masks
@@ -593,14 +605,16 @@ class LanguageModel(Experiment):
 
         Args:
             text: its lines end with newline characters.
-            mc_samples: K; by default 50, and 0 for a model without dropout.
+            mc_samples: number K of sampled networks; by default 50, and 0 for a model without dropout.
             seed: of the sampled networks.
 
         Raises:
-            ValueError: mc_samples is out of range, the text has less than two words or an unknown one where the
-                vocabulary has no <unk>, or it is not known how the model reads texts.
+            ValueError: mc_samples or seed is out of range; the text is no string, is blank, has a single word, or an
+                unknown one where the vocabulary has no <unk>; or it is not known how the model reads texts.
         """
         reader, samples = self.known_reader(), self.checked_samples(mc_samples)
+        check_text(text)
+        check_count(0, LARGEST_SEED, seed=seed)
         words, ids = reader.words(text), torch.tensor(reader.ids(text), device=self.device)
         if len(ids) < 2:
             raise ValueError("a text needs two words, the end of a line included: the first one is not predicted")
@@ -652,11 +666,11 @@ class LanguageModel(Experiment):
 
         Args:
             text: what to continue; if it is empty a line begins.
-            words: of each sequence.
-            sequences: number of them.
-            temperature: that logits are divided by; 0 always takes the likeliest word.
-            top_k: draw from so many likeliest words only.
-            unknown: whether <unk> may be drawn.
+            words: number of words of each sequence, from 1 to 100,000.
+            sequences: number of sequences, from 1 to 1,000.
+            temperature: divides the logits; 0 always takes the likeliest word.
+            top_k: draw from this many likeliest words only, from 1 to the size of the vocabulary.
+            unknown: whether <unk> may be drawn. If not, it is not among the top_k either.
             sampled: whether networks are sampled; if not, or if the model has no dropout, all sequences are by the
                 dropout approximation.
             seed: of networks and words.
@@ -665,19 +679,17 @@ class LanguageModel(Experiment):
             The words of each sequence; <eos> ends a line.
 
         Raises:
-            ValueError: an argument is out of range, or it is not known how the model reads texts.
+            ValueError: an argument is out of range, the text is no string or has an unknown word where the vocabulary
+                has no <unk>, or it is not known how the model reads texts.
         """
         reader = self.known_reader()
         vocabulary = reader.vocabulary
-        for name, count, most in (
-            ("words", words, MOST_WORDS),
-            ("sequences", sequences, MOST_SAMPLES),
-            ("top_k", 1 if top_k is None else top_k, len(vocabulary)),
-        ):
-            if not 1 <= count <= most:
-                raise ValueError(f"{name} must be at least 1 and at most {most}, got {count}")
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
+        check_count(1, MOST_WORDS, words=words)
+        check_count(1, MOST_SAMPLES, sequences=sequences)
+        if top_k is not None:
+            check_count(1, len(vocabulary), top_k=top_k)
+        check_number(0, temperature=temperature)
+        check_count(0, LARGEST_SEED, seed=seed)
         self.eval()
         prompt = reader.ids(text)[:-1] or [vocabulary.index(EOS)]  # the last line goes on
         inputs = torch.tensor(prompt, device=self.device)[:, None].expand(-1, sequences)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric, MeanSquaredError, Metric
 from torchmetrics.functional import mean_squared_error
 from torchmetrics.utilities import dim_zero_cat
 
-from datamodules.common import check_at_least
+from datamodules.checks import LARGEST_SEED, check_count, check_number, check_texts
 from lightning_modules.experiment import TEST, TRAINING, VALIDATION, Experiment, NetworkMasks
 from lightning_modules.keras_layers import KerasGRU, KerasLSTM
 from variational_rnn import (
@@ -23,6 +23,7 @@ from variational_rnn import (
     mc_dropout,
     regression_log_likelihood,
 )
+from variational_rnn.masks import check_choice, check_probability
 
 PAD = 0  # stands in front of shorter texts
 
@@ -273,22 +274,35 @@ class SentimentRegressor(Experiment):
         backend: Literal["auto", "reference"] = "auto",
     ) -> None:
         super().__init__()
-        choices = {
-            "cell": (cell, ("lstm", "gru")),
-            "dropout_scale": (dropout_scale, ("training", "test")),
-            "gate_activation": (gate_activation, ("sigmoid", "hard_sigmoid")),
-            "candidate_activation": (candidate_activation, ("tanh", "sigmoid", None)),
-            "reset_gate": (reset_gate, ("after", "before", None)),
-            "penalty": (penalty, ("all", "as_executed")),
-            "monitor": (monitor, ("test_rmse", "valid_rmse")),
-        }
-        for name, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-        check_at_least(1, embedding_size=embedding_size, hidden_size=hidden_size, mc_epoch_samples=mc_epoch_samples)
-        check_at_least(1, reference_batch_size=reference_batch_size)
-        check_at_least(0, mc_samples=mc_samples, mc_every=mc_every, learning_rate=learning_rate)
-        check_at_least(0, l2=l2, weight_decay=weight_decay)
+        check_choice("cell", cell, ("lstm", "gru"))
+        check_choice("dropout_scale", dropout_scale, ("training", "test"))
+        check_choice("gate_activation", gate_activation, ("sigmoid", "hard_sigmoid"))
+        check_choice("candidate_activation", candidate_activation, ("tanh", "sigmoid", None))
+        check_choice("reset_gate", reset_gate, ("after", "before", None))
+        check_choice("penalty", penalty, ("all", "as_executed"))
+        check_choice("monitor", monitor, ("test_rmse", "valid_rmse"))
+        # Numbers of NumPy become Python's own, which a checkpoint can hold.
+        vocab_size, embedding_size, hidden_size, mc_epoch_samples = check_count(
+            1,
+            vocab_size=vocab_size,
+            embedding_size=embedding_size,
+            hidden_size=hidden_size,
+            mc_epoch_samples=mc_epoch_samples,
+        )
+        mc_samples, mc_every = check_count(0, mc_samples=mc_samples, mc_every=mc_every)
+        if reference_batch_size is not None:
+            [reference_batch_size] = check_count(1, reference_batch_size=reference_batch_size)
+        word_dropout, input_dropout, recurrent_dropout, output_dropout = (
+            check_probability(name, p)
+            for name, p in {
+                "word_dropout": word_dropout,
+                "input_dropout": input_dropout,
+                "recurrent_dropout": recurrent_dropout,
+                "output_dropout": output_dropout,
+            }.items()
+        )
+        learning_rate, l2, weight_decay = check_number(0, learning_rate=learning_rate, l2=l2, weight_decay=weight_decay)
+        [recurrent_gain] = check_number(recurrent_gain=recurrent_gain)
         # What is chosen at test time must not come back from a checkpoint over the command line's value.
         self.save_hyperparameters(ignore=["mc_samples", "mc_every", "mc_epoch_samples", "backend"])
         self.monitor = monitor
@@ -560,28 +574,30 @@ class SentimentRegressor(Experiment):
     # --- other texts --------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def rate(self, texts: Sequence[str], mc_samples: int | None = None, seed: int = 0) -> Ratings:
+    def rate(self, texts: Iterable[str], mc_samples: int | None = None, seed: int = 0) -> Ratings:
         """Predict the ratings of texts, each by the mean over its chunks.
 
         The model is put into eval mode. Each of the sampled networks rates all chunks of all texts, so a rating does
         not depend on the texts beside it.
 
         Args:
-            texts: N of them.
-            mc_samples: K; by default 50, and 0 for a model without dropout.
+            texts: any iterable of N strings: a list, a column of a table, a generator. The ratings are in the order of
+                iteration; labels of a pandas column play no part.
+            mc_samples: number K of sampled networks; by default 50, and 0 for a model without dropout.
             seed: of the sampled networks.
 
         Raises:
-            TypeError: there is one text, not several.
-            ValueError: mc_samples is out of range, or it is not known how the model reads texts.
+            TypeError: texts is a single string, a table, or cannot be iterated over.
+            ValueError: there are no texts, or one is blank or no text (None, NaN, a number, bytes), and the message
+                names its position; mc_samples or seed is out of range; or it is not known how the model reads texts.
         """
-        if isinstance(texts, str):
-            raise TypeError("rate takes several texts, got one string: rate([text])")
         reader, samples = self.known_reader(), self.checked_samples(mc_samples)
+        texts = check_texts(texts)
+        check_count(0, LARGEST_SEED, seed=seed)
         self.eval()
         generator = self.generator(TEST, seed=seed)
         masks = [self.sample_masks(1, reader.chunk_length or 1, generator) for _ in range(samples)]
-        chunks = [(chunk, text) for text in range(len(texts)) for chunk in reader.chunks(texts[text])]
+        chunks = [(chunk, number) for number, text in enumerate(texts) for chunk in reader.chunks(text)]
         sums = torch.zeros(1 + samples, len(texts), dtype=torch.float64, device=self.device)
         counts = torch.zeros(len(texts), dtype=torch.float64, device=self.device)
         for start in range(0, len(chunks), BATCH):

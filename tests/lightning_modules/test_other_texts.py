@@ -1,13 +1,19 @@
 """What trained models say about texts that are not of their data."""
 
+import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
+import pandas
 import pytest
 import torch
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from datamodules import PennTreebank, RatedText
@@ -112,7 +118,7 @@ def test_a_model_without_dropout_is_not_sampled_by_default_and_not_on_demand(
         built.surprisals(TEXT, 3)
 
 
-@pytest.mark.parametrize("samples", [-1, 1, 1001])
+@pytest.mark.parametrize("samples", [-1, 1, 1001, 2.5, math.nan, True, "5"])
 def test_a_number_of_samples_out_of_range_is_refused(samples: int, model: Callable[..., LanguageModel]) -> None:
     with pytest.raises(ValueError, match=f"0 .*or from 2 to 1000, got {samples}"):
         model().surprisals(TEXT, samples)
@@ -197,14 +203,52 @@ def test_an_empty_text_begins_a_line(model: Callable[..., LanguageModel]) -> Non
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"words": 0}, {"sequences": 0}, {"sequences": 1001}, {"top_k": 0}, {"top_k": 12}]
-    + [{"temperature": value} for value in (-1.0, math.inf, math.nan)],
+    ("wrong", "allowed"),
+    [
+        ({"words": 0}, "at least 1 and at most 100000"),
+        ({"sequences": 0}, "at least 1 and at most 1000"),
+        ({"sequences": 1001}, "at least 1 and at most 1000"),
+        ({"top_k": 0}, "at least 1 and at most 11"),
+        ({"top_k": 12}, "at least 1 and at most 11"),
+        ({"seed": -1}, "at least 0 and at most 9223372036854775807"),
+        *(({name: 2.5}, "a whole number") for name in ("words", "sequences", "top_k", "seed")),
+        *(({name: True}, "a whole number") for name in ("words", "sequences", "top_k", "seed")),
+        ({"temperature": -1.0}, "at least 0"),
+        *(({"temperature": value}, "a finite number") for value in (math.inf, math.nan, "1", True, None)),
+    ],
 )
-def test_arguments_out_of_range_are_refused(wrong: dict[str, Any], model: Callable[..., LanguageModel]) -> None:
+def test_arguments_out_of_range_are_refused(
+    wrong: dict[str, Any], allowed: str, model: Callable[..., LanguageModel]
+) -> None:
     [(name, value)] = wrong.items()
-    with pytest.raises(ValueError, match=f"{name} must be at least .* got {value}"):
+    with pytest.raises(ValueError, match=f"^{name} must be {allowed}, got {value!r}$"):
         model().generate("a", **{"words": 3} | wrong)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, None])
+def test_a_seed_is_a_whole_number_of_63_bits(
+    seed: Any, model: Callable[..., LanguageModel], regressor: Callable[..., SentimentRegressor]
+) -> None:
+    rating = regressor(**DROPOUT)
+    rating.reader = RATED
+    for refused in (lambda: model().surprisals(TEXT, 2, seed), lambda: rating.rate(TEXTS, 2, seed)):
+        with pytest.raises(ValueError, match=f"^seed must be .*, got {seed}$"):
+            refused()
+
+
+@pytest.mark.parametrize(
+    "text", [None, math.nan, 3, b"a b", ["a b"], "a\0b", "a \ud800", pandas.Series(["a"])], ids=repr
+)
+def test_what_is_no_text_is_refused(text: Any, model: Callable[..., LanguageModel]) -> None:
+    for refused in (model().surprisals, lambda text: model().generate(text, 3)):
+        with pytest.raises(ValueError, match=r"^the text is .*(, which is no text|give it a text)"):
+            refused(text)
+
+
+@pytest.mark.parametrize("text", ["", " \n\n"])
+def test_a_blank_text_has_no_surprisals(text: str, model: Callable[..., LanguageModel]) -> None:
+    with pytest.raises(ValueError, match=r"^the text is empty"):
+        model().surprisals(text)
 
 
 # --- ratings ----------------------------------------------------------------------------------------------------------
@@ -237,11 +281,86 @@ def test_a_text_is_rated_by_the_mean_over_its_chunks_under_each_network(
     assert ratings.std.min() > 0
 
 
-def test_one_string_is_not_rated_letter_by_letter(regressor: Callable[..., SentimentRegressor]) -> None:
-    model = regressor(**DROPOUT)
+@pytest.fixture
+def rating_model(regressor: Callable[..., SentimentRegressor]) -> SentimentRegressor:
+    model = regressor(**DROPOUT).double()
     model.reader = RATED
-    with pytest.raises(TypeError, match=r"got one string: rate\(\[text\]\)"):
-        model.rate(TEXTS[0])
+    return model
+
+
+FRAME = pandas.DataFrame({"text": TEXTS, "length": [3, 14, 2, 1]})
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        FRAME["text"].sort_values(),
+        FRAME["text"].sample(frac=1, random_state=1),
+        FRAME["text"][FRAME["length"] < 10],
+        FRAME.set_index("length")["text"],
+        pandas.Index(TEXTS),
+        numpy.array(TEXTS),
+        numpy.array(TEXTS, dtype=object),
+        Dataset.from_dict({"text": TEXTS})["text"],
+        tuple(TEXTS),
+        dict.fromkeys(TEXTS).keys(),
+        dict(enumerate(TEXTS)).values(),
+        iter(TEXTS),
+        (text for text in TEXTS),
+    ],
+    ids=lambda texts: type(texts).__name__,
+)
+def test_any_iterable_of_texts_is_rated_in_its_order_of_iteration(texts: Any, rating_model: SentimentRegressor) -> None:
+    texts, listed = itertools.tee(texts) if isinstance(texts, Iterator) else (texts, texts)
+    expected = rating_model.rate([str(text) for text in listed], 3)
+    ratings = rating_model.rate(texts, 3)
+    assert torch.equal(ratings.approximation, expected.approximation)
+    assert torch.equal(ratings.samples, expected.samples)
+
+
+@given(order=st.permutations(range(len(TEXTS))), labels=st.lists(st.integers(-3, 3), min_size=4, max_size=4))
+def test_permuted_and_relabelled_texts_have_permuted_ratings(order: list[int], labels: list[int]) -> None:
+    torch.manual_seed(0)
+    model = SentimentRegressor(30, embedding_size=7, hidden_size=5, **DROPOUT).double()
+    model.reader = RATED
+    expected = model.rate(TEXTS, 2)
+    permuted = model.rate(pandas.Series([TEXTS[i] for i in order], index=labels), 2)
+    assert torch.allclose(permuted.approximation, expected.approximation[order], rtol=1e-12)
+    assert torch.allclose(permuted.samples, expected.samples[:, order], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [None, math.nan, pandas.NA, 3, 2.5, b"bytes", "", " \n", "a\0b", "\udcff", ["w3"], Path("w3")],
+    ids=repr,
+)
+@pytest.mark.parametrize("kind", [list, lambda texts: pandas.Series(texts, index=[7, 7, 0], dtype=object)])
+def test_what_is_no_text_is_named_by_its_position(wrong: Any, kind: Any, rating_model: SentimentRegressor) -> None:
+    with pytest.raises(ValueError, match=r"^the text at position 2 \(from 0\) is .*(no text|give it a text)"):
+        rating_model.rate(kind(["w3", "w4", wrong]))
+
+
+@pytest.mark.parametrize(
+    ("texts", "named"),
+    [
+        (TEXTS[0], "got one string: put it into a list"),
+        (b"w3", "got one string"),
+        (FRAME, "got a DataFrame: pass one of its columns"),
+        ({"text": "w3"}, "got a dict: pass one of its columns, or its values"),
+        (None, r"got None \(NoneType\): pass a list"),
+        (3, r"got 3 \(int\)"),
+        (numpy.array("w3"), "ndarray"),
+    ],
+)
+def test_what_is_not_several_texts_is_refused(texts: Any, named: str, rating_model: SentimentRegressor) -> None:
+    with pytest.raises(TypeError, match=f"several texts are needed, .*{named}"):
+        rating_model.rate(texts)
+
+
+@pytest.mark.parametrize("texts", [[], FRAME["text"][FRAME["length"] > 99], (text for text in ())])
+def test_no_texts_are_refused(texts: Any, rating_model: SentimentRegressor) -> None:
+    with pytest.raises(ValueError, match="there are no texts"):
+        rating_model.rate(texts)
 
 
 def test_a_rating_does_not_depend_on_the_texts_beside_it(
