@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -68,15 +68,16 @@ class LanguageModel(Experiment):
     """Embedding, recurrent layers, softmax over the vocabulary, trained on windows of parallel streams.
 
     The network is Zaremba et al.'s (2014), the dropout that of equations 4 to 9 of the paper; protocol sections 1.2 to
-    1.6, and 1.11 for what others built on it. A batch is (inputs, targets), each [T, B] word ids; the state is carried
-    from window to window, the gradient is not. The loss is summed over time and averaged over the B streams, in nats.
+    1.6, and 1.11 for what others built on it. A batch is (inputs, targets), each [T, B] word ids, of a data module such
+    as `PlainText` or of any DataLoader. The state is carried from window to window, the gradient is not. The loss is
+    summed over time and averaged over the B streams, in nats.
 
     Logged: `train_ppl` (mean over the epoch, dropout on), `valid_ppl` (exact), `valid_ppl_lua` (as the original code
-    prints it: the sum of floor(R/T) windows divided by the un-floored quotient), `train_eval_ppl` (dropout off, if the
-    data serve training windows for it), `test_ppl` (dropout approximation), `test_ppl_mc` (the probabilities of
-    `mc_samples` sampled networks, averaged), `test_ppl_mc_1`, `_2`, `_5`, `_10`, ... (of the first of them only), and
-    `test_ppl_sliding` (dropout approximation, each word from the window of words before it alone, if the data serve
-    such windows).
+    prints it: the sum of floor(R/T) windows divided by the un-floored quotient; of `StreamWindows` only),
+    `train_eval_ppl` (dropout off, if the data serve training windows for it), `test_ppl` (dropout approximation),
+    `test_ppl_mc` (the probabilities of `mc_samples` sampled networks, averaged), `test_ppl_mc_1`, `_2`, `_5`, `_10`,
+    ... (of the first of them only), and `test_ppl_sliding` (dropout approximation, each word from the window of words
+    before it alone, if the data serve such windows).
 
     Args:
         vocab_size: number of word types V.
@@ -453,11 +454,13 @@ class LanguageModel(Experiment):
         """Log the exact validation perplexity, and the one that the original code would print (protocol 1.6)."""
         nll = self.valid_nll.compute()
         self.valid_nll.reset()
-        windows, *train_windows = [loader.dataset for loader in self.trainer.val_dataloaders or ()]
-        predicted = len(windows) * windows.window
         self.log("valid_ppl", nll.exp(), prog_bar=True)
-        self.log("valid_ppl_lua", (nll * predicted / windows.num_steps).exp())
-        if train_windows:
+        loaders = self.trainer.val_dataloaders
+        windows = getattr(loaders[0] if isinstance(loaders, Sequence) else loaders, "dataset", None)
+        if isinstance(windows, StreamWindows):
+            predicted = len(windows) * windows.window
+            self.log("valid_ppl_lua", (nll * predicted / windows.num_steps).exp())
+        if self.train_eval_nll.update_called:
             self.log("train_eval_ppl", self.train_eval_nll.compute().exp())
             self.train_eval_nll.reset()
 
@@ -500,6 +503,8 @@ class LanguageModel(Experiment):
         """
         world_size = self._trainer.world_size if self._trainer else 1
         share = -(-self.mc_samples // world_size)
+        if inputs.size(1) != 1:
+            raise ValueError(f"mc_samples={self.mc_samples} needs one stream, windows [T, 1], got {list(inputs.shape)}")
         inputs = inputs.expand(-1, share)
         kept = self.mc_passes[name]
         state, sample = self._mc.get(name, (None, None))

@@ -13,6 +13,7 @@ from torchmetrics.functional import mean_squared_error
 from torchmetrics.utilities import dim_zero_cat
 
 from datamodules.checks import LARGEST_SEED, check_count, check_number, check_texts
+from datamodules.rated_sequences import RatedSequences, SharedBatches
 from lightning_modules.experiment import TEST, TRAINING, VALIDATION, Experiment, NetworkMasks
 from lightning_modules.keras_layers import KerasGRU, KerasLSTM
 from variational_rnn import (
@@ -134,6 +135,12 @@ def quantile(predictions: Tensor, probability: float, tau: float | None) -> Tens
     return (low + high) / 2
 
 
+def _place(loaders: Any, index: int, batch_index: int) -> Place | None:
+    """Which texts of a batch this process has; None, all of them, if the loader is not of our data modules."""
+    loader = loaders[index] if isinstance(loaders, Sequence) else loaders
+    return loader.sampler.place(batch_index) if isinstance(loader.sampler, SharedBatches) else None
+
+
 class Ratings(NamedTuple):
     """What a regressor says about N texts, in rating units.
 
@@ -178,8 +185,9 @@ class Ratings(NamedTuple):
 class SentimentRegressor(Experiment):
     """Embedding, one recurrent layer, and a linear output on its last state (protocol section 2.2).
 
-    A batch is (words [T, B], ratings [B], reviews [B]). The network is fitted to standardised ratings by mean squared
-    error plus a penalty; every error is reported as RMSE in rating units.
+    A batch is (words [T, B], ratings [B], reviews [B]). Training needs a data module, such as `RatedText`, which says
+    how ratings are standardised; evaluation takes any DataLoader of such batches. The network is fitted to standardised
+    ratings by mean squared error plus a penalty; every error is reported as RMSE in rating units.
 
     The original experiment has no validation set: its curves are the error per epoch on the test set and on the first
     training chunks, which the data module therefore serves as the first two validation loaders.
@@ -440,10 +448,17 @@ class SentimentRegressor(Experiment):
         """Take the training ratings' mean and standard deviation from the data.
 
         Raises:
-            ValueError: the best epoch is to be chosen on held-out reviews, and there are none.
+            ValueError: there is no data module that knows them; or the best epoch is to be chosen on held-out reviews,
+                and there are none.
         """
         super().on_fit_start()
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, RatedSequences):
+            raise ValueError(
+                "SentimentRegressor is trained on standardised ratings, whose mean and spread a DataLoader does not "
+                "say: use Trainer.fit(model, datamodule=...) with RatedText, or another subclass of RatedSequences, "
+                f"got {'no data module' if data is None else type(data).__name__}"
+            )
         if self.monitor == "valid_rmse" and "validation" not in data.chunks:
             raise ValueError("monitor='valid_rmse' needs held-out reviews: set validation_share of the data")
         self.target_mean.fill_(data.rating_mean)
@@ -504,7 +519,7 @@ class SentimentRegressor(Experiment):
         words, ratings, reviews = batch
         self.seen[dataloader_idx].update(self._predict(words), ratings, reviews)
         if dataloader_idx == 0 and self.mc_every and (self.current_epoch + 1) % self.mc_every == 0:
-            place = self.trainer.val_dataloaders[0].sampler.place(batch_index)  # type: ignore[index]
+            place = _place(self.trainer.val_dataloaders, 0, batch_index)
             key = (VALIDATION, self.current_epoch, batch_index)
             self.sampled[0].update(self.sample(words, self.mc_epoch_samples, *key, place=place), ratings, reviews)
 
@@ -519,7 +534,7 @@ class SentimentRegressor(Experiment):
         if dataloader_idx == 0:
             self.constant_rmse.update(self.target_mean.expand_as(ratings), ratings)
         if dataloader_idx != 1 and self.mc_samples:
-            place = self.trainer.test_dataloaders[dataloader_idx].sampler.place(batch_index)  # type: ignore[index]
+            place = _place(self.trainer.test_dataloaders, dataloader_idx, batch_index)
             samples = self.sample(words, self.mc_samples, TEST, dataloader_idx, batch_index, place=place)
             self.sampled[dataloader_idx].update(samples, ratings, reviews)
 
@@ -566,7 +581,7 @@ class SentimentRegressor(Experiment):
         words, _, _ = batch
         prediction: dict[str, Any] = {"approximation": self._predict(words)}
         if self.mc_samples:
-            place = self.trainer.predict_dataloaders.sampler.place(batch_index)  # type: ignore[union-attr]
+            place = _place(self.trainer.predict_dataloaders, 0, batch_index)
             samples = self.sample(words, self.mc_samples, TEST, 0, batch_index, place=place)
             prediction |= {"mean": samples.mean(dim=0), "std": samples.std(dim=0, correction=0)}
         return prediction
