@@ -710,7 +710,8 @@ class LanguageModel(Experiment):
             if not unknown and UNKNOWN in vocabulary:
                 logits[:, vocabulary.index(UNKNOWN)] = -math.inf
             if top_k is not None:
-                logits[logits < logits.topk(top_k).values[:, -1:]] = -math.inf
+                values, likeliest = logits.topk(top_k)  # so many, even if others are as likely
+                logits = torch.full_like(logits, -math.inf).scatter(1, likeliest, values)
             if temperature == 0:
                 inputs = logits.argmax(dim=-1)[None]
             else:

@@ -132,22 +132,43 @@ def test_a_model_that_does_not_know_how_it_reads_says_what_to_do(language_model:
 # --- generation -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1e-9])
-def test_without_temperature_the_likeliest_word_is_taken(
-    temperature: float, model: Callable[..., LanguageModel]
+PROMPTS = ("a", "b c", "a b c d e", "i h\ng f e\n\nd", "c x y a", "")
+VARIED = {"init_scale": 1.0, "hidden_size": 48, "softmax_bias": False}  # what comes next depends on all that was read
+
+
+def stepped(model: LanguageModel, text: str, words: int, masks: Any = None) -> list[str]:
+    """The likeliest continuation by a network that reads one word at a time."""
+    unread = LANGUAGE.ids(text)[:-1] or [LANGUAGE.vocabulary.index("<eos>")]
+    state, continuation = None, []
+    model.eval()
+    while len(continuation) < words:
+        for word in unread:
+            with torch.no_grad():
+                logits, state = model(torch.tensor([[word]]), state, masks)
+        unread = [int(logits[0, 0].argmax())]
+        continuation.append(LANGUAGE.vocabulary[unread[0]])
+    return continuation
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1e-9}, {"top_k": 1}])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("rows", [1, 3, 512])
+def test_the_likeliest_continuation_is_that_of_a_network_that_reads_word_by_word(
+    options: dict[str, Any], cell: str, rows: int, model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built = model()
-    ids = [2, 3]
-    for _ in range(9):
-        ids.append(int(log_probs(built, torch.tensor([*ids, 0]), None)[-1].argmax()))
-    [words] = built.generate("a b", 9, temperature=temperature, sampled=False)
-    assert words == [LANGUAGE.vocabulary[i] for i in ids[2:]]
+    monkeypatch.setattr(module, "LOGIT_ROWS", rows)  # of which so many are read at once
+    built = model(cell=cell, **VARIED)
+    expected = [stepped(built, prompt, 9) for prompt in PROMPTS]
+    found = [built.generate(prompt, 9, sampled=False, sequences=2, **options) for prompt in PROMPTS]
+    assert found == [[words, words] for words in expected]
+    assert len({words[0] for words in expected}) > 3
 
 
+@pytest.mark.parametrize("changes", [{}, {"word_dropout": 0.4}, {"cell": "gru"}])
 def test_each_sequence_is_of_one_network_kept_from_the_first_word_of_the_text_to_the_end(
-    model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built, drawn = model(), []
+    built, drawn = model(**VARIED | changes), []
     sample_masks = built.sample_masks
 
     def recorded(*arguments: Any, **options: Any) -> Any:
@@ -155,16 +176,57 @@ def test_each_sequence_is_of_one_network_kept_from_the_first_word_of_the_text_to
         return drawn[-1]
 
     monkeypatch.setattr(built, "sample_masks", recorded)
-    monkeypatch.setattr(module, "LOGIT_ROWS", 6)  # the text is read in parts
-    sequences = built.generate("a b c d e\nf", 12, sequences=3, temperature=0, seed=4)
+    monkeypatch.setattr(module, "LOGIT_ROWS", 12)  # the text is read in parts
+    sequences = built.generate("a b c d e\nf", 12, sequences=6, temperature=0, seed=4)
     [masks] = drawn
-    for k, words in enumerate(sequences):
-        ids = LANGUAGE.ids("a b c d e\nf")[:-1]
-        network = masks._replace(words=None).select([k])
-        for word in words:
-            best = int(log_probs(built, torch.tensor([*ids, 0]), network)[-1].argmax())
-            assert word == LANGUAGE.vocabulary[best]
-            ids.append(best)
+    networks = [masks._replace(words=None).select([k]) for k in range(6)]
+    assert sequences == [stepped(built, "a b c d e\nf", 12, network) for network in networks]
+    assert len(set(map(tuple, sequences))) == 6
+
+
+def test_each_sequence_is_drawn_from_the_likeliest_words_of_its_own_network(
+    model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, drawn = model(**VARIED), []
+    sample_masks = built.sample_masks
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        drawn.append(sample_masks(*arguments, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(built, "sample_masks", recorded)
+    sequences = built.generate("a b c", 1, sequences=200, top_k=2, temperature=5.0, unknown=False)
+    ranks = []
+    for k, [word] in enumerate(sequences):
+        logits = log_probs(built, torch.tensor([2, 3, 4, 0]), drawn[0]._replace(words=None).select([k]))[-1]
+        logits[LANGUAGE.vocabulary.index("<unk>")] = -math.inf
+        ranks.append(int((logits > logits[LANGUAGE.vocabulary.index(word)]).sum()))
+    assert set(ranks) == {0, 1}
+
+
+def test_an_empty_text_begins_a_line(model: Callable[..., LanguageModel]) -> None:
+    built = model(**VARIED)
+    best = [int(log_probs(built, torch.tensor([i, 0]), None)[-1].argmax()) for i in range(11)]
+    after_eos = best[LANGUAGE.vocabulary.index("<eos>")]
+    assert after_eos != best[LANGUAGE.vocabulary.index("<unk>")]
+    for text in ("", "\n"):
+        assert built.generate(text, 1, temperature=0, sampled=False) == [[LANGUAGE.vocabulary[after_eos]]]
+
+
+def test_words_that_are_as_likely_as_the_last_of_the_top_k_are_not_drawn(model: Callable[..., LanguageModel]) -> None:
+    built = model(init_scale=0.0)  # all words are equally likely
+    for top_k in (1, 3, 11):
+        assert len({words[0] for words in built.generate("a", 1, sequences=300, top_k=top_k)}) == top_k
+
+
+def test_a_temperature_divides_the_logits_of_each_sequence(model: Callable[..., LanguageModel]) -> None:
+    built = model(init_scale=1.0)
+    logits = log_probs(built, torch.tensor([2, 3, 0]), None)[-1]
+    for temperature in (0.5, 1.0, 3.0):
+        drawn = built.generate("a b", 1, sequences=1000, temperature=temperature, sampled=False)
+        counts = torch.tensor([sum(words == [word] for words in drawn) for word in LANGUAGE.vocabulary])
+        expected = 1000 * (logits / temperature).softmax(dim=-1)
+        assert ((counts - expected).abs() < 4 * expected.sqrt() + 1).all()
 
 
 def test_a_seed_gives_the_same_sequences_and_another_one_others(model: Callable[..., LanguageModel]) -> None:
@@ -185,21 +247,6 @@ def test_words_are_drawn_from_the_likeliest_ones_and_not_unknown_if_so_asked(
     [known] = built.generate("a", 300, unknown=False)
     assert "<unk>" in free
     assert "<unk>" not in known
-
-
-def test_frequencies_of_drawn_words_are_their_probabilities(model: Callable[..., LanguageModel]) -> None:
-    built = model()
-    logits = log_probs(built, torch.tensor([2, 0]), None)[-1] / 0.5
-    drawn = built.generate("a", 1, sequences=1000, temperature=0.5, sampled=False)
-    counts = torch.tensor([sum(words == [word] for words in drawn) for word in LANGUAGE.vocabulary])
-    expected = 1000 * logits.softmax(dim=-1)
-    assert ((counts - expected).abs() < 4 * expected.sqrt() + 1).all()
-
-
-def test_an_empty_text_begins_a_line(model: Callable[..., LanguageModel]) -> None:
-    built = model()
-    best = int(log_probs(built, torch.tensor([1, 0]), None)[-1].argmax())
-    assert built.generate("", 1, temperature=0, sampled=False) == [[LANGUAGE.vocabulary[best]]]
 
 
 @pytest.mark.parametrize(
