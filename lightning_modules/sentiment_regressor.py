@@ -174,8 +174,7 @@ class Ratings(NamedTuple):
         Raises:
             ValueError: level is not between 0 and 1, or there is neither a sample nor a tau.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"the level of an interval must be between 0 and 1, got {level}")
+        check_number(above=0, below=1, level=level)
         if not len(self.samples) and self.tau is None:
             raise ValueError("there is no interval without sampled networks or noise")
         predictions = self.samples if len(self.samples) else self.approximation[None]

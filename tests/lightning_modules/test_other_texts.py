@@ -452,9 +452,9 @@ def test_an_interval_of_the_approximation_is_of_one_gaussian() -> None:
     assert (float(low), float(high)) == pytest.approx((5 - 2 * 1.959964, 5 + 2 * 1.959964))
 
 
-@pytest.mark.parametrize("level", [0.0, 1.0, -1.0, math.nan])
-def test_the_level_of_an_interval_is_a_probability(level: float) -> None:
-    with pytest.raises(ValueError, match=f"between 0 and 1, got {level}"):
+@pytest.mark.parametrize("level", [0.0, 1.0, -1.0, math.nan, "0.9", True, 90])
+def test_the_level_of_an_interval_is_a_probability(level: Any) -> None:
+    with pytest.raises(ValueError, match=rf"level must be (above 0 and below 1|a finite number), got '?{level}"):
         Ratings(torch.zeros(1), torch.zeros(2, 1), None).interval(level)
     with pytest.raises(ValueError, match="no interval without"):
         Ratings(torch.zeros(1), torch.zeros(0, 1), None).interval()
