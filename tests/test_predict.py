@@ -152,6 +152,34 @@ def test_an_output_file_has_what_would_be_printed(sentiment: str, call: Call, te
     assert f"wrote {tmp_path}/out.csv" in outcome.err
 
 
+def test_a_tilde_is_the_home_folder_in_python_and_in_options_where_no_shell_expands_it(
+    sentiment: str, call: Call, text: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text("good\n")
+    home, away = tmp_path, tmp_path / "away"
+    away.mkdir()
+    monkeypatch.chdir(away)
+    monkeypatch.setenv("HOME", str(home))
+    assert call("predict", "~/sentiment.ckpt", "~/text.txt", "--format", "csv", "--output=~/out.csv").status == 0
+    assert (home / "out.csv").is_file()
+    assert call("export", "~/sentiment.ckpt", "~/exported").status == 0
+    model = load("~/sentiment.ckpt")
+    model.save_pretrained("~/saved")
+    expected = model.rate(["good"], 2).samples  # type: ignore[union-attr, operator]
+    for folder in ("~/exported", Path("~/saved")):
+        for again in (load(folder), SentimentRegressor.from_pretrained(folder)):
+            assert torch.equal(again.rate(["good"], 2).samples, expected)  # type: ignore[union-attr, operator]
+    assert not any(away.iterdir())
+
+
+def test_without_a_home_folder_paths_are_what_they_are(
+    sentiment: str, call: Call, text: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    assert call("predict", sentiment, text("good\n"), "--format", "csv").status == 0
+    refused(call("predict", "~nobody-of-this-name/last.ckpt", text("good\n")), "there is no folder")
+
+
 def test_sequences_are_generated_reproducibly(language: str, call: Call, text: Any) -> None:
     arguments = ("predict", language, text("w1 w2\n"), "--generate", "8", "--sequences", "3", "--format", "jsonl")
     outcome = call(*arguments, "--seed", "5", "--temperature", "0.7", "--top_k", "4", "--no_unknown")
