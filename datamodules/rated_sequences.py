@@ -222,12 +222,16 @@ def cut(texts: Sequence[list[int]], ratings: Sequence[float], reviews: Sequence[
             f"chunk_length={length}, but the longest text has {longest} words, the start included: "
             f"set chunk_length={longest} or less (--data.init_args.chunk_length)"
         )
-    chunks = [(text, start) for text, ids in enumerate(texts) for start in range(0, len(ids), length)]
+    chunks = [
+        (ids[start : start + length], review, rating)
+        for ids, review, rating in zip(texts, reviews, ratings, strict=True)  # a column of a table has labels
+        for start in range(0, len(ids), length)
+    ]
     return Dataset.from_dict(
         {
-            "words": pad_left([texts[text][start : start + length] for text, start in chunks], length),
-            "review": [reviews[text] for text, _ in chunks],
-            "rating": [ratings[text] for text, _ in chunks],
+            "words": pad_left([words for words, _, _ in chunks], length),
+            "review": [review for _, review, _ in chunks],
+            "rating": [rating for _, _, rating in chunks],
         }
     )
 

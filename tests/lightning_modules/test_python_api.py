@@ -7,12 +7,14 @@ from typing import Any
 
 import lightning as L
 import numpy
+import pandas
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 from datamodules import FilmReviews, PennTreebank, PlainText, RatedText, SnippetLanguage, SnippetRatings
+from datamodules.rated_sequences import cut
 from lightning_modules import LanguageModel, SentimentRegressor, load
 
 DROPOUT = {"input_dropout": 0.4, "recurrent_dropout": 0.35, "output_dropout": 0.45}
@@ -224,3 +226,11 @@ def test_data_of_the_other_kind_are_refused_at_every_stage(
     for model, data in ((language_model(), reviews()), (regressor(), streams())):
         with pytest.raises(ValueError, match=r"serves .*, .* needs .*: change --data or --model"):
             getattr(trainer(), stage)(model, datamodule=data)
+
+
+def test_the_texts_of_a_sorted_table_are_cut_with_their_own_ratings() -> None:
+    table = pandas.DataFrame({"ids": [[1, 2, 3], [4], [5, 6]], "rating": [0.3, 0.1, 0.2]}).sort_values("rating")
+    found = cut(table["ids"], table["rating"], table.index, 2)  # type: ignore[arg-type]
+    assert found["words"][:] == [[0, 4], [5, 6], [1, 2], [0, 3]]
+    assert found["rating"][:] == [0.1, 0.2, 0.3, 0.3]
+    assert found["review"][:] == [1, 2, 0, 0]
