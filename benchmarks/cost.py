@@ -24,6 +24,7 @@ from lightning_modules.experiment import duration
 from lightning_modules.optim import DecoupledSGD
 from lightning_modules.trainer import Trainer
 from main import main
+from reproduction import print_any_text
 
 WARM_UP, STEPS = 3, 10
 
@@ -101,6 +102,7 @@ def _seconds(step: Callable[[Any], None], batches: Iterable[Any], warm_up: int, 
 
 
 if __name__ == "__main__":
+    print_any_text()
     threads = torch.get_num_threads()
     print(f"What is about to run will take, by a few steps of each, on {threads} thread{'s' * (threads != 1)}:")
     commands = sys.argv[1:]

@@ -23,6 +23,7 @@ from benchmarks.speed import FOLDER, STEPS, STREAMS, VOCABULARY, _markdown, orig
 from datamodules.streams import TokenStreams
 from lightning_modules.language_model import LanguageModel
 from lightning_modules.trainer import Trainer, provenance, write_atomically
+from reproduction import print_any_text
 
 OUTPUT = FOLDER / "results" / "scaling.json"
 SIZES = ("small", "medium")
@@ -195,4 +196,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    print_any_text()
     main()

@@ -28,6 +28,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from lightning_modules.language_model import LanguageModel
 from lightning_modules.optim import DecoupledSGD
 from lightning_modules.trainer import provenance, write_atomically
+from reproduction import print_any_text
 from variational_rnn import VariationalGRU, VariationalLSTM
 from variational_rnn.backends import cpu
 
@@ -471,4 +472,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    print_any_text()
     main()

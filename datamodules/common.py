@@ -99,17 +99,6 @@ def read_archive(archive: Path, names: Iterable[str], where_to_get_it: str) -> d
     return found
 
 
-def check_at_least(least: int, **options: float | None) -> None:
-    """Check that none of these options is below `least`, or no number; None is no choice.
-
-    Raises:
-        ValueError: One is.
-    """
-    for name, value in options.items():
-        if value is not None and not value >= least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Keep the progress bars of `datasets` out of the training output."""

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, DownloadConfig, DownloadManager
 
-from datamodules.common import check_at_least, check_content, no_progress_bars, read_archive, read_published
+from datamodules.checks import check_count, check_number
+from datamodules.common import check_content, no_progress_bars, read_archive, read_published
 from datamodules.rated_sequences import RatedSequences, cut, encode, rank_words
 from datamodules.reader import SPECIAL_WORDS
 from datamodules.words import review_words
@@ -74,17 +75,11 @@ class FilmReviews(RatedSequences):
         train_eval_chunks: int = 100,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, train_eval_chunks)
-        check_at_least(1, chunk_length=chunk_length)
-        check_at_least(len(SPECIAL_WORDS) + 4, vocab_size=vocab_size)  # a word, and the three that are never used
         self.folder = Path(data_dir).expanduser() / "film_reviews"
-        self.chunk_length = chunk_length
-        self.vocab_size = vocab_size
-        if not 0 <= split_seed < 2**32:  # numpy's
-            raise ValueError(f"split_seed must be from 0 to 2^32 - 1, got {split_seed}")
-        self.split_seed = split_seed
-        if not 0 <= validation_share < 1:
-            raise ValueError(f"validation_share is a share of the training reviews, in [0, 1), got {validation_share}")
-        self.validation_share = validation_share
+        [self.chunk_length] = check_count(1, chunk_length=chunk_length)
+        [self.vocab_size] = check_count(len(SPECIAL_WORDS) + 4, vocab_size=vocab_size)  # a word, and three never used
+        [self.split_seed] = check_count(0, 2**32 - 1, split_seed=split_seed)  # numpy's
+        [self.validation_share] = check_number(0, below=1, validation_share=validation_share)
 
     @property
     def corpus(self) -> tuple[str, dict[str, str]]:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import math
-import re
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -14,7 +12,8 @@ import pyarrow as pa
 from datasets import Dataset, config, load_dataset
 from lightning.pytorch.utilities import rank_zero_only
 
-from datamodules.common import check_at_least, no_progress_bars
+from datamodules.checks import check_count, check_number, check_rating, check_text
+from datamodules.common import no_progress_bars
 from datamodules.rated_sequences import RatedSequences, cut, encode, rank_words
 from datamodules.reader import EOS, SPECIAL_WORDS, UNKNOWN, stream_words
 from datamodules.streams import (
@@ -29,7 +28,6 @@ from datamodules.words import SPLITTERS
 
 # Of files, without their endings, and of splits on the hub; in capitals, too.
 NAMES = {"train": ("train",), "validation": ("valid", "validation", "val", "dev"), "test": ("test", "eval")}
-LARGEST = 1e15  # of a rating: a sum of squared errors is still a number of 32 bits
 
 Tokens = Literal["spaces", "words"]
 RULES = {"spaces": "spaces", "words": "unicode_words"}  # of `SPLITTERS`, by the option `tokens`
@@ -79,8 +77,7 @@ class PlainText(TokenStreams):
     ) -> None:
         super().__init__(batch_size, window, train_eval_windows, sliding_test)
         self.folder = Path(data_dir).expanduser()
-        check_at_least(3, vocab_size=vocab_size)  # <unk>, <eos>, and a word
-        self.vocab_size = vocab_size
+        [self.vocab_size] = check_count(3, vocab_size=vocab_size)  # <unk>, <eos>, and a word
         self.tokens = rule(tokens)
         self.split = SPLITTERS[self.tokens]
         self.vocabulary_file = Path(vocabulary).expanduser() if vocabulary else None
@@ -204,22 +201,17 @@ class RatedText(RatedSequences):
         train_eval_chunks: int = 100,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, train_eval_chunks)
-        if not 0 < test_share < 1:
-            raise ValueError(f"test_share is a share of the texts, between 0 and 1, got {test_share}")
-        if not 0 <= validation_share < 1:
-            raise ValueError(f"validation_share is a share of the texts, in [0, 1), got {validation_share}")
         self.source = str(source)
         self.columns = {"text_column": text_column, "rating_column": rating_column}
         self.subset = subset
-        check_at_least(1, chunk_length=chunk_length)
-        check_at_least(0, split_seed=split_seed)
-        self.chunk_length = chunk_length
-        check_at_least(len(SPECIAL_WORDS) + 1, vocab_size=vocab_size)
-        self.vocab_size = vocab_size
+        [self.chunk_length] = check_count(1, chunk_length=chunk_length)
+        [self.vocab_size] = check_count(len(SPECIAL_WORDS) + 1, vocab_size=vocab_size)
         self.tokens = rule(tokens)
         self.split = SPLITTERS[self.tokens]
+        [test_share] = check_number(above=0, below=1, test_share=test_share)
+        [validation_share] = check_number(0, below=1, validation_share=validation_share)
         self.shares = {"test": test_share, "validation": validation_share}
-        self.split_seed = split_seed
+        [self.split_seed] = check_count(0, split_seed=split_seed)
 
     def prepare_data(self) -> None:
         """Read the source, so that what is wrong with it is said by one process, and is in the cache for the others."""
@@ -332,20 +324,12 @@ class RatedText(RatedSequences):
         text_column, rating_column = self.columns.values()
         rows = []
         for where, text, rating in records:
-            if text is None or (isinstance(text, str) and not text.strip()):
-                raise ValueError(f"{where}: {text_column!r} is empty: give it a text, or leave it out")
-            if not isinstance(text, str) or re.search("[\0\ud800-\udfff]", text):
-                raise ValueError(f"{where}: {text_column!r} is {shortened(repr(text))}, which is no text")
-            try:
-                number = math.nan if isinstance(rating, bool) else float(rating)
-            except (TypeError, ValueError, OverflowError):
-                number = math.nan
-            if not abs(number) <= LARGEST:
-                what = "missing" if rating in (None, "") else shortened(repr(rating))
-                raise ValueError(
-                    f"{where}: {rating_column!r} is {what}, but a rating is a finite number, up to {LARGEST:g}"
+            rows.append(
+                (
+                    check_text(text, f"{where}: {text_column!r}"),
+                    check_rating(rating, f"{where}: {rating_column!r}"),
                 )
-            rows.append((text, number))
+            )
         if not rows:
             raise ValueError(f"{source} has no texts")
         return rows

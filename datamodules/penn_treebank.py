@@ -9,6 +9,7 @@ import torch
 from datasets import DownloadMode, config, load_dataset
 from datasets.exceptions import DatasetsError
 
+from datamodules.checks import check_count
 from datamodules.common import no_progress_bars, read_published
 from datamodules.streams import TokenStreams
 
@@ -59,7 +60,7 @@ class PennTreebank(TokenStreams):
     ) -> None:
         super().__init__(batch_size, window, train_eval_windows, sliding_test)
         self.folder = Path(data_dir).expanduser() / "ptb"
-        self.vocab_size = vocab_size
+        [self.vocab_size] = check_count(1, vocab_size=vocab_size)
 
     @property
     def corpus(self) -> tuple[str, dict[str, str]]:

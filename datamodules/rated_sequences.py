@@ -12,7 +12,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
-from datamodules.common import TrainingLoader, accumulated, check_at_least, rank_and_world_size
+from datamodules.checks import check_count
+from datamodules.common import TrainingLoader, accumulated, rank_and_world_size
 from datamodules.reader import SPECIAL_WORDS, Reader
 
 PAD, START, UNKNOWN = 0, 1, 2
@@ -55,10 +56,9 @@ class RatedSequences(LightningDataModule):
 
     def __init__(self, batch_size: int, eval_batch_size: int, train_eval_chunks: int) -> None:
         super().__init__()
-        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size, train_eval_chunks=train_eval_chunks)
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.train_eval_chunks = train_eval_chunks
+        self.batch_size, self.eval_batch_size, self.train_eval_chunks = check_count(
+            1, batch_size=batch_size, eval_batch_size=eval_batch_size, train_eval_chunks=train_eval_chunks
+        )
         self.vocabulary: list[str] = []
         self.chunks = DatasetDict()
 
@@ -227,12 +227,16 @@ def cut(texts: Sequence[list[int]], ratings: Sequence[float], reviews: Sequence[
             f"chunk_length={length}, but the longest text has {longest} words, the start included: "
             f"set chunk_length={longest} or less (--data.init_args.chunk_length)"
         )
-    chunks = [(text, start) for text, ids in enumerate(texts) for start in range(0, len(ids), length)]
+    chunks = [
+        (ids[start : start + length], review, rating)
+        for ids, review, rating in zip(texts, reviews, ratings, strict=True)  # a column of a table has labels
+        for start in range(0, len(ids), length)
+    ]
     return Dataset.from_dict(
         {
-            "words": pad_left([texts[text][start : start + length] for text, start in chunks], length),
-            "review": [reviews[text] for text, _ in chunks],
-            "rating": [ratings[text] for text, _ in chunks],
+            "words": pad_left([words for words, _, _ in chunks], length),
+            "review": [review for _, review, _ in chunks],
+            "rating": [rating for _, _, rating in chunks],
         }
     )
 

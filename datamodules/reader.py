@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from datamodules.checks import check_text
 from datamodules.words import SPLITTERS
 
 UNKNOWN, EOS = "<unk>", "<eos>"  # of language models
@@ -92,8 +93,9 @@ class Reader:
         """Split a text; a language model's ends with <eos>, as each of its lines does.
 
         Raises:
-            ValueError: a line of a language model's text ends with <eos> already.
+            ValueError: it is no text, or a line of a language model's text ends with <eos> already.
         """
+        check_text(text, may_be_blank=True)
         split = SPLITTERS[self.tokens]
         if self.chunk_length is not None:
             return split(text.replace("\n", " "))
@@ -107,7 +109,8 @@ class Reader:
         """Encode a text: ids of its words, after the start id for a rated text.
 
         Raises:
-            ValueError: a word is unknown, and the vocabulary has no <unk>; or a line ends with <eos> already.
+            ValueError: it is no text; a word is unknown, and the vocabulary has no <unk>; or a line ends with <eos>
+                already.
         """
         words = self.words(text)
         if self.chunk_length is not None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from datamodules.common import check_at_least, check_content, read_archive, read_published
+from datamodules.checks import check_count
+from datamodules.common import check_content, read_archive, read_published
 from datamodules.rated_sequences import RatedSequences, cut, encode, rank_words
 from datamodules.reader import EOS, SPECIAL_WORDS
 from datamodules.streams import TokenStreams, encode_stream, frequent_words
@@ -57,9 +58,8 @@ class SnippetLanguage(TokenStreams):
         train_eval_windows: int = 0,
     ) -> None:
         super().__init__(batch_size, window, train_eval_windows)
-        check_at_least(3, vocab_size=vocab_size)  # <unk>, <eos>, and a word
         self.folder = Path(data_dir).expanduser() / "snippets"
-        self.vocab_size = vocab_size
+        [self.vocab_size] = check_count(3, vocab_size=vocab_size)  # <unk>, <eos>, and a word
 
     @property
     def corpus(self) -> tuple[str, dict[str, str]]:
@@ -112,11 +112,9 @@ class SnippetRatings(RatedSequences):
         train_eval_chunks: int = 500,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, train_eval_chunks)
-        check_at_least(1, length=length)
-        check_at_least(len(SPECIAL_WORDS) + 1, vocab_size=vocab_size)
         self.folder = Path(data_dir).expanduser() / "snippets"
-        self.chunk_length = length
-        self.vocab_size = vocab_size
+        [self.chunk_length] = check_count(1, length=length)
+        [self.vocab_size] = check_count(len(SPECIAL_WORDS) + 1, vocab_size=vocab_size)
 
     @property
     def corpus(self) -> tuple[str, dict[str, str]]:

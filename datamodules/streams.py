@@ -9,7 +9,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from datamodules.common import TrainingLoader, accumulated, batch_share, check_at_least, rank_and_world_size
+from datamodules.checks import check_count
+from datamodules.common import TrainingLoader, accumulated, batch_share, rank_and_world_size
 from datamodules.reader import EOS, UNKNOWN, Reader
 
 
@@ -177,11 +178,8 @@ class TokenStreams(LightningDataModule):
 
     def __init__(self, batch_size: int, window: int, train_eval_windows: int = 0, sliding_test: bool = False) -> None:
         super().__init__()
-        check_at_least(1, batch_size=batch_size, window=window)
-        check_at_least(0, train_eval_windows=train_eval_windows)
-        self.batch_size = batch_size
-        self.window = window
-        self.train_eval_windows = train_eval_windows
+        self.batch_size, self.window = check_count(1, batch_size=batch_size, window=window)
+        [self.train_eval_windows] = check_count(0, train_eval_windows=train_eval_windows)
         self.sliding_test = sliding_test
         self.vocabulary: list[str] = []
         self.ids: dict[str, Tensor] = {}

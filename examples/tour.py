@@ -117,7 +117,7 @@ ratings = model.rate(
     ["a warm and very funny film .", "dull , stupid and far too long .", "the film is two hours long ."]
 )
 for mean, std in zip(ratings.mean, ratings.std, strict=True):
-    print(f"rating {mean:+.1f} ± {std:.1f}, of -4 to 4")
+    print(f"rating {mean:+.1f} +/- {std:.1f}, of -4 to 4")
 
 # %% The picture
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")

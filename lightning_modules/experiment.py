@@ -6,6 +6,7 @@ import copy
 import inspect
 import os
 import time
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -141,13 +142,14 @@ class Experiment(L.LightningModule, Shareable):
         has_dropout = any(self.hparams[name] for name in self.sampled_dropout)
         if mc_samples is None:
             return 50 if has_dropout else 0
-        if mc_samples != 0 and not 2 <= mc_samples <= MOST_SAMPLES:
+        is_count = isinstance(mc_samples, Integral) and not isinstance(mc_samples, bool)
+        if not is_count or not (mc_samples == 0 or 2 <= mc_samples <= MOST_SAMPLES):
             raise ValueError(
                 f"mc_samples must be 0 (the approximation alone) or from 2 to {MOST_SAMPLES}, got {mc_samples}"
             )
         if mc_samples and not has_dropout:
             raise ValueError(f"mc_samples={mc_samples}, but the model has no dropout: all its samples would be alike")
-        return mc_samples
+        return int(mc_samples)
 
     def check_data(self, datamodule: L.LightningDataModule) -> None:
         """Check that the data are of the model's kind.
@@ -165,13 +167,23 @@ class Experiment(L.LightningModule, Shareable):
             )
 
     def setup(self, stage: str) -> None:
-        """Take over how the data read texts.
+        """Check the data, and take over how they read texts.
 
         Raises:
-            ValueError: the model was trained on another vocabulary, or on texts that were split or cut otherwise.
+            ValueError: the data are of the other kind of model; the model was trained on another vocabulary, or on
+                texts that were split or cut otherwise; or a batch is to be shared that is not of our data modules.
         """
-        reader = getattr(getattr(self.trainer, "datamodule", None), "reader", None)
-        if reader:
+        data = getattr(self.trainer, "datamodule", None)
+        if data:
+            self.check_data(data)
+        shared = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        if shared > 1 and not isinstance(data, TokenStreams | RatedSequences):
+            raise ValueError(
+                "several processes, and accumulate_grad_batches, need a data module that shares out each batch, such "
+                f"as {'RatedText' if self.rates_texts else 'PlainText'}: use Trainer.fit(model, datamodule=...), or "
+                "one process without accumulation"
+            )
+        if reader := getattr(data, "reader", None):
             self.reader = _agreed(self.reader, reader)
 
     def on_train_start(self) -> None:
@@ -219,7 +231,12 @@ class Experiment(L.LightningModule, Shareable):
         reference = self.reference_batch_size
         if reference is None:
             return self.learning_rate
-        batch_size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        if batch_size is None:
+            raise ValueError(
+                f"reference_batch_size={reference} needs a data module with a batch_size, as in "
+                "Trainer.fit(model, datamodule=...): leave it out, and set the learning rate for your batches"
+            )
         rate = self.learning_rate * batch_size / reference
         self.print(f"learning_rate {self.learning_rate:g} is for {reference} sequences: {rate:g} for {batch_size}")
         return rate

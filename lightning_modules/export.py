@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import get_token
 
 from lightning_modules.loading import load
-from lightning_modules.options import OptionParser
+from lightning_modules.options import OptionParser, path
 
 
 def export(checkpoint: str, folder: Path, result: Path | None = None, name: str | None = None) -> None:
@@ -50,8 +50,8 @@ def main(arguments: list[str]) -> None:
         description="Save a trained model as safetensors, with its options, vocabulary and a model card.",
     )
     parser.add_argument("checkpoint", help="RUNS/.../checkpoints/last.ckpt or best.ckpt")
-    parser.add_argument("folder", type=Path, help="new folder to write")
-    parser.add_argument("--result", type=Path, help="result file of the run, whose figures the model card shows")
+    parser.add_argument("folder", type=path, help="new folder to write")
+    parser.add_argument("--result", type=path, help="result file of the run, whose figures the model card shows")
     parser.add_argument("--push", metavar="OWNER/NAME", help="on the Hugging Face hub; private if it is new")
     options = parser.parse_args(arguments)
     export(options.checkpoint, options.folder, options.result, options.push)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from datamodules.common import check_at_least
+from datamodules.checks import LARGEST_SEED, check_count, check_number, check_text
 from datamodules.reader import EOS, UNKNOWN
 from datamodules.streams import StreamWindows
 from lightning_modules.experiment import MOST_SAMPLES, TEST, TRAINING, Experiment, NetworkMasks
@@ -26,6 +26,7 @@ from variational_rnn import (
     log_mean_exp,
     mutual_information,
 )
+from variational_rnn.masks import check_choice, check_probability
 
 State = Any  # (h, c), each [L, B, H], of an LSTM; h of a GRU
 
@@ -67,15 +68,16 @@ class LanguageModel(Experiment):
     """Embedding, recurrent layers, softmax over the vocabulary, trained on windows of parallel streams.
 
     The network is Zaremba et al.'s (2014), the dropout that of equations 4 to 9 of the paper; protocol sections 1.2 to
-    1.6, and 1.11 for what others built on it. A batch is (inputs, targets), each [T, B] word ids; the state is carried
-    from window to window, the gradient is not. The loss is summed over time and averaged over the B streams, in nats.
+    1.6, and 1.11 for what others built on it. A batch is (inputs, targets), each [T, B] word ids, of a data module such
+    as `PlainText` or of any DataLoader. The state is carried from window to window, the gradient is not. The loss is
+    summed over time and averaged over the B streams, in nats.
 
     Logged: `train_ppl` (mean over the epoch, dropout on), `valid_ppl` (exact), `valid_ppl_lua` (as the original code
-    prints it: the sum of floor(R/T) windows divided by the un-floored quotient), `train_eval_ppl` (dropout off, if the
-    data serve training windows for it), `test_ppl` (dropout approximation), `test_ppl_mc` (the probabilities of
-    `mc_samples` sampled networks, averaged), `test_ppl_mc_1`, `_2`, `_5`, `_10`, ... (of the first of them only), and
-    `test_ppl_sliding` (dropout approximation, each word from the window of words before it alone, if the data serve
-    such windows).
+    prints it: the sum of floor(R/T) windows divided by the un-floored quotient; of `StreamWindows` only),
+    `train_eval_ppl` (dropout off, if the data serve training windows for it), `test_ppl` (dropout approximation),
+    `test_ppl_mc` (the probabilities of `mc_samples` sampled networks, averaged), `test_ppl_mc_1`, `_2`, `_5`, `_10`,
+    ... (of the first of them only), and `test_ppl_sliding` (dropout approximation, each word from the window of words
+    before it alone, if the data serve such windows).
 
     Args:
         vocab_size: number of word types V.
@@ -162,21 +164,33 @@ class LanguageModel(Experiment):
         backend: Literal["auto", "reference"] = "auto",
     ) -> None:
         super().__init__()
-        if cell not in ("lstm", "gru"):
-            raise ValueError(f"cell must be 'lstm' or 'gru', got {cell!r}")
-        if epoch_start not in ("zeros", "validation"):
-            raise ValueError(f"epoch_start must be 'zeros' or 'validation', got {epoch_start!r}")
-        if mc_masks not in ("stream", "window", "both"):
-            raise ValueError(f"mc_masks must be 'stream', 'window' or 'both', got {mc_masks!r}")
-        check_at_least(1, hidden_size=hidden_size, num_layers=num_layers, reference_batch_size=reference_batch_size)
-        check_at_least(0, init_scale=init_scale, learning_rate=learning_rate, constant_epochs=constant_epochs)
-        check_at_least(0, mc_samples=mc_samples)
-        if not learning_rate_decay > 0:
-            raise ValueError(
-                f"learning_rate_decay divides the learning rate and must be above 0, got {learning_rate_decay}"
-            )
-        if not 0 <= weight_decay < 1:
-            raise ValueError(f"weight_decay is a fraction of each parameter, in [0, 1), got {weight_decay}")
+        check_choice("cell", cell, ("lstm", "gru"))
+        check_choice("epoch_start", epoch_start, ("zeros", "validation"))
+        check_choice("mc_masks", mc_masks, ("stream", "window", "both"))
+        # Numbers of NumPy become Python's own, which a checkpoint can hold.
+        vocab_size, hidden_size, num_layers = check_count(
+            1, vocab_size=vocab_size, hidden_size=hidden_size, num_layers=num_layers
+        )
+        constant_epochs, mc_samples = check_count(0, constant_epochs=constant_epochs, mc_samples=mc_samples)
+        if reference_batch_size is not None:
+            [reference_batch_size] = check_count(1, reference_batch_size=reference_batch_size)
+        word_dropout, input_dropout, recurrent_dropout, output_dropout, memory_dropout = (
+            check_probability(name, p)
+            for name, p in {
+                "word_dropout": word_dropout,
+                "input_dropout": input_dropout,
+                "recurrent_dropout": recurrent_dropout,
+                "output_dropout": output_dropout,
+                "memory_dropout": memory_dropout,
+            }.items()
+        )
+        init_scale, learning_rate, augmented_loss = check_number(
+            0, init_scale=init_scale, learning_rate=learning_rate, augmented_loss=augmented_loss
+        )
+        if projection_penalty is not None:
+            [projection_penalty] = check_number(0, projection_penalty=projection_penalty)
+        [learning_rate_decay] = check_number(above=0, learning_rate_decay=learning_rate_decay)
+        [weight_decay] = check_number(0, below=1, weight_decay=weight_decay)
         if mc_word_dropout and word_masks == "token" and mc_masks != "window":
             raise ValueError("word_masks='token' draws for every position: use mc_masks='window' with mc_word_dropout")
         if share_masks and not input_dropout == recurrent_dropout == output_dropout:
@@ -190,7 +204,6 @@ class LanguageModel(Experiment):
                 "share_masks has one mask for all gates and time steps: use gate_masks='tied' and "
                 f"time_masks='constant', got {gate_masks!r} and {time_masks!r}"
             )
-        check_at_least(0, projection_penalty=projection_penalty, augmented_loss=augmented_loss)
         # What is chosen at test time must not come back from a checkpoint over the command line's value.
         self.save_hyperparameters(ignore=["mc_samples", "mc_masks", "mc_word_dropout", "backend"])
         self.share_masks = share_masks
@@ -441,11 +454,13 @@ class LanguageModel(Experiment):
         """Log the exact validation perplexity, and the one that the original code would print (protocol 1.6)."""
         nll = self.valid_nll.compute()
         self.valid_nll.reset()
-        windows, *train_windows = [loader.dataset for loader in self.trainer.val_dataloaders or ()]
-        predicted = len(windows) * windows.window
         self.log("valid_ppl", nll.exp(), prog_bar=True)
-        self.log("valid_ppl_lua", (nll * predicted / windows.num_steps).exp())
-        if train_windows:
+        loaders = self.trainer.val_dataloaders
+        windows = getattr(loaders[0] if isinstance(loaders, Sequence) else loaders, "dataset", None)
+        if isinstance(windows, StreamWindows):
+            predicted = len(windows) * windows.window
+            self.log("valid_ppl_lua", (nll * predicted / windows.num_steps).exp())
+        if self.train_eval_nll.update_called:
             self.log("train_eval_ppl", self.train_eval_nll.compute().exp())
             self.train_eval_nll.reset()
 
@@ -488,6 +503,8 @@ class LanguageModel(Experiment):
         """
         world_size = self._trainer.world_size if self._trainer else 1
         share = -(-self.mc_samples // world_size)
+        if inputs.size(1) != 1:
+            raise ValueError(f"mc_samples={self.mc_samples} needs one stream, windows [T, 1], got {list(inputs.shape)}")
         inputs = inputs.expand(-1, share)
         kept = self.mc_passes[name]
         state, sample = self._mc.get(name, (None, None))
@@ -593,14 +610,16 @@ class LanguageModel(Experiment):
 
         Args:
             text: its lines end with newline characters.
-            mc_samples: K; by default 50, and 0 for a model without dropout.
+            mc_samples: number K of sampled networks; by default 50, and 0 for a model without dropout.
             seed: of the sampled networks.
 
         Raises:
-            ValueError: mc_samples is out of range, the text has less than two words or an unknown one where the
-                vocabulary has no <unk>, or it is not known how the model reads texts.
+            ValueError: mc_samples or seed is out of range; the text is no string, is blank, has a single word, or an
+                unknown one where the vocabulary has no <unk>; or it is not known how the model reads texts.
         """
         reader, samples = self.known_reader(), self.checked_samples(mc_samples)
+        check_text(text)
+        check_count(0, LARGEST_SEED, seed=seed)
         words, ids = reader.words(text), torch.tensor(reader.ids(text), device=self.device)
         if len(ids) < 2:
             raise ValueError("a text needs two words, the end of a line included: the first one is not predicted")
@@ -652,11 +671,11 @@ class LanguageModel(Experiment):
 
         Args:
             text: what to continue; if it is empty a line begins.
-            words: of each sequence.
-            sequences: number of them.
-            temperature: that logits are divided by; 0 always takes the likeliest word.
-            top_k: draw from so many likeliest words only.
-            unknown: whether <unk> may be drawn.
+            words: number of words of each sequence, from 1 to 100,000.
+            sequences: number of sequences, from 1 to 1,000.
+            temperature: divides the logits; 0 always takes the likeliest word.
+            top_k: draw from this many likeliest words only, from 1 to the size of the vocabulary.
+            unknown: whether <unk> may be drawn. If not, it is not among the top_k either.
             sampled: whether networks are sampled; if not, or if the model has no dropout, all sequences are by the
                 dropout approximation.
             seed: of networks and words.
@@ -665,19 +684,17 @@ class LanguageModel(Experiment):
             The words of each sequence; <eos> ends a line.
 
         Raises:
-            ValueError: an argument is out of range, or it is not known how the model reads texts.
+            ValueError: an argument is out of range, the text is no string or has an unknown word where the vocabulary
+                has no <unk>, or it is not known how the model reads texts.
         """
         reader = self.known_reader()
         vocabulary = reader.vocabulary
-        for name, count, most in (
-            ("words", words, MOST_WORDS),
-            ("sequences", sequences, MOST_SAMPLES),
-            ("top_k", 1 if top_k is None else top_k, len(vocabulary)),
-        ):
-            if not 1 <= count <= most:
-                raise ValueError(f"{name} must be at least 1 and at most {most}, got {count}")
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
+        check_count(1, MOST_WORDS, words=words)
+        check_count(1, MOST_SAMPLES, sequences=sequences)
+        if top_k is not None:
+            check_count(1, len(vocabulary), top_k=top_k)
+        check_number(0, temperature=temperature)
+        check_count(0, LARGEST_SEED, seed=seed)
         self.eval()
         prompt = reader.ids(text)[:-1] or [vocabulary.index(EOS)]  # the last line goes on
         inputs = torch.tensor(prompt, device=self.device)[:, None].expand(-1, sequences)
@@ -693,7 +710,8 @@ class LanguageModel(Experiment):
             if not unknown and UNKNOWN in vocabulary:
                 logits[:, vocabulary.index(UNKNOWN)] = -math.inf
             if top_k is not None:
-                logits[logits < logits.topk(top_k).values[:, -1:]] = -math.inf
+                values, likeliest = logits.topk(top_k)  # so many, even if others are as likely
+                logits = torch.full_like(logits, -math.inf).scatter(1, likeliest, values)
             if temperature == 0:
                 inputs = logits.argmax(dim=-1)[None]
             else:

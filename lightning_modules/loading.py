@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from datamodules.text_files import quoted
@@ -21,7 +22,7 @@ def load(path: str | Path) -> LanguageModel | SentimentRegressor:
 
     Args:
         path: a checkpoint, `RUNS/.../checkpoints/last.ckpt` or `best.ckpt`; a folder that `save_pretrained` wrote; or
-            OWNER/NAME on the Hugging Face hub, if there is no folder OWNER here.
+            OWNER/NAME on the Hugging Face hub, if there is no folder OWNER here. `~` is the home folder.
 
     Returns:
         The model on the CPU, in eval mode, with the `reader` of the texts that it was trained on; None if the
@@ -33,10 +34,10 @@ def load(path: str | Path) -> LanguageModel | SentimentRegressor:
         ValueError: the file is damaged, is no checkpoint of this repository, or is of a run that diverged.
         UnpicklingError: the checkpoint holds something other than tensors and plain values.
     """
-    if Path(path).is_dir() or is_hub_name(path):
+    path = Path(os.path.expanduser(path))
+    if path.is_dir() or is_hub_name(path):
         folder = fetch(path)
         return _model(saved_config(folder)["model"], folder).from_pretrained(folder)
-    path = Path(path)
     if not path.is_file():
         folder = path.absolute().parent
         if not folder.is_dir():

@@ -1,7 +1,14 @@
 """The options of the commands that need no configuration."""
 
 import argparse
+import os
+from pathlib import Path
 from typing import NoReturn
+
+
+def path(text: str) -> Path:
+    """A path that was typed; `~` is the home folder, which a shell leaves alone in `--output=~/out.csv`."""
+    return Path(os.path.expanduser(text))
 
 
 class OptionParser(argparse.ArgumentParser):

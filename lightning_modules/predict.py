@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -16,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from datamodules.checks import LARGEST_SEED, check_count, check_number
 from datamodules.reader import EOS, Reader
 from datamodules.text_files import decoded, read
 from lightning_modules.language_model import LanguageModel
 from lightning_modules.loading import load
-from lightning_modules.options import OptionParser
+from lightning_modules.options import OptionParser, path
 from lightning_modules.sentiment_regressor import SentimentRegressor
 from lightning_modules.trainer import check_writable, write_atomically
 
@@ -56,12 +58,24 @@ def parser() -> OptionParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="RUNS/.../checkpoints/last.ckpt, an exported folder, or OWNER/NAME of the hub")
-    add("file", metavar="FILE", nargs="?", default="-", help="text, UTF-8; - or nothing: standard input")
+    add(
+        "model",
+        metavar="MODEL",
+        type=os.path.expanduser,
+        help="RUNS/.../checkpoints/last.ckpt, an exported folder, or OWNER/NAME of the hub",
+    )
+    add(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        default="-",
+        type=os.path.expanduser,
+        help="text, UTF-8; - or nothing: standard input",
+    )
     add("--mc_samples", type=int, metavar="K", help="sampled networks; 0: the approximation alone (default: 50)")
     add("--seed", type=int, default=0, help="of sampled networks and generated words (default: 0)")
     add("--format", choices=FORMATS, default="table", help="(default: table)")
-    add("--output", type=Path, metavar="FILE", help="write here, as a whole or not at all, instead of printing")
+    add("--output", type=path, metavar="FILE", help="write here, as a whole or not at all, instead of printing")
     ratings = parser.add_argument_group("sentiment models")
     add = ratings.add_argument
     add("--interval", type=float, metavar="P", help="probability of the predictive interval (default: 0.9)")
@@ -85,10 +99,9 @@ def main(arguments: list[str]) -> None:
         OSError: a file cannot be read or written.
     """
     options = parser().parse_args(arguments)
-    if not 0 <= options.seed < 2**63:
-        raise ValueError(f"--seed must be from 0 to 2^63 - 1, got {options.seed}")
-    if options.interval is not None and not 0 < options.interval < 1:
-        raise ValueError(f"--interval is a probability between 0 and 1, got {options.interval}")
+    check_count(0, LARGEST_SEED, **{"--seed": options.seed})
+    if options.interval is not None:
+        check_number(above=0, below=1, **{"--interval": options.interval})
     if options.output and (options.output.is_dir() or not options.output.absolute().parent.is_dir()):
         raise ValueError(f"--output {options.output} is a folder, or in none that is there: name a file in a folder")
     if options.output:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,7 +12,8 @@ from torchmetrics import MeanMetric, MeanSquaredError, Metric
 from torchmetrics.functional import mean_squared_error
 from torchmetrics.utilities import dim_zero_cat
 
-from datamodules.common import check_at_least
+from datamodules.checks import LARGEST_SEED, check_count, check_number, check_texts
+from datamodules.rated_sequences import RatedSequences, SharedBatches
 from lightning_modules.experiment import TEST, TRAINING, VALIDATION, Experiment, NetworkMasks
 from lightning_modules.keras_layers import KerasGRU, KerasLSTM
 from variational_rnn import (
@@ -23,6 +24,7 @@ from variational_rnn import (
     mc_dropout,
     regression_log_likelihood,
 )
+from variational_rnn.masks import check_choice, check_probability
 
 PAD = 0  # stands in front of shorter texts
 
@@ -133,6 +135,12 @@ def quantile(predictions: Tensor, probability: float, tau: float | None) -> Tens
     return (low + high) / 2
 
 
+def _place(loaders: Any, index: int, batch_index: int) -> Place | None:
+    """Which texts of a batch this process has; None, all of them, if the loader is not of our data modules."""
+    loader = loaders[index] if isinstance(loaders, Sequence) else loaders
+    return loader.sampler.place(batch_index) if isinstance(loader.sampler, SharedBatches) else None
+
+
 class Ratings(NamedTuple):
     """What a regressor says about N texts, in rating units.
 
@@ -166,8 +174,7 @@ class Ratings(NamedTuple):
         Raises:
             ValueError: level is not between 0 and 1, or there is neither a sample nor a tau.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"the level of an interval must be between 0 and 1, got {level}")
+        check_number(above=0, below=1, level=level)
         if not len(self.samples) and self.tau is None:
             raise ValueError("there is no interval without sampled networks or noise")
         predictions = self.samples if len(self.samples) else self.approximation[None]
@@ -177,8 +184,9 @@ class Ratings(NamedTuple):
 class SentimentRegressor(Experiment):
     """Embedding, one recurrent layer, and a linear output on its last state (protocol section 2.2).
 
-    A batch is (words [T, B], ratings [B], reviews [B]). The network is fitted to standardised ratings by mean squared
-    error plus a penalty; every error is reported as RMSE in rating units.
+    A batch is (words [T, B], ratings [B], reviews [B]). Training needs a data module, such as `RatedText`, which says
+    how ratings are standardised; evaluation takes any DataLoader of such batches. The network is fitted to standardised
+    ratings by mean squared error plus a penalty; every error is reported as RMSE in rating units.
 
     The original experiment has no validation set: its curves are the error per epoch on the test set and on the first
     training chunks, which the data module therefore serves as the first two validation loaders.
@@ -273,22 +281,35 @@ class SentimentRegressor(Experiment):
         backend: Literal["auto", "reference"] = "auto",
     ) -> None:
         super().__init__()
-        choices = {
-            "cell": (cell, ("lstm", "gru")),
-            "dropout_scale": (dropout_scale, ("training", "test")),
-            "gate_activation": (gate_activation, ("sigmoid", "hard_sigmoid")),
-            "candidate_activation": (candidate_activation, ("tanh", "sigmoid", None)),
-            "reset_gate": (reset_gate, ("after", "before", None)),
-            "penalty": (penalty, ("all", "as_executed")),
-            "monitor": (monitor, ("test_rmse", "valid_rmse")),
-        }
-        for name, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-        check_at_least(1, embedding_size=embedding_size, hidden_size=hidden_size, mc_epoch_samples=mc_epoch_samples)
-        check_at_least(1, reference_batch_size=reference_batch_size)
-        check_at_least(0, mc_samples=mc_samples, mc_every=mc_every, learning_rate=learning_rate)
-        check_at_least(0, l2=l2, weight_decay=weight_decay)
+        check_choice("cell", cell, ("lstm", "gru"))
+        check_choice("dropout_scale", dropout_scale, ("training", "test"))
+        check_choice("gate_activation", gate_activation, ("sigmoid", "hard_sigmoid"))
+        check_choice("candidate_activation", candidate_activation, ("tanh", "sigmoid", None))
+        check_choice("reset_gate", reset_gate, ("after", "before", None))
+        check_choice("penalty", penalty, ("all", "as_executed"))
+        check_choice("monitor", monitor, ("test_rmse", "valid_rmse"))
+        # Numbers of NumPy become Python's own, which a checkpoint can hold.
+        vocab_size, embedding_size, hidden_size, mc_epoch_samples = check_count(
+            1,
+            vocab_size=vocab_size,
+            embedding_size=embedding_size,
+            hidden_size=hidden_size,
+            mc_epoch_samples=mc_epoch_samples,
+        )
+        mc_samples, mc_every = check_count(0, mc_samples=mc_samples, mc_every=mc_every)
+        if reference_batch_size is not None:
+            [reference_batch_size] = check_count(1, reference_batch_size=reference_batch_size)
+        word_dropout, input_dropout, recurrent_dropout, output_dropout = (
+            check_probability(name, p)
+            for name, p in {
+                "word_dropout": word_dropout,
+                "input_dropout": input_dropout,
+                "recurrent_dropout": recurrent_dropout,
+                "output_dropout": output_dropout,
+            }.items()
+        )
+        learning_rate, l2, weight_decay = check_number(0, learning_rate=learning_rate, l2=l2, weight_decay=weight_decay)
+        [recurrent_gain] = check_number(recurrent_gain=recurrent_gain)
         # What is chosen at test time must not come back from a checkpoint over the command line's value.
         self.save_hyperparameters(ignore=["mc_samples", "mc_every", "mc_epoch_samples", "backend"])
         self.monitor = monitor
@@ -440,10 +461,17 @@ class SentimentRegressor(Experiment):
         """Take the training ratings' mean and standard deviation from the data.
 
         Raises:
-            ValueError: the best epoch is to be chosen on held-out reviews, and there are none.
+            ValueError: there is no data module that knows them; or the best epoch is to be chosen on held-out reviews,
+                and there are none.
         """
         super().on_fit_start()
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, RatedSequences):
+            raise ValueError(
+                "SentimentRegressor is trained on standardised ratings, whose mean and spread a DataLoader does not "
+                "say: use Trainer.fit(model, datamodule=...) with RatedText, or another subclass of RatedSequences, "
+                f"got {'no data module' if data is None else type(data).__name__}"
+            )
         if self.monitor == "valid_rmse" and "validation" not in data.chunks:
             raise ValueError("monitor='valid_rmse' needs held-out reviews: set validation_share of the data")
         self.target_mean.fill_(data.rating_mean)
@@ -511,7 +539,7 @@ class SentimentRegressor(Experiment):
         words, ratings, reviews = batch
         self.seen[dataloader_idx].update(self._predict(words), ratings, reviews)
         if dataloader_idx == 0 and self.mc_every and (self.current_epoch + 1) % self.mc_every == 0:
-            place = self.trainer.val_dataloaders[0].sampler.place(batch_index)  # type: ignore[index]
+            place = _place(self.trainer.val_dataloaders, 0, batch_index)
             key = (VALIDATION, self.current_epoch, batch_index)
             self.sampled[0].update(self.sample(words, self.mc_epoch_samples, *key, place=place), ratings, reviews)
 
@@ -526,7 +554,7 @@ class SentimentRegressor(Experiment):
         if dataloader_idx == 0:
             self.constant_rmse.update(self.target_mean.expand_as(ratings), ratings)
         if dataloader_idx != 1 and self.mc_samples:
-            place = self.trainer.test_dataloaders[dataloader_idx].sampler.place(batch_index)  # type: ignore[index]
+            place = _place(self.trainer.test_dataloaders, dataloader_idx, batch_index)
             samples = self.sample(words, self.mc_samples, TEST, dataloader_idx, batch_index, place=place)
             self.sampled[dataloader_idx].update(samples, ratings, reviews)
 
@@ -573,7 +601,7 @@ class SentimentRegressor(Experiment):
         words, _, _ = batch
         prediction: dict[str, Any] = {"approximation": self._predict(words)}
         if self.mc_samples:
-            place = self.trainer.predict_dataloaders.sampler.place(batch_index)  # type: ignore[union-attr]
+            place = _place(self.trainer.predict_dataloaders, 0, batch_index)
             samples = self.sample(words, self.mc_samples, TEST, 0, batch_index, place=place)
             prediction |= {"mean": samples.mean(dim=0), "std": samples.std(dim=0, correction=0)}
         return prediction
@@ -581,28 +609,30 @@ class SentimentRegressor(Experiment):
     # --- other texts --------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def rate(self, texts: Sequence[str], mc_samples: int | None = None, seed: int = 0) -> Ratings:
+    def rate(self, texts: Iterable[str], mc_samples: int | None = None, seed: int = 0) -> Ratings:
         """Predict the ratings of texts, each by the mean over its chunks.
 
         The model is put into eval mode. Each of the sampled networks rates all chunks of all texts, so a rating does
         not depend on the texts beside it.
 
         Args:
-            texts: N of them.
-            mc_samples: K; by default 50, and 0 for a model without dropout.
+            texts: any iterable of N strings: a list, a column of a table, a generator. The ratings are in the order of
+                iteration; labels of a pandas column play no part.
+            mc_samples: number K of sampled networks; by default 50, and 0 for a model without dropout.
             seed: of the sampled networks.
 
         Raises:
-            TypeError: there is one text, not several.
-            ValueError: mc_samples is out of range, or it is not known how the model reads texts.
+            TypeError: texts is a single string, a table, or cannot be iterated over.
+            ValueError: there are no texts, or one is blank or no text (None, NaN, a number, bytes), and the message
+                names its position; mc_samples or seed is out of range; or it is not known how the model reads texts.
         """
-        if isinstance(texts, str):
-            raise TypeError("rate takes several texts, got one string: rate([text])")
         reader, samples = self.known_reader(), self.checked_samples(mc_samples)
+        texts = check_texts(texts)
+        check_count(0, LARGEST_SEED, seed=seed)
         self.eval()
         generator = self.generator(TEST, seed=seed)
         masks = [self.sample_masks(1, reader.chunk_length or 1, generator) for _ in range(samples)]
-        chunks = [(chunk, text) for text in range(len(texts)) for chunk in reader.chunks(texts[text])]
+        chunks = [(chunk, number) for number, text in enumerate(texts) for chunk in reader.chunks(text)]
         sums = torch.zeros(1 + samples, len(texts), dtype=torch.float64, device=self.device)
         counts = torch.zeros(len(texts), dtype=torch.float64, device=self.device)
         for start in range(0, len(chunks), BATCH):

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import re
 import shutil
 import tempfile
@@ -56,7 +57,7 @@ class Shareable(ModelHubMixin):
             OSError: it cannot be written.
             ValueError: the result file cannot be used, or is not of these parameters.
         """
-        folder = Path(save_directory)
+        folder = Path(os.path.expanduser(save_directory))
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise FileExistsError(f"{folder} is there, and is no empty folder: name another one, or delete it")
         try:
@@ -222,7 +223,7 @@ def fetch(name: str | Path, **where: Any) -> Path:
         FileNotFoundError: there is no such folder, or a file is missing.
         ConnectionError: the hub does not deliver it.
     """
-    folder = Path(name)
+    folder = Path(os.path.expanduser(name))
     if is_hub_name(name):
         try:
             folder = Path(snapshot_download(str(name), allow_patterns=[CONFIG, WEIGHTS, READER], **where))

@@ -19,6 +19,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from reproduction import print_any_text
+
 PROJECT = "variational-rnn"
 FAILURES = (wandb.errors.Error, OSError)  # of W&B, its process, its server, the disk
 # Curves; other metrics have one value. W&B keeps one definition of a metric, any one: no two patterns may fit it.
@@ -113,7 +115,7 @@ def hold(root: Path) -> None:
         return
     try:
         root.mkdir(parents=True, exist_ok=True)
-        file = (root / LOCK_FILE).open("a")
+        file = (root / LOCK_FILE).open("a", encoding="utf-8")
     except OSError as error:
         raise OSError(
             f"{root} cannot be written to ({error.strerror}): choose another folder for checkpoints and logs ({FOLDER})"
@@ -191,7 +193,7 @@ class WandbLogger(EpochsFromOne, loggers.WandbLogger):
         super().__init__(
             project=PROJECT,
             save_dir=root,
-            id=(root / ID_FILE).read_text().strip()
+            id=(root / ID_FILE).read_text(encoding="utf-8").strip()
             if known
             else os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8],
             **named,
@@ -206,7 +208,7 @@ class WandbLogger(EpochsFromOne, loggers.WandbLogger):
             self._experiment = start(**self._wandb_init)
             if self._id_file is not None and not self._experiment.disabled:
                 hold(self._id_file.parent)
-                self._id_file.write_text(f"{self._id}\n")
+                self._id_file.write_text(f"{self._id}\n", encoding="utf-8")
             self._experiment.define_metric("trainer/global_step")
             self._experiment.define_metric("epoch")
             for name in BY_STEP:
@@ -301,7 +303,7 @@ def is_running(root: Path) -> bool:
     """Whether a process still records a run in this folder."""
     if not (root / LOCK_FILE).is_file():
         return False
-    with (root / LOCK_FILE).open() as file:
+    with (root / LOCK_FILE).open(encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -335,4 +337,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    print_any_text()
     main(Path(sys.argv[1]))

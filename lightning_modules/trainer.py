@@ -19,7 +19,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
-from datamodules.common import check_at_least
+from datamodules.checks import check_count, check_number
 from datamodules.streams import TokenStreams
 from lightning_modules.ablation import test_time_choices
 from lightning_modules.checkpoints import (
@@ -77,8 +77,8 @@ class Trainer(L.Trainer):
         checkpoint_minutes: float = 10.0,
         **kwargs: Any,
     ) -> None:
-        check_at_least(0, checkpoint_minutes=checkpoint_minutes, gradient_clip_val=kwargs.get("gradient_clip_val"))
-        check_at_least(1, accumulate_grad_batches=kwargs.get("accumulate_grad_batches"))
+        check_number(0, checkpoint_minutes=checkpoint_minutes, gradient_clip_val=kwargs.get("gradient_clip_val") or 0)
+        check_count(1, accumulate_grad_batches=kwargs.get("accumulate_grad_batches", 1))
         try:
             super().__init__(*args, **kwargs)
         except (TypeError, ValueError) as error:
@@ -356,7 +356,7 @@ def _git(*arguments: str) -> str | None:
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

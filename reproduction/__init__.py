@@ -1,1 +1,15 @@
 """From result files to tables and figures, with the published numbers beside ours. Imports no model."""
+
+import io
+import os
+import sys
+
+
+def print_any_text() -> None:
+    """Let any text be printed: a terminal shows a question mark for what it lacks, files and pipes get UTF-8.
+
+    An encoding that is chosen by PYTHONIOENCODING is kept, with question marks.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        is_chosen = sys.stdout.isatty() or "PYTHONIOENCODING" in os.environ
+        sys.stdout.reconfigure(encoding=None if is_chosen else "utf-8", errors="replace")

@@ -18,6 +18,7 @@ from torch import Tensor
 from datamodules import FilmReviews
 from lightning_modules.sentiment_regressor import rmse_by_review
 from lightning_modules.trainer import provenance, write_atomically
+from reproduction import print_any_text
 
 WORDS = range(4, 5003)  # ids of the 4,999 most frequent words, as measured for protocol section 2.1
 PENALTIES = (10.0, 30.0, 100.0, 300.0, 1000.0)
@@ -109,4 +110,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    print_any_text()
     main()

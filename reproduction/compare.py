@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from reproduction import print_any_text
 from reproduction.results import Result, ResultError, load_result
 
 ABSENT = "–"
@@ -125,4 +126,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    print_any_text()
     main()

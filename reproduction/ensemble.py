@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reproduction import print_any_text
 from reproduction.results import Result, ResultError, alike, kept, load_results
 
 # What `main.py predict` calls its surprisals, and the perplexity that a test makes of them.
@@ -136,4 +137,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    print_any_text()
     main()

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+from reproduction import print_any_text
 from reproduction.results import Result, ResultError, alike, chosen_experiments, groups_with, load_results, title
 from reproduction.table import LOG, baselines
 
@@ -301,4 +302,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    print_any_text()
     main()

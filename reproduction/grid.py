@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from reproduction import print_any_text
 from reproduction.results import ResultError, load_results
 
 SWEEPS = Path(__file__).parents[1] / "configs/sweeps"
@@ -27,7 +28,7 @@ def load(name: str) -> dict[str, Any]:
     names = sorted(file.stem for file in SWEEPS.glob("*.yaml"))
     if name not in names:
         raise ValueError(f"there is no sweep {name!r} in configs/sweeps; choose from: {', '.join(names)}")
-    sweep: dict[str, Any] = yaml.safe_load((SWEEPS / f"{name}.yaml").read_text())
+    sweep: dict[str, Any] = yaml.safe_load((SWEEPS / f"{name}.yaml").read_text(encoding="utf-8"))
     return sweep
 
 
@@ -116,4 +117,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    print_any_text()
     main()

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from lightning_modules.trainer import write_atomically
+from reproduction import print_any_text
 from reproduction.figures import GREY, LOG_LABEL, PERPLEXITY, Panel, colours, name, panels
 from reproduction.results import Result, ResultError, experiments_of, groups_with, load_results
 from reproduction.table import LOG, TEXT, Section, heading, note, sections
@@ -220,4 +221,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    print_any_text()
     main()

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from reproduction import print_any_text
+
 SCRIPT = Path("cluster/run.sbatch")
 RESULT = re.compile(r"--result[= ](\S+)")
 
@@ -91,4 +93,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    print_any_text()
     main()

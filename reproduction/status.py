@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from reproduction import print_any_text
 from reproduction.slurm import Job, queue
 
 
@@ -33,7 +34,7 @@ def status(result: Path, folder: Path, job: Job | None) -> Status:
         folder: of its checkpoints and logs.
         job: its job in Slurm's queue, if there is one.
     """
-    report = json.loads(result.read_text()) if result.is_file() else {}
+    report = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
     finished = report.get("epochs", 0), report.get("planned_epochs", 0)
     log = folder / "slurm.log"
     if job is not None:
@@ -56,11 +57,11 @@ def _epochs(folder: Path) -> tuple[int, int]:
     """Epochs in a run's CSV log, and those that it is to make."""
     if not (folder / "config.yaml").is_file():
         return 0, 0
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     planned = config["trainer"]["max_epochs"]
     made = 0
     for log in folder.glob("csv/*/metrics.csv"):
-        with log.open() as file:
+        with log.open(encoding="utf-8") as file:
             ended = [row for row in csv.DictReader(file) if any(row[name] for name in row if name.startswith("train_"))]
         made = max([made, *(int(row["epoch"]) for row in ended)])
     return made, min(config.get("epochs") or planned, planned)
@@ -109,4 +110,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    print_any_text()
     main()

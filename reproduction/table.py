@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
+from reproduction import print_any_text
 from reproduction.claims import ALIKE, LAST_EPOCHS, LEARNS, MINIMUM, OSCILLATIONS_ALIKE, RISES, claims_table
 from reproduction.results import (
     GROUPS,
@@ -828,4 +829,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    print_any_text()
     main()

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from lightning_modules import tracking
 from lightning_modules.tracking import PROJECT
+from reproduction import print_any_text
 from reproduction.results import Result, ResultError, experiments_of, load_results, title
 from reproduction.table import HEADINGS, Section, heading, markdown_of, note, sections
 
@@ -204,4 +205,5 @@ def _not_created(error: Exception) -> str:
 
 
 if __name__ == "__main__":
+    print_any_text()
     main()

@@ -152,6 +152,34 @@ def test_an_output_file_has_what_would_be_printed(sentiment: str, call: Call, te
     assert f"wrote {tmp_path}/out.csv" in outcome.err
 
 
+def test_a_tilde_is_the_home_folder_in_python_and_in_options_where_no_shell_expands_it(
+    sentiment: str, call: Call, text: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text("good\n")
+    home, away = tmp_path, tmp_path / "away"
+    away.mkdir()
+    monkeypatch.chdir(away)
+    monkeypatch.setenv("HOME", str(home))
+    assert call("predict", "~/sentiment.ckpt", "~/text.txt", "--format", "csv", "--output=~/out.csv").status == 0
+    assert (home / "out.csv").is_file()
+    assert call("export", "~/sentiment.ckpt", "~/exported").status == 0
+    model = load("~/sentiment.ckpt")
+    model.save_pretrained("~/saved")
+    expected = model.rate(["good"], 2).samples  # type: ignore[union-attr, operator]
+    for folder in ("~/exported", Path("~/saved")):
+        for again in (load(folder), SentimentRegressor.from_pretrained(folder)):
+            assert torch.equal(again.rate(["good"], 2).samples, expected)  # type: ignore[union-attr, operator]
+    assert not any(away.iterdir())
+
+
+def test_without_a_home_folder_paths_are_what_they_are(
+    sentiment: str, call: Call, text: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    assert call("predict", sentiment, text("good\n"), "--format", "csv").status == 0
+    refused(call("predict", "~nobody-of-this-name/last.ckpt", text("good\n")), "there is no folder")
+
+
 def test_sequences_are_generated_reproducibly(language: str, call: Call, text: Any) -> None:
     arguments = ("predict", language, text("w1 w2\n"), "--generate", "8", "--sequences", "3", "--format", "jsonl")
     outcome = call(*arguments, "--seed", "5", "--temperature", "0.7", "--top_k", "4", "--no_unknown")
@@ -243,10 +271,10 @@ def test_a_file_that_is_no_text_of_use_is_refused(
     [
         ("--mc_samples 1", "error: --mc_samples must be 0 (the approximation alone) or from 2 to 1000, got 1"),
         ("--mc_samples 2.5", "argument --mc_samples"),
-        ("--interval 1", "between 0 and 1, got 1.0"),
-        ("--interval nan", "between 0 and 1, got nan"),
+        ("--interval 1", "error: --interval must be above 0 and below 1, got 1.0"),
+        ("--interval nan", "error: --interval must be a finite number, got nan"),
         ("--interval 0.5 --mc_samples 0", "--interval needs sampled networks"),
-        ("--seed -1", "--seed must be from 0"),
+        ("--seed -1", "error: --seed must be at least 0 and at most 9223372036854775807, got -1"),
         ("--format xml", "argument --format"),
         ("--generate 5", "--generate needs a language model; "),
         ("--top_k 5", "--top_k needs a language model and --generate"),
@@ -272,7 +300,7 @@ def test_options_of_no_use_to_a_language_model_are_refused(language: str, call: 
         "--temperature 2": "--temperature needs a language model and --generate",
         "--generate 0": "error: --generate must be at least 1 and at most 100000, got 0",
         "--generate 1000000": "error: --generate must be at least 1 and at most 100000, got 1000000",
-        "--generate 3 --temperature -1": "error: --temperature must be at least 0 and finite, got -1.0",
+        "--generate 3 --temperature -1": "error: --temperature must be at least 0, got -1.0",
         "--generate 3 --top_k 13": "error: --top_k must be at least 1 and at most 12, got 13",
         "--generate 3 --sequences 0": "error: --sequences must be at least 1",
         "--generate 3 --mc_samples 1": "error: --mc_samples must be 0 (the approximation alone) or from 2 to 1000",

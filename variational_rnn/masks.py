@@ -25,7 +25,7 @@ Seed = torch.Generator | int | None
 """Source of randomness: a generator on the masks' device, a seed for one, or torch's global generator."""
 
 
-def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
     """Check an option that has a few values.
 
     Raises:

@@ -1,13 +1,19 @@
 """What trained models say about texts that are not of their data."""
 
+import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
+import pandas
 import pytest
 import torch
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from datamodules import PennTreebank, RatedText
@@ -82,6 +88,20 @@ def test_mc_is_the_mean_probability_of_networks_that_are_each_kept_for_the_whole
     assert said.perplexity == pytest.approx(math.exp(float(said.approximation.mean())))
 
 
+@given(words=st.lists(st.sampled_from([*"abcdefghi", "\n"]), min_size=2, max_size=30), carry_state=st.booleans())
+def test_a_surprisal_does_not_depend_on_the_words_that_follow(words: list[str], carry_state: bool) -> None:
+    torch.manual_seed(0)
+    built = LanguageModel(11, 6, init_scale=1.0, carry_state=carry_state, **DROPOUT).double()
+    built.reader = LANGUAGE
+    text = " ".join(["a", *words])
+    part = " ".join(["a", *words[: len(words) // 2]])
+    whole, alone = built.surprisals(text, 2), built.surprisals(part, 2)
+    n = len(alone.words) - 1  # but for the <eos> that ends the part
+    assert whole.words[:n] == alone.words[:n]
+    for name in ("approximation", "mc", "information"):
+        assert torch.allclose(getattr(whole, name)[:n], getattr(alone, name)[:n], rtol=1e-9, atol=1e-12), name
+
+
 def test_words_are_those_that_the_model_reads_and_unknown_ones_are_told(model: Callable[..., LanguageModel]) -> None:
     said = model().surprisals("a x\nb", mc_samples=0)
     assert said.words == ["x", "<eos>", "b", "<eos>"]
@@ -97,10 +117,25 @@ def test_a_seed_gives_the_same_networks_and_another_one_others(model: Callable[.
     assert not torch.allclose(first, other)
 
 
-def test_naive_masks_are_fresh_at_each_step(model: Callable[..., LanguageModel]) -> None:
-    said = model(time_masks="fresh").surprisals(TEXT, 3)
+@pytest.mark.parametrize("rows", [3, 12, 512])
+def test_naive_masks_are_fresh_at_each_step(
+    rows: int, model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOGIT_ROWS", rows)
+    built, drawn = model(time_masks="fresh"), []
+    sample_masks = built.sample_masks
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        drawn.append(sample_masks(*arguments, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(built, "sample_masks", recorded)
+    said = built.surprisals(TEXT, 3)
     assert said.mc is not None
     assert said.mc.isfinite().all()
+    steps = torch.cat([masks.output for masks in drawn])
+    assert len(steps) == len(said.words)
+    assert len(steps.flatten(1).unique(dim=0)) == len(steps)
 
 
 def test_a_model_without_dropout_is_not_sampled_by_default_and_not_on_demand(
@@ -112,7 +147,7 @@ def test_a_model_without_dropout_is_not_sampled_by_default_and_not_on_demand(
         built.surprisals(TEXT, 3)
 
 
-@pytest.mark.parametrize("samples", [-1, 1, 1001])
+@pytest.mark.parametrize("samples", [-1, 1, 1001, 2.5, math.nan, True, "5"])
 def test_a_number_of_samples_out_of_range_is_refused(samples: int, model: Callable[..., LanguageModel]) -> None:
     with pytest.raises(ValueError, match=f"0 .*or from 2 to 1000, got {samples}"):
         model().surprisals(TEXT, samples)
@@ -126,22 +161,43 @@ def test_a_model_that_does_not_know_how_it_reads_says_what_to_do(language_model:
 # --- generation -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1e-9])
-def test_without_temperature_the_likeliest_word_is_taken(
-    temperature: float, model: Callable[..., LanguageModel]
+PROMPTS = ("a", "b c", "a b c d e", "i h\ng f e\n\nd", "c x y a", "")
+VARIED = {"init_scale": 1.0, "hidden_size": 48, "softmax_bias": False}  # what comes next depends on all that was read
+
+
+def stepped(model: LanguageModel, text: str, words: int, masks: Any = None) -> list[str]:
+    """The likeliest continuation by a network that reads one word at a time."""
+    unread = LANGUAGE.ids(text)[:-1] or [LANGUAGE.vocabulary.index("<eos>")]
+    state, continuation = None, []
+    model.eval()
+    while len(continuation) < words:
+        for word in unread:
+            with torch.no_grad():
+                logits, state = model(torch.tensor([[word]]), state, masks)
+        unread = [int(logits[0, 0].argmax())]
+        continuation.append(LANGUAGE.vocabulary[unread[0]])
+    return continuation
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1e-9}, {"top_k": 1}])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("rows", [1, 3, 512])
+def test_the_likeliest_continuation_is_that_of_a_network_that_reads_word_by_word(
+    options: dict[str, Any], cell: str, rows: int, model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built = model()
-    ids = [2, 3]
-    for _ in range(9):
-        ids.append(int(log_probs(built, torch.tensor([*ids, 0]), None)[-1].argmax()))
-    [words] = built.generate("a b", 9, temperature=temperature, sampled=False)
-    assert words == [LANGUAGE.vocabulary[i] for i in ids[2:]]
+    monkeypatch.setattr(module, "LOGIT_ROWS", rows)  # of which so many are read at once
+    built = model(cell=cell, **VARIED)
+    expected = [stepped(built, prompt, 9) for prompt in PROMPTS]
+    found = [built.generate(prompt, 9, sampled=False, sequences=2, **options) for prompt in PROMPTS]
+    assert found == [[words, words] for words in expected]
+    assert len({words[0] for words in expected}) > 3
 
 
+@pytest.mark.parametrize("changes", [{}, {"word_dropout": 0.4}, {"cell": "gru"}])
 def test_each_sequence_is_of_one_network_kept_from_the_first_word_of_the_text_to_the_end(
-    model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built, drawn = model(), []
+    built, drawn = model(**VARIED | changes), []
     sample_masks = built.sample_masks
 
     def recorded(*arguments: Any, **options: Any) -> Any:
@@ -149,16 +205,57 @@ def test_each_sequence_is_of_one_network_kept_from_the_first_word_of_the_text_to
         return drawn[-1]
 
     monkeypatch.setattr(built, "sample_masks", recorded)
-    monkeypatch.setattr(module, "LOGIT_ROWS", 6)  # the text is read in parts
-    sequences = built.generate("a b c d e\nf", 12, sequences=3, temperature=0, seed=4)
+    monkeypatch.setattr(module, "LOGIT_ROWS", 12)  # the text is read in parts
+    sequences = built.generate("a b c d e\nf", 12, sequences=6, temperature=0, seed=4)
     [masks] = drawn
-    for k, words in enumerate(sequences):
-        ids = LANGUAGE.ids("a b c d e\nf")[:-1]
-        network = masks._replace(words=None).select([k])
-        for word in words:
-            best = int(log_probs(built, torch.tensor([*ids, 0]), network)[-1].argmax())
-            assert word == LANGUAGE.vocabulary[best]
-            ids.append(best)
+    networks = [masks._replace(words=None).select([k]) for k in range(6)]
+    assert sequences == [stepped(built, "a b c d e\nf", 12, network) for network in networks]
+    assert len(set(map(tuple, sequences))) == 6
+
+
+def test_each_sequence_is_drawn_from_the_likeliest_words_of_its_own_network(
+    model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, drawn = model(**VARIED), []
+    sample_masks = built.sample_masks
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        drawn.append(sample_masks(*arguments, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(built, "sample_masks", recorded)
+    sequences = built.generate("a b c", 1, sequences=200, top_k=2, temperature=5.0, unknown=False)
+    ranks = []
+    for k, [word] in enumerate(sequences):
+        logits = log_probs(built, torch.tensor([2, 3, 4, 0]), drawn[0]._replace(words=None).select([k]))[-1]
+        logits[LANGUAGE.vocabulary.index("<unk>")] = -math.inf
+        ranks.append(int((logits > logits[LANGUAGE.vocabulary.index(word)]).sum()))
+    assert set(ranks) == {0, 1}
+
+
+def test_an_empty_text_begins_a_line(model: Callable[..., LanguageModel]) -> None:
+    built = model(**VARIED)
+    best = [int(log_probs(built, torch.tensor([i, 0]), None)[-1].argmax()) for i in range(11)]
+    after_eos = best[LANGUAGE.vocabulary.index("<eos>")]
+    assert after_eos != best[LANGUAGE.vocabulary.index("<unk>")]
+    for text in ("", "\n"):
+        assert built.generate(text, 1, temperature=0, sampled=False) == [[LANGUAGE.vocabulary[after_eos]]]
+
+
+def test_words_that_are_as_likely_as_the_last_of_the_top_k_are_not_drawn(model: Callable[..., LanguageModel]) -> None:
+    built = model(init_scale=0.0)  # all words are equally likely
+    for top_k in (1, 3, 11):
+        assert len({words[0] for words in built.generate("a", 1, sequences=300, top_k=top_k)}) == top_k
+
+
+def test_a_temperature_divides_the_logits_of_each_sequence(model: Callable[..., LanguageModel]) -> None:
+    built = model(init_scale=1.0)
+    logits = log_probs(built, torch.tensor([2, 3, 0]), None)[-1]
+    for temperature in (0.5, 1.0, 3.0):
+        drawn = built.generate("a b", 1, sequences=1000, temperature=temperature, sampled=False)
+        counts = torch.tensor([sum(words == [word] for words in drawn) for word in LANGUAGE.vocabulary])
+        expected = 1000 * (logits / temperature).softmax(dim=-1)
+        assert ((counts - expected).abs() < 4 * expected.sqrt() + 1).all()
 
 
 def test_a_seed_gives_the_same_sequences_and_another_one_others(model: Callable[..., LanguageModel]) -> None:
@@ -181,30 +278,53 @@ def test_words_are_drawn_from_the_likeliest_ones_and_not_unknown_if_so_asked(
     assert "<unk>" not in known
 
 
-def test_frequencies_of_drawn_words_are_their_probabilities(model: Callable[..., LanguageModel]) -> None:
-    built = model()
-    logits = log_probs(built, torch.tensor([2, 0]), None)[-1] / 0.5
-    drawn = built.generate("a", 1, sequences=1000, temperature=0.5, sampled=False)
-    counts = torch.tensor([sum(words == [word] for words in drawn) for word in LANGUAGE.vocabulary])
-    expected = 1000 * logits.softmax(dim=-1)
-    assert ((counts - expected).abs() < 4 * expected.sqrt() + 1).all()
+@pytest.mark.parametrize(
+    ("wrong", "allowed"),
+    [
+        ({"words": 0}, "at least 1 and at most 100000"),
+        ({"sequences": 0}, "at least 1 and at most 1000"),
+        ({"sequences": 1001}, "at least 1 and at most 1000"),
+        ({"top_k": 0}, "at least 1 and at most 11"),
+        ({"top_k": 12}, "at least 1 and at most 11"),
+        ({"seed": -1}, "at least 0 and at most 9223372036854775807"),
+        *(({name: 2.5}, "a whole number") for name in ("words", "sequences", "top_k", "seed")),
+        *(({name: True}, "a whole number") for name in ("words", "sequences", "top_k", "seed")),
+        ({"temperature": -1.0}, "at least 0"),
+        *(({"temperature": value}, "a finite number") for value in (math.inf, math.nan, "1", True, None)),
+    ],
+)
+def test_arguments_out_of_range_are_refused(
+    wrong: dict[str, Any], allowed: str, model: Callable[..., LanguageModel]
+) -> None:
+    [(name, value)] = wrong.items()
+    with pytest.raises(ValueError, match=f"^{name} must be {allowed}, got {value!r}$"):
+        model().generate("a", **{"words": 3} | wrong)
 
 
-def test_an_empty_text_begins_a_line(model: Callable[..., LanguageModel]) -> None:
-    built = model()
-    best = int(log_probs(built, torch.tensor([1, 0]), None)[-1].argmax())
-    assert built.generate("", 1, temperature=0, sampled=False) == [[LANGUAGE.vocabulary[best]]]
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, None])
+def test_a_seed_is_a_whole_number_of_63_bits(
+    seed: Any, model: Callable[..., LanguageModel], regressor: Callable[..., SentimentRegressor]
+) -> None:
+    rating = regressor(**DROPOUT)
+    rating.reader = RATED
+    for refused in (lambda: model().surprisals(TEXT, 2, seed), lambda: rating.rate(TEXTS, 2, seed)):
+        with pytest.raises(ValueError, match=f"^seed must be .*, got {seed}$"):
+            refused()
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"words": 0}, {"sequences": 0}, {"sequences": 1001}, {"top_k": 0}, {"top_k": 12}]
-    + [{"temperature": value} for value in (-1.0, math.inf, math.nan)],
+    "text", [None, math.nan, 3, b"a b", ["a b"], "a\0b", "a \ud800", pandas.Series(["a"])], ids=repr
 )
-def test_arguments_out_of_range_are_refused(wrong: dict[str, Any], model: Callable[..., LanguageModel]) -> None:
-    [(name, value)] = wrong.items()
-    with pytest.raises(ValueError, match=f"{name} must be at least .* got {value}"):
-        model().generate("a", **{"words": 3} | wrong)
+def test_what_is_no_text_is_refused(text: Any, model: Callable[..., LanguageModel]) -> None:
+    for refused in (model().surprisals, lambda text: model().generate(text, 3)):
+        with pytest.raises(ValueError, match=r"^the text is .*(, which is no text|give it a text)"):
+            refused(text)
+
+
+@pytest.mark.parametrize("text", ["", " \n\n"])
+def test_a_blank_text_has_no_surprisals(text: str, model: Callable[..., LanguageModel]) -> None:
+    with pytest.raises(ValueError, match=r"^the text is empty"):
+        model().surprisals(text)
 
 
 # --- ratings ----------------------------------------------------------------------------------------------------------
@@ -237,11 +357,87 @@ def test_a_text_is_rated_by_the_mean_over_its_chunks_under_each_network(
     assert ratings.std.min() > 0
 
 
-def test_one_string_is_not_rated_letter_by_letter(regressor: Callable[..., SentimentRegressor]) -> None:
-    model = regressor(**DROPOUT)
+@pytest.fixture
+def rating_model(regressor: Callable[..., SentimentRegressor]) -> SentimentRegressor:
+    model = regressor(**DROPOUT).double()
     model.reader = RATED
-    with pytest.raises(TypeError, match=r"got one string: rate\(\[text\]\)"):
-        model.rate(TEXTS[0])
+    return model
+
+
+FRAME = pandas.DataFrame({"text": TEXTS, "length": [3, 14, 2, 1]})
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        FRAME["text"].sort_values(),
+        FRAME["text"].sample(frac=1, random_state=1),
+        FRAME["text"][FRAME["length"] < 10],
+        FRAME.set_index("length")["text"],
+        pandas.Index(TEXTS),
+        numpy.array(TEXTS),
+        numpy.array(TEXTS, dtype=object),
+        Dataset.from_dict({"text": TEXTS})["text"],
+        tuple(TEXTS),
+        dict.fromkeys(TEXTS).keys(),
+        dict(enumerate(TEXTS)).values(),
+        iter(TEXTS),
+        (text for text in TEXTS),
+    ],
+    ids=lambda texts: type(texts).__name__,
+)
+def test_any_iterable_of_texts_is_rated_in_its_order_of_iteration(texts: Any, rating_model: SentimentRegressor) -> None:
+    texts, listed = itertools.tee(texts) if isinstance(texts, Iterator) else (texts, texts)
+    expected = rating_model.rate([str(text) for text in listed], 3)
+    ratings = rating_model.rate(texts, 3)
+    assert torch.equal(ratings.approximation, expected.approximation)
+    assert torch.equal(ratings.samples, expected.samples)
+
+
+@given(rows=st.lists(st.tuples(st.sampled_from(range(len(TEXTS))), st.integers(-3, 3)), min_size=1, max_size=9))
+def test_a_rating_depends_on_its_text_alone_in_any_selection_order_and_labelling(rows: list[tuple[int, int]]) -> None:
+    order, labels = zip(*rows, strict=True)
+    torch.manual_seed(0)
+    model = SentimentRegressor(30, embedding_size=7, hidden_size=5, **DROPOUT).double()
+    model.reader = RATED
+    expected = model.rate(TEXTS, 2)
+    chosen = model.rate(pandas.Series([TEXTS[i] for i in order], index=labels), 2)
+    assert torch.allclose(chosen.approximation, expected.approximation[list(order)], rtol=1e-12)
+    assert torch.allclose(chosen.samples, expected.samples[:, list(order)], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [None, math.nan, pandas.NA, 3, 2.5, b"bytes", "", " \n", "a\0b", "\udcff", ["w3"], Path("w3")],
+    ids=repr,
+)
+@pytest.mark.parametrize("kind", [list, lambda texts: pandas.Series(texts, index=[7, 7, 0], dtype=object)])
+def test_what_is_no_text_is_named_by_its_position(wrong: Any, kind: Any, rating_model: SentimentRegressor) -> None:
+    with pytest.raises(ValueError, match=r"^the text at position 2 \(from 0\) is .*(no text|give it a text)"):
+        rating_model.rate(kind(["w3", "w4", wrong]))
+
+
+@pytest.mark.parametrize(
+    ("texts", "named"),
+    [
+        (TEXTS[0], "got one string: put it into a list"),
+        (b"w3", "got one string"),
+        (FRAME, "got a DataFrame: pass one of its columns"),
+        ({"text": "w3"}, "got a dict: pass one of its columns, or its values"),
+        (None, r"got None \(NoneType\): pass a list"),
+        (3, r"got 3 \(int\)"),
+        (numpy.array("w3"), "ndarray"),
+    ],
+)
+def test_what_is_not_several_texts_is_refused(texts: Any, named: str, rating_model: SentimentRegressor) -> None:
+    with pytest.raises(TypeError, match=f"several texts are needed, .*{named}"):
+        rating_model.rate(texts)
+
+
+@pytest.mark.parametrize("texts", [[], FRAME["text"][FRAME["length"] > 99], (text for text in ())])
+def test_no_texts_are_refused(texts: Any, rating_model: SentimentRegressor) -> None:
+    with pytest.raises(ValueError, match="there are no texts"):
+        rating_model.rate(texts)
 
 
 def test_a_rating_does_not_depend_on_the_texts_beside_it(
@@ -286,9 +482,9 @@ def test_an_interval_of_the_approximation_is_of_one_gaussian() -> None:
     assert (float(low), float(high)) == pytest.approx((5 - 2 * 1.959964, 5 + 2 * 1.959964))
 
 
-@pytest.mark.parametrize("level", [0.0, 1.0, -1.0, math.nan])
-def test_the_level_of_an_interval_is_a_probability(level: float) -> None:
-    with pytest.raises(ValueError, match=f"between 0 and 1, got {level}"):
+@pytest.mark.parametrize("level", [0.0, 1.0, -1.0, math.nan, "0.9", True, 90])
+def test_the_level_of_an_interval_is_a_probability(level: Any) -> None:
+    with pytest.raises(ValueError, match=rf"level must be (above 0 and below 1|a finite number), got '?{level}"):
         Ratings(torch.zeros(1), torch.zeros(2, 1), None).interval(level)
     with pytest.raises(ValueError, match="no interval without"):
         Ratings(torch.zeros(1), torch.zeros(0, 1), None).interval()

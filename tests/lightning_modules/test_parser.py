@@ -148,10 +148,10 @@ def test_whatever_is_in_a_configuration_it_is_read_or_refused_by_name(
         (("fit", *DEMO, "--model.init_args.num_layers", "0"), "num_layers must be at least 1, got 0"),
         (("fit", *DEMO, "--model.init_args.init_scale", "-1"), "init_scale must be at least 0, got -1.0"),
         (("fit", *DEMO, "--model.init_args.learning_rate", "-1"), "learning_rate must be at least 0, got -1.0"),
-        (("fit", *DEMO, "--model.init_args.learning_rate_decay", "0"), "learning_rate_decay divides the learning rate"),
+        (("fit", *DEMO, "--model.init_args.learning_rate_decay", "0"), "learning_rate_decay must be above 0"),
         (
             ("fit", *DEMO, "--model.init_args.weight_decay", "1"),
-            "weight_decay is a fraction of each parameter, in [0, 1)",
+            "weight_decay must be at least 0 and below 1",
         ),
         (("fit", *DEMO, "--data.init_args.window", "0"), "window must be at least 1, got 0"),
         (("fit", *DEMO, "--data.init_args.vocab_size", "2"), "vocab_size must be at least 3, got 2"),
