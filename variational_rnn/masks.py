@@ -80,7 +80,8 @@ def sample_mask(
     """
     if p == 0.0:
         return None
-    return torch.empty(shape, device=device, dtype=dtype).bernoulli_(1.0 - p, generator=generator).div_(1.0 - p)
+    # Not in place, which torch.vmap(randomness="different") refuses.
+    return torch.empty(shape, device=device, dtype=dtype).bernoulli(1.0 - p, generator=generator).div_(1.0 - p)
 
 
 def check_mask(name: str, mask: Tensor | None, like: Tensor, **axes: int | tuple[int, int]) -> None:
