@@ -107,7 +107,7 @@ class Experiment(L.LightningModule, Shareable):
         if seed is None:
             seed = int(os.environ.get("PL_GLOBAL_SEED") or torch.initial_seed())  # the first is Lightning's
         state = np.random.SeedSequence([seed, len(key), *key]).generate_state(1, np.uint64)
-        return torch.Generator(self.device).manual_seed(int(state[0] >> 1))
+        return torch.Generator(self.device).manual_seed(int(state[0]) >> 1)
 
     @property
     def corpus(self) -> dict[str, str]:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from variational_rnn import LayerMasks, RNNMasks, VariationalGRU, VariationalLSTM, functional
 from variational_rnn.backends import cpu, fast_twin
-from variational_rnn.masks import GateMasks, TimeMasks, check_choice
-from variational_rnn.modules import Backend
+from variational_rnn.masks import Choice, GateMasks, TimeMasks
+from variational_rnn.modules import Backend, outside_of_graphs
 
 GateActivation = Literal["sigmoid", "hard_sigmoid"]
 CandidateActivation = Literal["tanh", "sigmoid"]
@@ -44,6 +44,9 @@ class KerasLSTM(VariationalLSTM):
         ValueError: a probability is not in [0, 1), or a choice is unknown.
     """
 
+    gate_activation = Choice("sigmoid", "hard_sigmoid")
+    dropout_scale = Choice("training", "test")
+
     def __init__(
         self,
         input_size: int,
@@ -66,12 +69,11 @@ class KerasLSTM(VariationalLSTM):
             time_masks=time_masks,
             backend=backend,
         )
-        check_choice("gate_activation", gate_activation, ("sigmoid", "hard_sigmoid"))
-        check_choice("dropout_scale", dropout_scale, ("training", "test"))
         self.gate_activation = gate_activation
         self.dropout_scale = dropout_scale
         _without_second_bias(self)
 
+    @outside_of_graphs
     def forward(  # type: ignore[override]
         self, input: Tensor, hx: None = None, masks: RNNMasks | None = None
     ) -> tuple[Tensor, Any]:
@@ -121,6 +123,11 @@ class KerasGRU(VariationalGRU):
         ValueError: a probability is not in [0, 1), or a choice is unknown.
     """
 
+    gate_activation = Choice("sigmoid", "hard_sigmoid")
+    dropout_scale = Choice("training", "test")
+    candidate_activation = Choice("tanh", "sigmoid")
+    reset_gate = Choice("after", "before")
+
     def __init__(
         self,
         input_size: int,
@@ -145,16 +152,13 @@ class KerasGRU(VariationalGRU):
             time_masks=time_masks,
             backend=backend,
         )
-        check_choice("gate_activation", gate_activation, ("sigmoid", "hard_sigmoid"))
-        check_choice("dropout_scale", dropout_scale, ("training", "test"))
         self.gate_activation = gate_activation
-        check_choice("candidate_activation", candidate_activation, ("tanh", "sigmoid"))
-        check_choice("reset_gate", reset_gate, ("after", "before"))
         self.candidate_activation = candidate_activation
         self.reset_gate = reset_gate
         self.dropout_scale = dropout_scale
         _without_second_bias(self)
 
+    @outside_of_graphs
     def forward(  # type: ignore[override]
         self, input: Tensor, hx: None = None, masks: RNNMasks | None = None
     ) -> tuple[Tensor, Any]:

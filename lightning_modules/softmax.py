@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from variational_rnn.backends import cpu
+from variational_rnn.backends.autograd import differentiable_gradients, is_plain
 
 ROWS = 64  # for fewer, torch's product is faster
 TEMPERATURE = 20.0  # tau of the augmented loss
@@ -32,7 +32,8 @@ def softmax_nll(
     Words that are like the target are expected, too. No gradient goes through y, unless `learn_expected`.
 
     On the CPU the gradient is computed along with the loss, in the memory of the logits: one [N, V] buffer instead of
-    three, and with gamma one more, of a row for each type among the targets. Elsewhere torch's own functions are used.
+    three, and with gamma one more, of a row for each type among the targets. Elsewhere torch's own functions are used,
+    and so they are where the gradient is to be differentiated again (create_graph=True).
     Under autocast, logits are rounded (one of 10 by up to 0.03 in bfloat16) only by torch's functions and only where
     there is a gradient.
 
@@ -53,13 +54,27 @@ def softmax_nll(
     rows = len(targets)
     if not gamma:
         embedding = None
-    if (rows >= ROWS or torch.is_autocast_enabled("cpu")) and cpu.refusal_of(hidden, weight, bias, embedding) is None:
+    is_worth_it = rows >= ROWS or torch.is_autocast_enabled("cpu")
+    if is_worth_it and is_plain(targets) and cpu.refusal_of(hidden, weight, bias, embedding) is None:
         with_gradient = torch.is_grad_enabled() and any(
             tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias, embedding)
         )
         if embedding is not None and not learn_expected:
             embedding = embedding.detach()
         return _SoftmaxNLL.apply(hidden.float(), weight, bias, targets, scale, embedding, gamma, with_gradient)
+    return _by_torch(hidden, weight, bias, targets, scale, embedding, gamma, learn_expected)
+
+
+def _by_torch(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    scale: float,
+    embedding: Tensor | None,
+    gamma: float,
+    learn_expected: bool,
+) -> tuple[Tensor, Tensor]:
     if torch.is_grad_enabled():
         logits = F.linear(hidden, weight, bias)
     else:
@@ -88,7 +103,6 @@ class _SoftmaxNLL(torch.autograd.Function):
         gamma: float,
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
-        bias = None if bias is None else bias.contiguous()
         logits = cpu.matmul(hidden, weight.t(), bias)
         dembedding = None
         factor, with_sum = scale if with_gradient else None, with_gradient and bias is not None
@@ -114,15 +128,25 @@ class _SoftmaxNLL(torch.autograd.Function):
                 dembedding = cpu.matmul(dproduct.t(), vectors * scales)
                 dembedding.index_add_(0, types, cpu.matmul(dproduct, embedding) * scales)
         if with_gradient:
-            ctx.save_for_backward(cpu.matmul(gradient, weight), cpu.matmul(gradient.t(), hidden), dbias, dembedding)
+            gradients = cpu.matmul(gradient, weight), cpu.matmul(gradient.t(), hidden), dbias, dembedding
+            ctx.save_for_backward(*gradients, hidden, weight, bias, embedding, targets)
+            ctx.scale, ctx.gamma = scale, gamma
         ctx.mark_non_differentiable(nll)
         return loss * scale, nll
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dloss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = ctx.saved_tensors
-        if dloss.item() != 1.0:  # it is 1 where this is the loss, which spares a pass over the gradients
-            gradients = tuple(None if gradient is None else gradient * dloss for gradient in gradients)
+        saved = ctx.saved_tensors  # once, as torch.utils.checkpoint demands
+        *gradients, hidden, weight, bias, embedding, targets = saved
+        if torch.is_grad_enabled() or not is_plain(dloss, *saved):
+
+            def loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, embedding: Tensor | None) -> tuple[Tensor]:
+                with torch.autocast("cpu", enabled=False):
+                    learned = embedding is not None and embedding.requires_grad
+                    return _by_torch(hidden, weight, bias, targets, ctx.scale, embedding, ctx.gamma, learned)[:1]
+
+            gradients = differentiable_gradients(loss, [hidden, weight, bias, embedding], [dloss])
+        elif dloss.item() != 1.0:  # it is 1 where this is the loss, which spares a pass over the gradients
+            gradients = [None if gradient is None else gradient * dloss for gradient in gradients]
         dhidden, dweight, dbias, dembedding = gradients
         return dhidden, dweight, dbias, None, None, dembedding, None, None

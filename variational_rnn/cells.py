@@ -43,24 +43,12 @@ class _VariationalCellBase(RecurrentDropout, nn.RNNCellBase):
 
         Raises:
             TypeError: input, hx or masks are of the wrong type.
-            ValueError: dropout is live and masks are missing, or masks do not fit; input or hx have the wrong form.
+            ValueError: dropout is live and masks are missing, or masks do not fit.
+            ValueError, RuntimeError: input or hx have the wrong form, as torch.nn raises them.
         """
         if not isinstance(input, Tensor):
             raise TypeError(f"input must be a tensor, got {type(input).__name__}")
-        if input.dim() not in (1, 2) or input.size(-1) != self.input_size:
-            raise ValueError(
-                f"{type(self).__name__}: expected input [B, {self.input_size}] or [{self.input_size}], "
-                f"got {list(input.shape)}"
-            )
-        batch_size = input.size(0) if input.dim() == 2 else 1
-        self._check_state_type(hx)
-        given = () if hx is None else hx if self.mode == "LSTM" else (hx,)
-        for name, part in zip(("h", "c"), given, strict=False):
-            expected = [batch_size, self.hidden_size][2 - input.dim() :]
-            if list(part.shape) != expected:
-                raise ValueError(
-                    f"{type(self).__name__}: expected {name} of hx to be {expected}, got {list(part.shape)}"
-                )
+        batch_size = self._check_sizes(input, hx)
         if masks is None:
             if self.dropout_is_live and (self.input_dropout or self.recurrent_dropout or self.memory_dropout):
                 raise ValueError(
@@ -74,6 +62,7 @@ class _VariationalCellBase(RecurrentDropout, nn.RNNCellBase):
         if all(mask is None for mask in masks):
             return super().forward(input, hx)
 
+        given = () if hx is None else hx if self.mode == "LSTM" else (hx,)
         x = input.reshape(1, batch_size, self.input_size)
         state_size = (batch_size, self.hidden_size)
         state = (
@@ -86,6 +75,34 @@ class _VariationalCellBase(RecurrentDropout, nn.RNNCellBase):
         if input.dim() == 1:
             state = tuple(part.squeeze(0) for part in state)
         return state if self.mode == "LSTM" else state[0]
+
+    def _check_sizes(self, input: Tensor, hx: Any) -> int:
+        """Check input and state, with the exceptions and words of torch.nn; returns the number of sequences."""
+        self._check_state_type(hx)
+        name = type(self).__name__
+        if input.dim() not in (1, 2):
+            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if input.size(-1) != self.input_size:
+            raise RuntimeError(
+                f"{name}: input has inconsistent input_size: got {input.size(-1)} expected {self.input_size}"
+            )
+        batch_size = input.size(0) if input.dim() == 2 else 1
+        for index, part in enumerate(() if hx is None else hx if self.mode == "LSTM" else (hx,)):
+            if part.dim() not in (1, 2):
+                hidden = f"hx[{index}]" if self.mode == "LSTM" else "hidden"
+                raise ValueError(f"{name}: Expected {hidden} to be 1D or 2D, got {part.dim()}D instead")
+            if part.dim() != input.dim():
+                raise RuntimeError(f"{name}: For {input.dim()}D input, hidden{index} should also be {input.dim()}D")
+            if part.size(-1) != self.hidden_size:
+                raise RuntimeError(
+                    f"{name}: hidden{index} has inconsistent hidden_size: got {part.size(-1)}, "
+                    f"expected {self.hidden_size}"
+                )
+            if part.dim() == 2 and part.size(0) != batch_size:
+                raise RuntimeError(
+                    f"{name}: Input batch size {batch_size} doesn't match hidden{index} batch size {part.size(0)}"
+                )
+        return batch_size
 
 
 class VariationalLSTMCell(_VariationalCellBase, nn.LSTMCell):
@@ -139,9 +156,7 @@ class VariationalLSTMCell(_VariationalCellBase, nn.LSTMCell):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)
-        self._set_dropout(input_dropout, recurrent_dropout, memory_dropout, gate_masks)
-        check_choice("memory_scale", memory_scale, ("read", "loop"))
-        self.memory_scale = memory_scale
+        self._set_dropout(input_dropout, recurrent_dropout, gate_masks, memory_dropout, memory_scale)
 
 
 class VariationalGRUCell(_VariationalCellBase, nn.GRUCell):
@@ -168,7 +183,7 @@ class VariationalGRUCell(_VariationalCellBase, nn.GRUCell):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)
-        self._set_dropout(input_dropout, recurrent_dropout, 0.0, gate_masks)
+        self._set_dropout(input_dropout, recurrent_dropout, gate_masks)
 
 
 class VariationalRNNCell(_VariationalCellBase, nn.RNNCell):
@@ -199,5 +214,5 @@ class VariationalRNNCell(_VariationalCellBase, nn.RNNCell):
     ) -> None:
         check_choice("nonlinearity", nonlinearity, ("tanh", "relu"))  # torch.nn looks at it in the first step only
         super().__init__(input_size, hidden_size, bias, nonlinearity, device=device, dtype=dtype)
-        self._set_dropout(input_dropout, recurrent_dropout, 0.0, gate_masks)
+        self._set_dropout(input_dropout, recurrent_dropout, gate_masks)
         self.mode = f"RNN_{nonlinearity.upper()}"

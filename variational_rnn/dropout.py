@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from variational_rnn.masks import (
+    Choice,
     MaskSharing,
+    Probability,
     Seed,
     TimeMasks,
-    check_choice,
     check_mask,
-    check_probability,
     generator_of,
     sample_mask,
 )
@@ -34,6 +34,10 @@ class VariationalDropout(DropoutModule):
         ValueError: p is not in [0, 1), or a choice is unknown.
     """
 
+    p = Probability()
+    time_masks = Choice("constant", "fresh")
+    mask_sharing = Choice("sequence", "batch")
+
     def __init__(
         self,
         p: float,
@@ -43,9 +47,7 @@ class VariationalDropout(DropoutModule):
         mask_sharing: MaskSharing = "sequence",
     ) -> None:
         super().__init__()
-        check_choice("time_masks", time_masks, ("constant", "fresh"))
-        check_choice("mask_sharing", mask_sharing, ("sequence", "batch"))
-        self.p = check_probability("p", p)
+        self.p = p
         self.time_masks = time_masks
         self.batch_first = batch_first
         self.mask_sharing = mask_sharing

@@ -7,11 +7,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from variational_rnn.masks import (
+    Choice,
     MaskSharing,
+    Probability,
     Seed,
-    check_choice,
     check_mask,
-    check_probability,
     generator_of,
     sample_mask,
 )
@@ -52,6 +52,10 @@ class VariationalEmbedding(DropoutModule, nn.Embedding):
         [2.0, 0.0, 2.0, 2.0, 0.0]
     """
 
+    word_dropout = Probability()
+    word_masks = Choice("type", "token")
+    mask_sharing = Choice("sequence", "batch")
+
     def __init__(
         self,
         num_embeddings: int,
@@ -64,9 +68,7 @@ class VariationalEmbedding(DropoutModule, nn.Embedding):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, **kwargs)
-        check_choice("word_masks", word_masks, ("type", "token"))
-        check_choice("mask_sharing", mask_sharing, ("sequence", "batch"))
-        self.word_dropout = check_probability("word_dropout", word_dropout)
+        self.word_dropout = word_dropout
         self.word_masks = word_masks
         self.mask_sharing = mask_sharing
         self.batch_first = batch_first

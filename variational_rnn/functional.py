@@ -180,6 +180,22 @@ def unroll(
     Returns:
         The hidden states [T, B, P] in the order of x, and the final state.
     """
+    x_gates = masked_linear(x, weights.ih, weights.bias_ih, masks.input)
+    return unroll_gates(mode, x_gates, state, weights, masks, lengths=lengths, reverse=reverse, hard_gates=hard_gates)
+
+
+def unroll_gates(
+    mode: str,
+    x_gates: Tensor,
+    state: State,
+    weights: Weights,
+    masks: LayerMasks,
+    *,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    hard_gates: bool = False,
+) -> tuple[Tensor, State]:
+    """The time steps of `unroll`, with its arguments, on an input product W x + b, [T, B, G*H]."""
     steps: dict[str, Step] = {
         "LSTM": partial(
             lstm_step,
@@ -196,18 +212,19 @@ def unroll(
     if masks.memory is not None and weights.hr is None:  # a projected h is a mixture of cells and stays
         h, c = state
         state = (h * (masks.memory != 0), c)
-    # unbind, not indexing: the gradient of each x_gates[t] would be a zero tensor of the size of all x_gates.
-    x_gates = masked_linear(x, weights.ih, weights.bias_ih, masks.input).unbind(0)
+    times = range(x_gates.size(0))
     valid = None
     if lengths is not None:
-        valid = (torch.arange(x.size(0), device=x.device).unsqueeze(1) < lengths).unsqueeze(-1)  # [T, B, 1]
+        valid = (torch.arange(len(times), device=x_gates.device).unsqueeze(1) < lengths).unsqueeze(-1)  # [T, B, 1]
+    # unbind, not indexing: the gradient of each x_gates[t] would be a zero tensor of the size of all x_gates.
+    x_gates_t = x_gates.unbind(0)
     recurrent = masks.recurrent
     outputs: list[Tensor] = []
-    for t in reversed(range(x.size(0))) if reverse else range(x.size(0)):
+    for t in reversed(times) if reverse else times:
         mask = None if recurrent is None else recurrent[t if recurrent.size(0) > 1 else 0]
         h_gates = masked_linear(state[0], weights.hh, weights.bias_hh, mask)
         # Autocast computes gates in lower precision; the state stays in its own.
-        new_state = tuple(new.to(old.dtype) for new, old in zip(step(x_gates[t], h_gates, state), state, strict=True))
+        new_state = tuple(new.to(old.dtype) for new, old in zip(step(x_gates_t[t], h_gates, state), state, strict=True))
         if valid is not None:
             new_state = tuple(torch.where(valid[t], new, old) for new, old in zip(new_state, state, strict=True))
         state = new_state

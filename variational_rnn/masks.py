@@ -46,6 +46,36 @@ def check_probability(name: str, p: float) -> float:
     return float(p)
 
 
+class Probability:
+    """An attribute of a module that is checked whenever it is set: a probability to drop."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, module: Any, owner: type | None = None) -> float:
+        return module.__dict__[self.name]
+
+    def __set__(self, module: Any, p: float) -> None:
+        module.__dict__[self.name] = check_probability(self.name, p)
+
+
+class Choice:
+    """An attribute of a module that is checked whenever it is set: one of a few values."""
+
+    def __init__(self, *allowed: str) -> None:
+        self.allowed = allowed
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, module: Any, owner: type | None = None) -> Any:
+        return module.__dict__[self.name]
+
+    def __set__(self, module: Any, value: str) -> None:
+        check_choice(self.name, value, self.allowed)
+        module.__dict__[self.name] = value
+
+
 def generator_of(seed: Seed, device: torch.device) -> torch.Generator | None:
     """The generator to draw masks from: the given one, or one made from a seed.
 
@@ -80,7 +110,8 @@ def sample_mask(
     """
     if p == 0.0:
         return None
-    return torch.empty(shape, device=device, dtype=dtype).bernoulli_(1.0 - p, generator=generator).div_(1.0 - p)
+    # Not in place, which torch.vmap(randomness="different") refuses.
+    return torch.empty(shape, device=device, dtype=dtype).bernoulli(1.0 - p, generator=generator).div_(1.0 - p)
 
 
 def check_mask(name: str, mask: Tensor | None, like: Tensor, **axes: int | tuple[int, int]) -> None:

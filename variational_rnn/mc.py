@@ -23,6 +23,12 @@ class DropoutModule(nn.Module):
         """Whether a forward pass without given masks samples masks."""
         return self.training or self._mc_contexts > 0
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuse torch.jit.script, which would stop at the annotations of `forward`."""
+        raise NotImplementedError(
+            f"torch.jit.script does not know {type(self).__name__}: use torch.export, or torch.jit.trace in eval mode"
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave open contexts behind: they do not close for a copy."""
         return {name: value for name, value in super().__getstate__().items() if name != "_mc_contexts"}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +15,23 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from variational_rnn import functional
 from variational_rnn.backends import cpu, fast_twin
 from variational_rnn.masks import (
+    Choice,
     GateMasks,
     LayerMasks,
     MaskSharing,
     MemoryScale,
+    Probability,
     RNNMasks,
     Seed,
     TimeMasks,
-    check_choice,
     check_mask,
-    check_probability,
     generator_of,
     sample_mask,
 )
 from variational_rnn.mc import DropoutModule
 
 Backend = Literal["auto", "reference"]
+ForwardT = TypeVar("ForwardT", bound=Callable[..., Any])
 
 # Without them torch's LSTM raises in bfloat16 on a CPU. Asked for once, since the question cannot be traced.
 CPU_HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -37,21 +41,48 @@ LONG = 64  # steps from which on torch's gradient of packed sequences is slow on
 KERNELS = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}
 
 
+def outside_of_graphs(forward: ForwardT) -> ForwardT:
+    """Decorate a forward pass that torch.compile leaves out of its graphs, as it does those of torch.nn's layers.
+
+    Otherwise it would unroll the time steps: a minute of compilation for each length, and slower than the backends.
+    `torch._dynamo.config.allow_rnn` asks for that.
+    """
+    left_out = functools.cache(torch.compiler.disable)
+
+    @functools.wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        dynamo: Any = sys.modules.get("torch._dynamo")  # whose import takes a second: nothing is compiled without it
+        if dynamo is None or torch.compiler.is_compiling() or dynamo.config.allow_rnn:
+            return forward(*args, **kwargs)
+        return left_out(forward)(*args, **kwargs)
+
+    return cast(ForwardT, call)
+
+
 class RecurrentDropout(DropoutModule):
     """What layers and cells share: the probabilities, and drawing and checking the masks of one layer."""
 
     mode: str
     hidden_size: int
-    memory_scale: MemoryScale = "read"
+    input_dropout = Probability()
+    recurrent_dropout = Probability()
+    memory_dropout = Probability()
+    gate_masks = Choice("tied", "untied")
+    memory_scale = Choice("read", "loop")
 
     def _set_dropout(
-        self, input_dropout: float, recurrent_dropout: float, memory_dropout: float, gate_masks: GateMasks
+        self,
+        input_dropout: float,
+        recurrent_dropout: float,
+        gate_masks: GateMasks,
+        memory_dropout: float = 0.0,
+        memory_scale: MemoryScale = "read",
     ) -> None:
-        check_choice("gate_masks", gate_masks, ("tied", "untied"))
-        self.input_dropout = check_probability("input_dropout", input_dropout)
-        self.recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
-        self.memory_dropout = check_probability("memory_dropout", memory_dropout)
+        self.input_dropout = input_dropout
+        self.recurrent_dropout = recurrent_dropout
         self.gate_masks = gate_masks
+        self.memory_dropout = memory_dropout
+        self.memory_scale = memory_scale
 
     def _sample_layer(
         self,
@@ -108,26 +139,34 @@ class RecurrentDropout(DropoutModule):
         return ", ".join([*parts, f"gate_masks={self.gate_masks!r}"])
 
 
+def _refuse_projection(proj_size: int) -> None:
+    if proj_size:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")  # torch.nn's words
+
+
 class _VariationalBase(RecurrentDropout, nn.RNNBase):
     """What the three layers share: sampling masks, and running layers and directions over any form of input."""
 
     weight_ih_l0: Tensor
+    time_masks = Choice("constant", "fresh")
+    mask_sharing = Choice("sequence", "batch")
+    backend = Choice("auto", "reference")
 
     def _init_dropout(
         self,
-        input_dropout: float,
-        recurrent_dropout: float,
-        memory_dropout: float,
-        gate_masks: GateMasks,
         time_masks: TimeMasks,
         mask_sharing: MaskSharing,
         backend: Backend,
         dropout: float,
+        surplus: tuple[Any, ...],
+        **probabilities_and_gates: Any,
     ) -> None:
-        if not isinstance(self.bidirectional, bool):
+        if surplus or not isinstance(self.bidirectional, bool):
+            allowed = "True or False, and the last positional argument" if surplus else "True or False"
+            got = ", ".join(map(repr, (self.bidirectional, *surplus)))
             raise TypeError(
-                f"bidirectional must be True or False, got {self.bidirectional!r}; torch.nn has dropout in this place: "
-                "use input_dropout instead, and name arguments behind batch_first"
+                f"bidirectional must be {allowed}, got {got}; torch.nn has dropout in this place: use input_dropout "
+                "instead, and name arguments behind batch_first"
             )
         if dropout != 0:
             raise ValueError(
@@ -135,10 +174,7 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
                 "which drops every layer's input by one mask per sequence or, with time_masks='fresh', by another at "
                 "every time step"
             )
-        check_choice("time_masks", time_masks, ("constant", "fresh"))
-        check_choice("mask_sharing", mask_sharing, ("sequence", "batch"))
-        check_choice("backend", backend, ("auto", "reference"))
-        self._set_dropout(input_dropout, recurrent_dropout, memory_dropout, gate_masks)
+        self._set_dropout(**probabilities_and_gates)
         self.time_masks = time_masks
         self.mask_sharing = mask_sharing
         self.backend = backend
@@ -183,6 +219,7 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
             )
         )
 
+    @outside_of_graphs
     def forward(self, input: Tensor | PackedSequence, hx: Any = None, masks: RNNMasks | None = None) -> tuple[Any, Any]:
         """Run the network over sequences, as torch.nn.LSTM, GRU and RNN do.
 
@@ -332,18 +369,20 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
         if hx is None:
             return tuple(self.weight_ih_l0.new_zeros(shape) for shape in shapes)
         state = []
-        for name, part, shape in zip("hc", hx if self.mode == "LSTM" else (hx,), shapes, strict=False):
-            if part.dim() != (2 if unbatched else 3):
+        dim = 2 if unbatched else 3
+        for index, (part, shape) in enumerate(zip(hx if self.mode == "LSTM" else (hx,), shapes, strict=True)):
+            name = f"hidden[{index}]" if self.mode == "LSTM" else "hidden"  # as torch.nn calls it
+            if part.dim() != dim:
                 raise RuntimeError(
-                    f"For {'unbatched' if unbatched else 'batched'} input, {name} of hx must have "
-                    f"{2 if unbatched else 3} dimensions, got {list(part.shape)}"
+                    f"For {'unbatched' if unbatched else 'batched'} {dim}-D input, {name} should also be {dim}-D "
+                    f"but got {part.dim()}-D tensor"
                 )
             if part.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-                raise RuntimeError(f"Expected {name} of hx to have the dtype of the input, {x.dtype}, got {part.dtype}")
+                raise RuntimeError(f"Expected {name} to have the dtype of the input, {x.dtype}, got {part.dtype}")
             if part.device != x.device:
-                raise RuntimeError(f"Expected {name} of hx on the device of the input, {x.device}, got {part.device}")
+                raise RuntimeError(f"Expected {name} on the device of the input, {x.device}, got {part.device}")
             part = part.unsqueeze(1) if unbatched else part
-            self.check_hidden_size(part, shape, f"Expected {name} of hx to be {{}}, got {{}}")
+            self.check_hidden_size(part, shape, f"Expected {name} size {{}}, got {{}}")
             state.append(part.to(self.weight_ih_l0.dtype))
         return tuple(state)
 
@@ -356,7 +395,7 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
             raise TypeError(f"input must be a tensor or a PackedSequence, got {type(input).__name__}")
         if input.dim() not in (2, 3):
             raise ValueError(
-                f"{type(self).__name__}: expected input of 2 or 3 dimensions, got {input.dim()}: {list(input.shape)}"
+                f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead: {list(input.shape)}"
             )
         batched = input.unsqueeze(1) if input.dim() == 2 else input
         self.check_input(batched, None)
@@ -367,7 +406,7 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
             steps, batch_size = batch_size, steps
         if steps == 0:
             raise RuntimeError(
-                f"{type(self).__name__}: expected a sequence of at least one time step, got input {list(input.shape)}"
+                f"{type(self).__name__}: Expected sequence length to be larger than 0, got input {list(input.shape)}"
             )
         return batch_size, steps
 
@@ -430,23 +469,31 @@ class VariationalLSTM(_VariationalBase, nn.LSTM):
             batch shares its masks, else the fast backend of the device where it can compute the layer, else the
             reference.
         dropout: torch.nn's noise between layers; must be 0.
+        surplus: nothing; what positional arguments written for torch.nn leave over is refused.
         device: of the parameters.
         dtype: of the parameters.
 
     Raises:
         ValueError: a probability is not in [0, 1), or a choice is unknown.
-        TypeError: bidirectional is no bool, as in positional arguments written for torch.nn.
+        TypeError: bidirectional is no bool, or more follows it, as in positional arguments written for torch.nn.
 
     Limitations:
-        * `torch.compile` leaves the layer out of its graphs, as it does torch.nn.LSTM. With
-          `torch._dynamo.config.allow_rnn` the reference is compiled, the time steps unrolled.
+        * `torch.compile` leaves the layer out of its graphs, as it does torch.nn.LSTM: the layer and the function that
+          calls it run as they do without. With `torch._dynamo.config.allow_rnn` the reference is compiled, the time
+          steps unrolled: this takes about a minute for each length, and runs slower than the fast backends.
         * `torch.export` and `torch.onnx.export` fix the number of time steps, as they do for torch.nn.LSTM, not the
           number of sequences. In eval mode ONNX gets its LSTM operator; masks given as an input, or drawn in the graph,
           give an unrolled graph.
-        * `torch.jit.script` does not know the layer; `torch.jit.trace` works in eval mode. Where a tool asks for
-          torch.nn.LSTM itself, as for quantisation, let one load this layer's state_dict.
-        * Double backward works where torch.nn.LSTM's does (not with cuDNN), and always with backend="reference"; the
-          fast backends refuse it.
+        * `torch.jit.script` refuses the layer; `torch.jit.trace` works in eval mode.
+        * Tools that look for torch.nn.LSTM by its very type miss this layer: `quantize_dynamic` leaves it in float, and
+          Opacus has no gradients of single sequences for it. Load this layer's state_dict into a torch.nn.LSTM, or with
+          Opacus into its DPLSTM.
+        * `torch.fx.symbolic_trace` takes torch.nn's layers for leaves; this one needs a Tracer whose is_leaf_module
+          says so.
+        * Double backward works with and without the fast backends: the reference computes the gradient that is
+          differentiated again. With nothing dropped it works where torch.nn.LSTM's does (not with cuDNN).
+        * Tensors without memory of their own (fake tensors, DTensor and other wrapper subclasses), torch.func and
+          dispatch modes are left to the reference.
 
     Example:
         >>> import torch
@@ -465,7 +512,7 @@ class VariationalLSTM(_VariationalBase, nn.LSTM):
         bias: bool = True,
         batch_first: bool = False,
         bidirectional: bool = False,
-        *,
+        *surplus: Any,
         proj_size: int = 0,
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
@@ -484,10 +531,10 @@ class VariationalLSTM(_VariationalBase, nn.LSTM):
             device=device, dtype=dtype,
         )  # fmt: skip
         self._init_dropout(
-            input_dropout, recurrent_dropout, memory_dropout, gate_masks, time_masks, mask_sharing, backend, dropout
-        )
-        check_choice("memory_scale", memory_scale, ("read", "loop"))
-        self.memory_scale = memory_scale
+            time_masks, mask_sharing, backend, dropout, surplus, input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout, gate_masks=gate_masks, memory_dropout=memory_dropout,
+            memory_scale=memory_scale,
+        )  # fmt: skip
 
 
 class VariationalGRU(_VariationalBase, nn.GRU):
@@ -495,11 +542,11 @@ class VariationalGRU(_VariationalBase, nn.GRU):
 
     The GRU is torch's: the reset gate multiplies the recurrent product. The mask multiplies h where it enters that
     product, not the h that the update gate carries on. Arguments and limitations are those of `VariationalLSTM`,
-    without memory_dropout, memory_scale and proj_size.
+    without memory_dropout and memory_scale; proj_size must be 0.
 
     Raises:
         ValueError: a probability is not in [0, 1), or a choice is unknown.
-        TypeError: bidirectional is no bool, as in positional arguments written for torch.nn.
+        TypeError: bidirectional is no bool, or more follows it, as in positional arguments written for torch.nn.
     """
 
     def __init__(
@@ -510,7 +557,7 @@ class VariationalGRU(_VariationalBase, nn.GRU):
         bias: bool = True,
         batch_first: bool = False,
         bidirectional: bool = False,
-        *,
+        *surplus: Any,
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         gate_masks: GateMasks = "tied",
@@ -518,29 +565,32 @@ class VariationalGRU(_VariationalBase, nn.GRU):
         mask_sharing: MaskSharing = "sequence",
         backend: Backend = "auto",
         dropout: float = 0.0,
+        proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _refuse_projection(proj_size)
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, 0.0, bidirectional, device=device, dtype=dtype
         )
         self._init_dropout(
-            input_dropout, recurrent_dropout, 0.0, gate_masks, time_masks, mask_sharing, backend, dropout
-        )
+            time_masks, mask_sharing, backend, dropout, surplus, input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout, gate_masks=gate_masks,
+        )  # fmt: skip
 
 
 class VariationalRNN(_VariationalBase, nn.RNN):
     """`torch.nn.RNN` with dropout on inputs and recurrent connections, one mask per sequence kept over time.
 
-    Arguments and limitations are those of `VariationalLSTM`, without memory_dropout, memory_scale and proj_size; with
-    one gate, tied and untied are the same.
+    Arguments and limitations are those of `VariationalLSTM`, without memory_dropout and memory_scale; proj_size must be
+    0; with one gate, tied and untied are the same.
 
     Args:
         nonlinearity: "tanh" or "relu", in the place where torch.nn.RNN has it.
 
     Raises:
         ValueError: a probability is not in [0, 1), or a choice is unknown.
-        TypeError: bidirectional is no bool, as in positional arguments written for torch.nn.
+        TypeError: bidirectional is no bool, or more follows it, as in positional arguments written for torch.nn.
     """
 
     def __init__(
@@ -552,7 +602,7 @@ class VariationalRNN(_VariationalBase, nn.RNN):
         bias: bool = True,
         batch_first: bool = False,
         bidirectional: bool = False,
-        *,
+        *surplus: Any,
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         gate_masks: GateMasks = "tied",
@@ -560,13 +610,16 @@ class VariationalRNN(_VariationalBase, nn.RNN):
         mask_sharing: MaskSharing = "sequence",
         backend: Backend = "auto",
         dropout: float = 0.0,
+        proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        _refuse_projection(proj_size)
         super().__init__(
             input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, 0.0, bidirectional,
             device=device, dtype=dtype,
         )  # fmt: skip
         self._init_dropout(
-            input_dropout, recurrent_dropout, 0.0, gate_masks, time_masks, mask_sharing, backend, dropout
-        )
+            time_masks, mask_sharing, backend, dropout, surplus, input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout, gate_masks=gate_masks,
+        )  # fmt: skip

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from lightning_modules.softmax import softmax_nll
 from variational_rnn.backends import cpu
@@ -65,6 +66,42 @@ def test_it_is_cross_entropy_of_a_linear_layer_with_its_gradients(
         # Saturated probabilities hang on the rounding of logits of some 10,000s.
         tolerance = 1e-5 if magnitude == 1.0 else 0.05
         assert (one - other).abs().max() <= tolerance * max(1.0, other.abs().max())
+
+
+@pytest.mark.parametrize("rows", [10, 70])  # of torch's functions, and of the fast ones
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+@pytest.mark.parametrize("learn_expected", [False, True])
+def test_a_gradient_penalty_trains_as_with_torchs_functions(rows, gamma, learn_expected, monkeypatch):
+    tensors = [torch.randn(size, 8, requires_grad=True) for size in (rows, 33, 33)]
+    bias, targets = torch.randn(33, requires_grad=True), torch.randint(33, (rows,))
+
+    def gradients():
+        hidden, weight, embedding = tensors
+        loss, _ = softmax_nll(hidden, weight, bias, targets, 0.1, embedding, gamma, learn_expected)
+        first = torch.autograd.grad(3 * loss, [hidden, weight, bias], create_graph=True)
+        penalized = loss + 10 * sum(gradient.square().sum() for gradient in first)
+        return *first, *torch.autograd.grad(penalized, [*tensors, bias], allow_unused=True)
+
+    ours = gradients()
+    monkeypatch.setattr(cpu, "refusal_of", lambda *_: "left to torch")
+    torch.testing.assert_close(ours, gradients(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_jacobian_of_the_loss_may_be_vectorized():
+    hidden, weight, targets = torch.randn(70, 8), torch.randn(33, 8), torch.randint(33, (70,))
+    at_once, one_by_one = (
+        torch.autograd.functional.jacobian(
+            lambda hidden: softmax_nll(hidden, weight, None, targets)[0][None], hidden, vectorize=vectorize
+        )
+        for vectorize in (True, False)
+    )
+    torch.testing.assert_close(at_once, one_by_one)
+
+
+def test_under_a_dispatch_mode_torchs_functions_compute():
+    hidden, weight, targets = torch.randn(70, 8), torch.randn(33, 8), torch.randint(33, (70,))
+    traced = make_fx(lambda hidden: softmax_nll(hidden, weight, None, targets)[0])(torch.randn(70, 8))
+    torch.testing.assert_close(traced(hidden), softmax_nll(hidden, weight, None, targets)[0])
 
 
 def test_without_gradient_the_losses_are_the_same():

@@ -270,14 +270,32 @@ NONE = LayerMasks()
 @pytest.mark.parametrize(
     ("ours", "x", "hx", "error", "message"),
     [
-        (VariationalGRUCell, torch.zeros(2, 7), None, ValueError, "expected input [B, 3] or [3], got [2, 7]"),
-        (VariationalGRUCell, torch.zeros(5, 2, 3), None, ValueError, "expected input [B, 3] or [3], got [5, 2, 3]"),
-        (VariationalGRUCell, torch.tensor(0.0), None, ValueError, "expected input [B, 3] or [3], got []"),
-        (VariationalGRUCell, X, torch.zeros(3, 4), ValueError, "expected h of hx to be [2, 4], got [3, 4]"),
-        (VariationalRNNCell, X, torch.zeros(2, 5), ValueError, "expected h of hx to be [2, 4], got [2, 5]"),
-        (VariationalRNNCell, X, torch.zeros(1, 2, 4), ValueError, "expected h of hx to be [2, 4], got [1, 2, 4]"),
-        (VariationalGRUCell, X[0], H[:1], ValueError, "expected h of hx to be [4], got [1, 4]"),
-        (VariationalLSTMCell, X, (H, H[0]), ValueError, "expected c of hx to be [2, 4], got [4]"),
+        (
+            VariationalGRUCell,
+            torch.zeros(2, 7),
+            None,
+            RuntimeError,
+            "input has inconsistent input_size: got 7 expected 3",
+        ),
+        (VariationalGRUCell, torch.zeros(5, 2, 3), None, ValueError, "Expected input to be 1D or 2D, got 3D instead"),
+        (VariationalGRUCell, torch.tensor(0.0), None, ValueError, "Expected input to be 1D or 2D, got 0D instead"),
+        (
+            VariationalGRUCell,
+            X,
+            torch.zeros(3, 4),
+            RuntimeError,
+            "size 2 doesn't match hidden0 batch size 3",
+        ),
+        (
+            VariationalRNNCell,
+            X,
+            torch.zeros(2, 5),
+            RuntimeError,
+            "hidden0 has inconsistent hidden_size: got 5, expected 4",
+        ),
+        (VariationalRNNCell, X, torch.zeros(1, 2, 4), ValueError, "Expected hidden to be 1D or 2D, got 3D instead"),
+        (VariationalGRUCell, X[0], H[:1], RuntimeError, "For 1D input, hidden0 should also be 1D"),
+        (VariationalLSTMCell, X, (H, H[0]), RuntimeError, "For 2D input, hidden1 should also be 2D"),
         (VariationalLSTMCell, X, H, TypeError, "hx of a VariationalLSTMCell must be a pair of tensors (h, c)"),
         (VariationalLSTMCell, X, (H,), TypeError, "must be a pair of tensors (h, c), got tuple"),
         (VariationalLSTMCell, X, (H, None), TypeError, "must be a pair of tensors (h, c), got tuple"),
@@ -288,6 +306,26 @@ NONE = LayerMasks()
 )
 def test_wrong_input_and_states_are_refused_with_and_without_masks(ours, x, hx, masks, error, message):
     with pytest.raises(error, match=re.escape(message)):
+        ours(3, 4)(x, hx, masks)
+
+
+@pytest.mark.parametrize("masks", [None, LayerMasks(torch.ones(1, 1, 1, 3))], ids=["none", "given"])
+@pytest.mark.parametrize(
+    ("ours", "torchs"),
+    [(VariationalLSTMCell, nn.LSTMCell), (VariationalGRUCell, nn.GRUCell), (VariationalRNNCell, nn.RNNCell)],
+)
+@pytest.mark.parametrize(
+    ("x_shape", "h_shape"),
+    [((2, 7), None), ((7,), None), ((5, 2, 3), None), ((2, 3), (2, 5)), ((2, 3), (3, 4)), ((2, 3), (1, 2, 4)),
+     ((3,), (5,)), ((3,), (1, 1, 4))],
+)  # fmt: skip
+def test_wrong_sizes_are_refused_as_torchs_cells_refuse_them(ours, torchs, x_shape, h_shape, masks):
+    x, hx = torch.zeros(x_shape), None if h_shape is None else torch.zeros(h_shape)
+    hx = (hx, hx) if hx is not None and ours is VariationalLSTMCell else hx
+    with pytest.raises((RuntimeError, ValueError)) as torchs_error:
+        torchs(3, 4)(x, hx)
+    message = str(torchs_error.value).removeprefix(f"{torchs.__name__}: ")
+    with pytest.raises(torchs_error.type, match=re.escape(message)):
         ours(3, 4)(x, hx, masks)
 
 

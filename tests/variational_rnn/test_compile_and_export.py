@@ -7,6 +7,7 @@ import torch
 import torch.utils.checkpoint
 from safetensors.torch import load_model, save_model
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from variational_rnn import (
     VariationalDropout,
@@ -18,6 +19,7 @@ from variational_rnn import (
     VariationalRNN,
     VariationalRNNCell,
 )
+from variational_rnn.backends import cpu
 
 DROPOUT = {"input_dropout": 0.3, "recurrent_dropout": 0.5}
 any_layer = pytest.mark.parametrize("ours", [VariationalLSTM, VariationalGRU, VariationalRNN])
@@ -64,6 +66,47 @@ def test_a_compiled_model_computes_the_same_with_the_recurrent_layer_left_out_of
     model = Tagger(ours).train(training)
     compiled = torch.compile(model, backend="aot_eager")
     assert_same_with_gradients(compiled, model, torch.randint(8, (5, 3)))
+
+
+@pytest.mark.parametrize(
+    ("ours", "torchs"), [(VariationalLSTM, nn.LSTM), (VariationalGRU, nn.GRU), (VariationalRNN, nn.RNN)]
+)
+def test_compilation_makes_as_few_graphs_and_breaks_as_around_torchs_layer_whatever_the_lengths(ours, torchs):
+    class Head(nn.Module):
+        def forward(self, h):
+            return h.tanh().square()
+
+    class Model(nn.Module):
+        def __init__(self, rnn):
+            super().__init__()
+            self.rnn, self.head = rnn, Head()
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0])
+
+    def compiled(rnn):
+        torch.compiler.reset()
+        torch._dynamo.utils.counters.clear()
+        graphs = CompileCounter()
+        model = torch.compile(Model(rnn), backend=graphs)
+        for steps in range(5, 15):
+            model(torch.randn(steps, 3, 4)).sum().backward()
+        return graphs.frame_count, graphs.op_count, sum(torch._dynamo.utils.counters["graph_break"].values())
+
+    graphs, operations, breaks = compiled(ours(4, 6, 2, **DROPOUT))
+    assert graphs > 0
+    assert (graphs, operations) == compiled(torchs(4, 6, 2))[:2]
+    assert breaks <= 1
+
+
+@pytest.mark.parametrize("ours", [VariationalLSTM, VariationalGRU, VariationalRNN])
+def test_in_a_compiled_model_the_fast_backend_computes(ours, monkeypatch):
+    if cpu.extension() is None:
+        pytest.skip("the fast CPU backend cannot be built here")
+    unroll, calls = cpu.unroll, []
+    monkeypatch.setattr(cpu, "unroll", lambda *args, **kwargs: calls.append(args) or unroll(*args, **kwargs))
+    torch.compile(Tagger(ours), backend="eager")(torch.randint(8, (5, 3))).sum().backward()
+    assert len(calls) == 2
 
 
 @slowly
@@ -213,3 +256,33 @@ def test_a_layer_and_torchs_read_each_others_safetensors(tmp_path):
     for other in (VariationalLSTM(3, 4, num_layers=2), torch.nn.LSTM(3, 4, num_layers=2)):
         load_model(other.eval(), tmp_path / "layer.safetensors")
         assert torch.equal(other(x)[0], layer(x)[0])
+
+
+@pytest.mark.parametrize(
+    "module", [VariationalLSTM(3, 4), VariationalGRUCell(3, 4), VariationalEmbedding(3, 4), VariationalDropout(0.5)]
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script")
+def test_scripting_is_refused_with_what_works_instead(module):
+    with pytest.raises(NotImplementedError, match=f"{type(module).__name__}: use torch.export, or torch.jit.trace"):
+        torch.jit.script(nn.Sequential(module))
+
+
+@any_layer
+def test_a_tracer_that_takes_the_layer_for_a_leaf_traces_the_model_around_it(ours):
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, module, name):
+            return isinstance(module, nn.RNNBase) or super().is_leaf_module(module, name)
+
+    model = nn.Sequential(ours(3, 4, **DROPOUT)).eval()
+    traced, x = torch.fx.GraphModule(model, Tracer().trace(model)), torch.randn(5, 2, 3)
+    torch.testing.assert_close(traced(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_layer_of_torch_that_loads_the_parameters_can_be_quantized():
+    lstm, plain = VariationalLSTM(8, 16, **DROPOUT).eval(), nn.LSTM(8, 16).eval()
+    plain.load_state_dict(lstm.state_dict())
+    quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(plain), {nn.LSTM})
+    assert type(quantized[0]) is not nn.LSTM
+    x = torch.randn(5, 2, 8)
+    torch.testing.assert_close(quantized(x)[0], lstm(x)[0], atol=0.05, rtol=0)

@@ -232,20 +232,6 @@ def test_the_same_seed_gives_the_same_masks_whatever_the_backend():
 
 
 @is_built
-def test_double_backward_is_refused_and_the_reference_has_it():
-    fast, reference = layer_and_its_reference("gru", 3, 4, **DROPOUT)
-    x, masks = torch.randn(5, 2, 3, requires_grad=True), fast.sample_masks(2)
-
-    def twice(rnn):
-        [gradient] = torch.autograd.grad(rnn(x, masks=masks)[0].square().sum(), x, create_graph=True)
-        gradient.square().sum().backward()
-        return x.grad
-
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        twice(fast)
-    assert twice(reference).any()
-
-
 def test_what_it_does_not_compute_is_left_to_the_reference(monkeypatch):
     def unroll(*args, **kwargs):
         raise AssertionError("the fast backend ran")

@@ -126,6 +126,34 @@ def test_it_runs_in_training_and_the_reference_does_not(layer, monkeypatch):
 
 
 @any_layer
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_gradient_that_is_differentiated_again_is_the_references(layer, autocast):
+    lower = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # the interpreter has no products of bfloat16
+    fast, reference = layer_and_its_reference(layer, 3, 4, **DROPOUT, bidirectional=True)
+    x, masks = torch.randn(3, 2, 3, device=DEVICE, requires_grad=True), fast.sample_masks(2)
+
+    def gradients(rnn):
+        with torch.autocast(DEVICE, lower, enabled=autocast):
+            _, state = rnn(pack_padded_sequence(x, torch.tensor([2, 3]), enforce_sorted=False), masks=masks)
+            loss = rnn(x, state, masks)[0].square().sum()
+        first = torch.autograd.grad(loss, [x, *rnn.parameters()], create_graph=True)
+        return *first, *torch.autograd.grad(sum(part.square().sum() for part in first), [x, *rnn.parameters()])
+
+    assert_close_for_their_size(gradients(fast), gradients(reference), 0.05 if autocast else 1e-5)
+
+
+@any_layer
+def test_batched_gradients_are_the_references(layer):
+    fast, reference = layer_and_its_reference(layer, 3, 4, **DROPOUT)
+    x, masks = torch.randn(3, 2, 3, device=DEVICE, requires_grad=True), fast.sample_masks(2)
+    batched = torch.randn(4, 3, 2, 4, device=DEVICE)
+    gradients = (
+        torch.autograd.grad(rnn(x, masks=masks)[0], x, batched, is_grads_batched=True) for rnn in (fast, reference)
+    )
+    assert_close_for_their_size(*gradients)
+
+
+@any_layer
 def test_saturated_gates_stay_finite_and_equal_the_references(layer):
     fast, reference = layer_and_its_reference(layer, 3, 20, **DROPOUT)
     x = (1e4 * torch.randn(3, 2, 3, device=DEVICE)).requires_grad_()

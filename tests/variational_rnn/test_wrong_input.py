@@ -8,7 +8,18 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from variational_rnn import LayerMasks, RNNMasks, VariationalGRU, VariationalLSTM, VariationalRNN
+from variational_rnn import (
+    LayerMasks,
+    RNNMasks,
+    VariationalDropout,
+    VariationalEmbedding,
+    VariationalGRU,
+    VariationalGRUCell,
+    VariationalLSTM,
+    VariationalLSTMCell,
+    VariationalRNN,
+    VariationalRNNCell,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -42,13 +53,17 @@ def table(argnames, rows):
         "features": (torch.zeros(5, 2, 7), RuntimeError, "input_size. Expected 3, got 7"),
         "features of one sequence": (torch.zeros(5, 7), RuntimeError, "input_size. Expected 3, got 7"),
         "features, packed": (pack_sequence([torch.zeros(2, 7)]), RuntimeError, "input_size. Expected 3, got 7"),
-        "1 dimension": (torch.zeros(3), ValueError, "expected input of 2 or 3 dimensions, got 1: [3]"),
-        "4 dimensions": (X[..., None], ValueError, "expected input of 2 or 3 dimensions, got 4: [5, 2, 3, 1]"),
+        "1 dimension": (torch.zeros(3), ValueError, "Expected input to be 2D or 3D, got 1D instead: [3]"),
+        "4 dimensions": (X[..., None], ValueError, "Expected input to be 2D or 3D, got 4D instead: [5, 2, 3, 1]"),
         "integers": (X.long(), ValueError, "input dtype (torch.int64) does not match weight dtype (torch.float32)"),
         "double precision": (X.double(), ValueError, "input dtype (torch.float64) does not match"),
         "integers, packed": (pack_sequence([X.long()[:, 0]]), ValueError, "input dtype (torch.int64) does not match"),
-        "no step": (X[:0], RuntimeError, "at least one time step, got input [0, 2, 3]"),
-        "no step of one sequence": (X_UNBATCHED[:0], RuntimeError, "at least one time step, got input [0, 3]"),
+        "no step": (X[:0], RuntimeError, "to be larger than 0, got input [0, 2, 3]"),
+        "no step of one sequence": (
+            X_UNBATCHED[:0],
+            RuntimeError,
+            "to be larger than 0, got input [0, 3]",
+        ),
         "a list": ([[0.0] * 3], TypeError, "input must be a tensor or a PackedSequence, got list"),
         "an array": (X.numpy(), TypeError, "input must be a tensor or a PackedSequence, got ndarray"),
         "nothing": (None, TypeError, "input must be a tensor or a PackedSequence, got NoneType"),
@@ -63,7 +78,7 @@ def test_a_wrong_input_is_refused(ours, training, scheme, x, error, message):
 @any_layer
 @any_mode
 def test_no_step_is_refused_with_batch_first_too(ours, training, scheme):
-    with pytest.raises(RuntimeError, match=re.escape("at least one time step, got input [2, 0, 3]")):
+    with pytest.raises(RuntimeError, match=re.escape("to be larger than 0, got input [2, 0, 3]")):
         layer_of(ours, training, scheme, batch_first=True)(torch.zeros(2, 0, 3))
 
 
@@ -89,6 +104,25 @@ def test_a_state_of_the_wrong_form_is_refused(ours, training, scheme, x, hx, mes
         layer_of(ours, training, scheme)(x, state_of(ours, hx))
 
 
+@pytest.mark.parametrize("scheme", [{}, DROPOUT])
+@pytest.mark.parametrize(
+    ("ours", "torchs"), [(VariationalLSTM, nn.LSTM), (VariationalGRU, nn.GRU), (VariationalRNN, nn.RNN)]
+)
+@pytest.mark.parametrize(
+    ("x_shape", "h_shape"),
+    [((5, 2, 7), None), ((3,), None), ((0, 2, 3), None), ((5, 2, 3), (1, 3, 4)), ((5, 2, 3), (1, 2, 5)),
+     ((5, 2, 3), (2, 4)), ((5, 3), (1, 1, 4))],
+)  # fmt: skip
+def test_wrong_sizes_are_refused_as_torchs_layers_refuse_them(ours, torchs, x_shape, h_shape, scheme):
+    x, hx = torch.zeros(x_shape), None if h_shape is None else state_of(ours, torch.zeros(h_shape))
+    with pytest.raises((RuntimeError, ValueError)) as torchs_error:
+        torchs(3, 4)(x, hx)
+    begin = str(torchs_error.value).removeprefix(f"{torchs.__name__}: ")
+    words = begin.split(" in RNN")[0].split(", hx")[0].split(" tensor instead")[0]
+    with pytest.raises(torchs_error.type, match=re.escape(words)):
+        ours(3, 4, **scheme)(x, hx)
+
+
 @any_layer
 @any_mode
 @pytest.mark.parametrize("shape", [(1, 1, 4), (2, 2, 4), (1, 2, 5)], ids=["batch", "layers", "size"])
@@ -107,7 +141,7 @@ def test_a_state_of_another_size_than_a_packed_input_is_refused_before_torchs_ke
 @any_layer
 @pytest.mark.parametrize("scheme", [{}, {"mask_sharing": "batch"}])
 def test_with_masks_on_a_state_of_another_dtype_is_refused_naming_both(ours, scheme):
-    with pytest.raises(RuntimeError, match=r"h of hx .* input, torch\.float32, got torch\.float64"):
+    with pytest.raises(RuntimeError, match=r"hidden.* input, torch\.float32, got torch\.float64"):
         layer_of(ours, scheme=scheme)(X, state_of(ours, H.double()))
 
 
@@ -263,10 +297,11 @@ def test_a_wrong_option_is_refused_naming_it_what_was_given_and_what_is_allowed(
 
 
 @pytest.mark.parametrize("ours", [VariationalGRU, VariationalRNN])
-@pytest.mark.parametrize("kwargs", [{"proj_size": 2}, {"memory_dropout": 0.5}])
-def test_what_only_an_lstm_has_is_refused_by_name(ours, kwargs):
-    with pytest.raises(TypeError, match=f"'{next(iter(kwargs))}'"):
-        ours(3, 4, **kwargs)
+def test_what_only_an_lstm_has_is_refused_by_name(ours):
+    with pytest.raises(TypeError, match="'memory_dropout'"):
+        ours(3, 4, memory_dropout=0.5)
+    with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM"):
+        ours(3, 4, proj_size=2)
 
 
 @pytest.mark.parametrize("proj_size", [-1, 4, 5])
@@ -286,7 +321,7 @@ def test_a_projection_that_is_not_smaller_than_the_layer_is_refused(proj_size):
 )
 def test_dropout_in_the_place_where_torch_has_it_is_not_taken_for_bidirectional(ours, torchs, arguments, rest):
     torchs(*arguments, *rest)
-    with pytest.raises(TypeError, match=r"bidirectional must be True or False|positional arguments"):
+    with pytest.raises(TypeError, match=r"bidirectional must be True or False.*use input_dropout instead, and name"):
         ours(*arguments, *rest)
 
 
@@ -331,3 +366,40 @@ def test_a_seed_may_be_an_integer_of_numpy():
     rnn = VariationalGRU(3, 4, input_dropout=0.5)
     one, same = (rnn.sample_masks(2, generator=seed).layers[0].input for seed in (numpy.int64(3), 3))
     assert torch.equal(one, same)
+
+
+@any_layer
+def test_a_probability_is_checked_whenever_it_is_set(ours):
+    rnn = ours(3, 4, recurrent_dropout=0.5)
+    with pytest.raises(ValueError, match=r"recurrent_dropout is the probability to drop .* got 1\.0"):
+        rnn.recurrent_dropout = 1.0
+    assert rnn.recurrent_dropout == 0.5
+    rnn.recurrent_dropout = 0
+    assert rnn.sample_masks(2).layers[0].recurrent is None
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [
+        *((layer, name, value) for layer in [
+            VariationalLSTM(3, 4), VariationalGRU(3, 4), VariationalRNN(3, 4),
+            VariationalLSTMCell(3, 4), VariationalGRUCell(3, 4), VariationalRNNCell(3, 4),
+        ] for name, value in [("input_dropout", -0.1), ("recurrent_dropout", 1), ("gate_masks", "united")]),
+        *((layer, name, value) for layer in [VariationalLSTM(3, 4), VariationalLSTMCell(3, 4)]
+          for name, value in [("memory_dropout", 1.0), ("memory_scale", "write")]),
+        *((VariationalLSTM(3, 4), name, value)
+          for name, value in [("time_masks", "naive"), ("mask_sharing", "all"), ("backend", "fast")]),
+        (VariationalEmbedding(3, 4), "word_dropout", True),
+        (VariationalEmbedding(3, 4), "word_masks", "row"),
+        (VariationalEmbedding(3, 4), "mask_sharing", None),
+        (VariationalDropout(0.5), "p", 1.0),
+        (VariationalDropout(0.5), "time_masks", "once"),
+        (VariationalDropout(0.5), "mask_sharing", 1),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else repr(value),
+)  # fmt: skip
+def test_what_the_constructor_refuses_cannot_be_set_later(module, name, value):
+    before = getattr(module, name)
+    with pytest.raises(ValueError, match=f"^{name} .*got {value!r}$"):
+        setattr(module, name, value)
+    assert getattr(module, name) == before

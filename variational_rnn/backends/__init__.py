@@ -12,6 +12,7 @@ from torch import Tensor
 
 from variational_rnn import functional
 from variational_rnn.backends import cpu
+from variational_rnn.backends.autograd import is_plain
 from variational_rnn.masks import LayerMasks
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ def fast_twin(x: Tensor, state: functional.State, weights: functional.Weights, m
         return None
     if x.device.type == "cpu":
         return cpu if cpu.refusal_of(x, *state, *weights, *masks) is None else None
-    if x.device.type != "cuda" or torch.version.hip or cpu.is_traced():
+    if x.device.type != "cuda" or torch.version.hip or not is_plain(x, *state, *weights, *masks):
         return None
     parameters_are_float32 = all(tensor is None or tensor.dtype == torch.float32 for tensor in (*state, *weights))
     return cuda_twin(torch.cuda.get_device_capability(x.device)) if parameters_are_float32 else None

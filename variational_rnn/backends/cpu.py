@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from variational_rnn import functional
+from variational_rnn.backends.autograd import differentiable_gradients, is_plain
 from variational_rnn.masks import LayerMasks
 
 log = logging.getLogger(__name__)
@@ -136,20 +136,13 @@ def refusal_of(x: Tensor, *others: Tensor | None) -> str | None:
         return "it keeps parameters, state and masks in float32"
     if x.dtype != torch.float32 and not (autocast and x.dtype == torch.bfloat16):
         return f"it reads float32, and under autocast bfloat16, not {x.dtype}"
-    if is_traced():
-        return "the call is traced"
+    if not is_plain(x, *given):
+        return "the call is traced, or a tensor is not plain memory"
     if autocast and torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return f"it has no products of {torch.get_autocast_dtype('cpu')}"
     if extension() is None:
         return "it could not be built"
     return None
-
-
-def is_traced() -> bool:
-    """Whether torch looks on what is called, by tensors that hold no data of their own."""
-    return (
-        torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._functorch.maybe_current_level() is not None
-    )
 
 
 def _precision() -> int:
@@ -172,8 +165,14 @@ def unroll(
     if masks.memory is not None:
         state = (state[0] * (masks.memory != 0), state[1])
     c_0 = state[1] if mode == "LSTM" else None
-    h, h_T, c_T = _Unroll.apply(mode, reverse, hard_gates, lengths, masks, x.float(), state[0], c_0, *weights[:4])
+    tensors = (_in_memory(tensor) for tensor in (x.float(), state[0], c_0, *weights[:4]))
+    masks = LayerMasks(*(_in_memory(mask) for mask in masks))
+    h, h_T, c_T = _Unroll.apply(mode, reverse, hard_gates, lengths, masks, *tensors)
     return h, ((h_T, c_T) if mode == "LSTM" else (h_T,))
+
+
+def _in_memory(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous().resolve_neg()
 
 
 def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -189,6 +188,7 @@ def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         [M, N].
     """
+    a, b, bias = a.resolve_neg(), b.resolve_neg(), _in_memory(bias)
     if 1 not in a.stride():
         a = a.contiguous()
     out = b.new_empty(a.size(0), b.size(1))
@@ -283,10 +283,6 @@ def softmax_(
     return entropy, others
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
 def _step(mask: Tensor, dim: int) -> int:
     return mask.stride(dim) if mask.size(dim) > 1 else 0
 
@@ -343,9 +339,6 @@ class _Unroll(torch.autograd.Function):
         bias_ih: Tensor | None,
         bias_hh: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        x, h_0, weight_ih, weight_hh = (tensor.contiguous() for tensor in (x, h_0, weight_ih, weight_hh))
-        c_0 = _contiguous(c_0)
-        masks = LayerMasks(*(_contiguous(mask) for mask in masks))
         (steps, batch, _), hidden = x.shape, h_0.size(1)
         bias = bias_n = None
         if bias_ih is not None and bias_hh is not None:
@@ -366,24 +359,29 @@ class _Unroll(torch.autograd.Function):
         lib.vrnn_forward(ctypes.byref(layer))
         ctx.mode, ctx.precision, ctx.reverse, ctx.hard_gates = mode, precision, reverse, hard_gates
         ctx.lengths = lengths
-        ctx.has_bias = bias is not None
-        ctx.save_for_backward(x, h_0, c_0, weight_ih, weight_hh, gate, product_n, h, c, *masks)
+        ctx.save_for_backward(
+            x, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh, gate, product_n, h, c, *masks
+        )  # fmt: skip
         ctx.set_materialize_grads(False)
         last = 0 if reverse else steps - 1
         return h, h[last].clone(), None if c is None else c[last].clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dh: Tensor | None, dh_T: Tensor | None, dc_T: Tensor | None) -> tuple[Any, ...]:
-        x, h_0, c_0, weight_ih, weight_hh, gate, product_n, h, c, *masks = ctx.saved_tensors
-        dh, dh_T, dc_T = _contiguous(dh), _contiguous(dh_T), _contiguous(dc_T)
+        saved = ctx.saved_tensors  # once, as torch.utils.checkpoint demands
+        inputs, (gate, product_n, h, c), masks = saved[:7], saved[7:11], LayerMasks(*saved[11:])
+        if torch.is_grad_enabled() or not is_plain(dh, dh_T, dc_T, *saved):
+            return *(None,) * 5, *_gradients_by_reference(ctx, inputs, masks, (dh, dh_T, dc_T))
+        x, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh = inputs
+        dh, dh_T, dc_T = _in_memory(dh), _in_memory(dh_T), _in_memory(dc_T)
         dx = torch.empty_like(x) if ctx.needs_input_grad[5] else None
         dh_0, dc_0 = torch.empty_like(h_0), None if c_0 is None else torch.empty_like(c_0)
         dweight_ih, dweight_hh = torch.empty_like(weight_ih), torch.empty_like(weight_hh)
-        dbias = x.new_empty(gate.size(-1)) if ctx.has_bias else None
-        dbias_n = torch.empty_like(h_0[0]) if ctx.has_bias and ctx.mode == "GRU" else None
+        has_bias = bias_ih is not None and bias_hh is not None
+        dbias = x.new_empty(gate.size(-1)) if has_bias else None
+        dbias_n = torch.empty_like(h_0[0]) if has_bias and ctx.mode == "GRU" else None
         layer = _layer(
-            ctx.mode, ctx.precision, ctx.reverse, ctx.hard_gates, LayerMasks(*masks), x, h_0, c0=c_0,
+            ctx.mode, ctx.precision, ctx.reverse, ctx.hard_gates, masks, x, h_0, c0=c_0,
             lengths=ctx.lengths, weight_ih=weight_ih, weight_hh=weight_hh, gate=gate, product_n=product_n, h=h, c=c,
             dh=dh, dh_T=dh_T, dc_T=dc_T, dx=dx, dh0=dh_0, dc0=dc_0, dweight_ih=dweight_ih, dweight_hh=dweight_hh,
             dbias=dbias, dbias_n=dbias_n,
@@ -393,4 +391,21 @@ class _Unroll(torch.autograd.Function):
         dbias_hh = dbias
         if dbias is not None and dbias_n is not None:
             dbias_hh = torch.cat([dbias[: 2 * h_0.size(1)], dbias_n])
-        return None, None, None, None, None, dx, dh_0, dc_0, dweight_ih, dweight_hh, dbias, dbias_hh
+        return *(None,) * 5, dx, dh_0, dc_0, dweight_ih, dweight_hh, dbias, dbias_hh
+
+
+def _gradients_by_reference(
+    ctx: Any, inputs: tuple[Tensor | None, ...], masks: LayerMasks, gradients: tuple[Tensor | None, ...]
+) -> list[Tensor | None]:
+    """The gradients of `_Unroll` by the reference: with a graph of their own where one is wanted."""
+
+    def unroll(x: Tensor, h_0: Tensor, c_0: Tensor | None, *weights: Any) -> tuple[Tensor, ...]:
+        state = (h_0,) if c_0 is None else (h_0, c_0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=ctx.precision == BF16):
+            h, final = functional.unroll(
+                ctx.mode, x, state, functional.Weights(*weights), masks, lengths=ctx.lengths, reverse=ctx.reverse,
+                hard_gates=ctx.hard_gates,
+            )  # fmt: skip
+        return h, *final
+
+    return differentiable_gradients(unroll, inputs, gradients[: 3 if ctx.mode == "LSTM" else 2])

@@ -15,12 +15,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from variational_rnn import functional
+from variational_rnn.backends.autograd import differentiable_gradients, is_plain
 from variational_rnn.masks import LayerMasks
 
 LSTM, GRU, RNN_TANH, RNN_RELU = (tl.constexpr(kind) for kind in range(4))
@@ -335,6 +336,7 @@ def unroll(
         reverse,
         precision,
         products,
+        (x, weights.ih, bias, masks.input),
         lengths,
         masks.recurrent,
         masks.memory,
@@ -433,6 +435,7 @@ class _Steps(torch.autograd.Function):
         reverse: bool,
         precision: torch.dtype,
         products: str,
+        input_product: tuple[Tensor | None, ...],
         lengths: Tensor | None,
         recurrent: Tensor | None,
         memory: Tensor | None,
@@ -442,8 +445,11 @@ class _Steps(torch.autograd.Function):
         weight: Tensor,
         bias_n: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        weight = weight.to(precision).contiguous()
-        recurrent, memory = (None if mask is None else mask.contiguous() for mask in (recurrent, memory))
+        given = h_0, c_0, weight, bias_n
+        weight = weight.to(precision).contiguous().resolve_neg()
+        recurrent, memory, bias_n = (
+            None if tensor is None else tensor.contiguous().resolve_neg() for tensor in (recurrent, memory, bias_n)
+        )
         with torch.cuda.device_of(x_gates):  # Triton launches on the current device
             gate, product_n, h, c = _forward(
                 x_gates,
@@ -458,17 +464,22 @@ class _Steps(torch.autograd.Function):
                 reverse=reverse,
                 products=products,
             )
-        ctx.constants, ctx.has_bias_n = {"mode": mode, "reverse": reverse, "products": products}, bias_n is not None
-        ctx.save_for_backward(gate, product_n, h, c, weight, recurrent, memory, lengths)
+        ctx.constants, ctx.precision = {"mode": mode, "reverse": reverse, "products": products}, precision
+        ctx.has_bias_n = bias_n is not None
+        ctx.save_for_backward(gate, product_n, h, c, weight, recurrent, memory, lengths, *input_product, *given)
         assert h is not None
         last = 0 if reverse else -1
         states = h[:-1] if reverse else h[1:]
         return states.clone(), h[last].clone(), None if c is None else c[last].clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dh: Tensor, dh_T: Tensor, dc_T: Tensor | None) -> tuple[Any, ...]:
-        gate, product_n, h, c, weight, recurrent, memory, lengths = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once, as torch.utils.checkpoint demands
+        gate, product_n, h, c, weight, recurrent, memory, lengths, *given = saved
+        if torch.is_grad_enabled() or not is_plain(dh, dh_T, dc_T, *saved):
+            masks = LayerMasks(None, recurrent, memory)
+            gradients = (dh, dh_T) if c is None else (dh, dh_T, dc_T)
+            return *(None,) * 8, *_gradients_by_reference(ctx, masks, lengths, given, gradients)
         dh, dh_T = dh.contiguous(), dh_T.contiguous()
         with torch.cuda.device_of(gate):
             dgate, dgate_h, dh_0, dc_0 = _backward(
@@ -484,4 +495,26 @@ class _Steps(torch.autograd.Function):
             parts.append(d.flatten(0, 1).t().to(weight.dtype) @ read.flatten(0, 1).to(weight.dtype))
         dweight = torch.cat(parts).float()
         dbias_n = dgate_h[..., 2 * h.size(-1) :].sum((0, 1)) if ctx.has_bias_n else None
-        return None, None, None, None, None, None, None, dgate, dh_0, dc_0, dweight, dbias_n
+        return *(None,) * 8, dgate, dh_0, dc_0, dweight, dbias_n
+
+
+def _gradients_by_reference(
+    ctx: Any, masks: LayerMasks, lengths: Tensor | None, given: list[Tensor], gradients: tuple[Tensor | None, ...]
+) -> list[Tensor | None]:
+    """The gradients of `_Steps` by the reference: with a graph of their own where one is wanted."""
+    x, weight_ih, bias, input_mask, *tensors = given
+    autocast = torch.autocast(x.device.type, ctx.precision, enabled=ctx.precision != torch.float32)
+
+    def unroll(x_gates: Tensor, h_0: Tensor, c_0: Tensor | None, weight: Tensor, bias_n: Any) -> tuple[Tensor, ...]:
+        state = (h_0,) if c_0 is None else (h_0, c_0)
+        bias_hh = None if bias_n is None else F.pad(bias_n, (2 * len(bias_n), 0))
+        weights = functional.Weights(weight_ih, weight, None, bias_hh)
+        with autocast:
+            h, final = functional.unroll_gates(
+                ctx.constants["mode"], x_gates, state, weights, masks, lengths=lengths, reverse=ctx.constants["reverse"]
+            )
+        return h, *final
+
+    with torch.enable_grad(), autocast:  # kept by no one: it is as large as all gates
+        x_gates = functional.masked_linear(x, weight_ih, bias, input_mask).float()
+    return differentiable_gradients(unroll, [x_gates, *tensors], gradients)
