@@ -429,3 +429,13 @@ def test_a_second_test_forgets_all_of_the_first(
     used.load_state_dict(fresh.state_dict())
     tested = [trainer().test(one, datamodule=streams(sliding_test=True), verbose=False) for one in (used, fresh)]
     assert tested[0] == tested[1]
+
+
+def test_the_networks_of_the_first_window_are_not_those_of_the_stream(
+    language_model: Callable[..., LanguageModel], streams: Any, trainer: Any
+) -> None:
+    model = language_model(mc_samples=3, mc_masks="both", **DROPOUT)
+    drawn = record_masks(model)
+    trainer().test(model, datamodule=streams(), verbose=False)
+    stream, window, *_ = drawn
+    assert not torch.equal(stream.output, window.output)  # type: ignore[arg-type]

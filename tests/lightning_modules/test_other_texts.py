@@ -316,6 +316,21 @@ def test_ratings_of_the_test_texts_have_the_error_of_the_test(tmp_path: Path, tr
     assert float(errors.square().mean().sqrt()) == pytest.approx(metrics["test_rmse_review"], rel=1e-5)
 
 
+def test_mean_and_spread_are_those_of_the_networks_that_were_sampled() -> None:
+    ratings = Ratings(torch.tensor([7.0]), torch.tensor([[1.0], [2.0], [6.0]]), None)
+    assert float(ratings.mean) == pytest.approx(3)
+    assert float(ratings.std) == pytest.approx(math.sqrt((4 + 1 + 9) / 3))
+
+
+def test_the_noise_of_ratings_is_that_of_how_they_were_predicted(
+    regressor: Callable[..., SentimentRegressor],
+) -> None:
+    model = regressor(**DROPOUT)
+    model.reader = RATED
+    model.noise = {"tau": 4.0, "tau_mc": 9.0}
+    assert (model.rate(TEXTS, 0).tau, model.rate(TEXTS, 3).tau) == (4.0, 9.0)
+
+
 def test_an_interval_without_noise_is_of_the_networks_alone() -> None:
     samples = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]
     low, high = Ratings(samples[0], samples, None).interval(0.8)
