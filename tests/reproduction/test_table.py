@@ -829,6 +829,19 @@ def test_the_trajectory_of_several_seeds_is_their_mean_and_its_ratio_to_the_log(
     assert ["1", "292.8", "300.0 ± 14.1", "1.025"] in lines
 
 
+def test_a_run_of_the_authors_setting_that_diverged_has_no_trajectory_and_leaves_those_of_other_seeds(
+    folder: Path, write_result: WriteResult
+) -> None:
+    curve = [{"epoch": 1, "valid_ppl_lua": 300.0}, {"epoch": 2, "valid_ppl_lua": None}]
+    diverged = {"epochs": 2, "curve": curve, "metrics": {"valid_ppl": None, "test_ppl": None}}
+    for seed, expected in ((0, ["diverged", "–"]), (1, ["290.0", "0.990"])):
+        more = diverged if seed == 0 else {"epochs": 2, "curve": [{"epoch": 1, "valid_ppl_lua": 290.0}, {"epoch": 2}]}
+        write_result("ptb", "gal1250", "variational_untied", seed=seed, **more)
+        text = to_markdown(load_results(folder), ["ptb"], ["gal1250"])
+        lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+        assert ["1", "292.8", *expected] in lines
+
+
 def test_an_ensemble_says_how_many_samples_only_its_mc_was_made_of(folder: Path, write_result: WriteResult) -> None:
     write_ensemble(write_result("ptb", "medium", "zaremba"), test_ppl=[82.0, 77.1])
     mc = {"test_ppl": [79.0, 75.0], "test_ppl_mc": [78.0, 74.0]}
