@@ -195,10 +195,10 @@ def trajectory_table(runs: list[Result]) -> pd.DataFrame:
     """Validation perplexity, as printed, of the authors' public log and of our runs, by epoch (protocol 1.7)."""
     log = pd.read_csv(LOG, index_col="epoch")["valid_ppl_as_printed"]
     lines = []
+    curves = [dict(zip(*run.points("valid_ppl_lua"), strict=True)) for run in kept(runs)]
     for epoch in (1, 2, 3, 5, 8, 10, 11, 12, 15, 20, 25, 30, 40, 50, 55):
-        reached = [run for run in runs if run.epochs >= epoch]
-        values = [dict(zip(*run.points("valid_ppl_lua"), strict=True))[epoch] for run in reached]
-        ours = _mean_sd(reached, values, 1)
+        values = [curve[epoch] for curve in curves if epoch in curve]
+        ours = _mean_sd(runs, values, 1)
         ratio = f"{sum(values) / len(values) / log[epoch]:.3f}" if values else "–"
         lines.append({"epoch": str(epoch), "the authors' log": f"{log[epoch]:.1f}", "ours": ours, "ours / log": ratio})
     return pd.DataFrame(lines)

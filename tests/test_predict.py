@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy
@@ -18,6 +19,7 @@ import yaml
 
 from lightning_modules import LanguageModel, SentimentRegressor, load
 from lightning_modules.language_model import Surprisals
+from lightning_modules.sentiment_regressor import Ratings
 from tests.tiny import CONFIGS, tiny_run
 
 Call = Callable[..., Any]
@@ -109,6 +111,82 @@ def test_a_sentiment_model_rates_each_line(sentiment: str, call: Call, text: Any
         assert row["std"] > 0
     assert "of 50 sampled networks" in outcome.err
     assert "90 % interval of the model's uncertainty alone; noise is unknown" in outcome.err
+
+
+def test_ratings_and_their_intervals_are_those_of_the_model_in_the_rows_of_their_lines(
+    sentiment: str, call: Call, text: Any, tmp_path: Path
+) -> None:
+    checkpoint = torch.load(sentiment, weights_only=True)
+    torch.save(checkpoint | {"noise": {"tau": 4.0, "tau_mc": 16.0}}, tmp_path / "tested.ckpt")
+    lines = ["a good film", "bad, bad", "film"]
+    file = text("\n\n".join(lines))
+    for path, samples, noise in ((sentiment, 5, None), ("tested.ckpt", 5, 0.25), ("tested.ckpt", 0, 0.5)):
+        model = load(tmp_path / path)
+        assert isinstance(model, SentimentRegressor)
+        said = model.rate(lines, samples, seed=7)
+        columns = {"approximation": said.approximation}
+        columns |= {"mean": said.mean, "std": said.std} if samples else {}
+        columns["low"], columns["high"] = said.interval(0.5)
+        options = ("--mc_samples", str(samples), "--seed", "7", "--interval", "0.5", "--format", "jsonl")
+        outcome = call("predict", str(tmp_path / path), file, *options)
+        found = rows(outcome.out)
+        assert [(row["line"], row["text"]) for row in found] == [(1, lines[0]), (3, lines[1]), (5, lines[2])]
+        for name, values in columns.items():
+            assert [row[name] for row in found] == pytest.approx(values.tolist(), rel=1e-12), name
+        of = "the model's uncertainty alone" if noise is None else f"model and noise of a chunk (its std: {noise})"
+        assert f"low, high: 50 % interval of {of}" in outcome.err
+        if not samples:
+            quartile = NormalDist(sigma=0.5).inv_cdf(0.75)
+            assert found[0]["high"] - found[0]["approximation"] == pytest.approx(quartile)
+
+
+def test_words_are_counted_and_a_seed_draws_the_networks_of_all_columns(language: str, call: Call, text: Any) -> None:
+    content = "w0 w1\nw2 w3\n"
+    outcome = call("predict", language, text(content), "--mc_samples", "3", "--seed", "9", "--format", "jsonl")
+    model = load(language)
+    assert isinstance(model, LanguageModel)
+    said = model.surprisals(content, 3, seed=9)
+    assert said.mc is not None
+    assert said.information is not None
+    expected = {"surprisal": said.approximation, "surprisal_mc": said.mc, "mutual_information": said.information}
+    for name, values in expected.items():
+        assert [row[name] for row in rows(outcome.out)] == pytest.approx(values.tolist(), rel=1e-12), name
+    assert "5 words, 0 unknown; in nats" in outcome.err
+
+
+def test_unknown_words_are_counted_and_told(call: Call, text: Any, tmp_path: Path) -> None:
+    model = LanguageModel(4, 3)
+    reader = {"vocabulary": ["<unk>", "<eos>", "the", "cat"], "tokens": "spaces", "chunk_length": None, "window": 5}
+    checkpoint = {"model": "LanguageModel", "reader": reader, "state_dict": model.state_dict()}
+    checkpoint |= {"hyper_parameters": dict(model.hparams), "curve": [], "provenance": []}
+    torch.save(checkpoint, tmp_path / "unknown.ckpt")
+    outcome = call("predict", str(tmp_path / "unknown.ckpt"), text("the cow\ncat the cat cat\n"), "--format", "jsonl")
+    unknown = {row["word"]: row["unknown"] for row in rows(outcome.out)}
+    assert unknown == {"cow": True, "<eos>": False, "cat": False, "the": False}
+    assert "7 words, 1 unknown" in outcome.err
+
+
+def test_a_table_has_four_digits_of_the_largest_number_of_a_column(
+    sentiment: str, call: Call, text: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    approximation = torch.tensor([12.3456, -0.0123456])
+    samples = torch.tensor([[0.001, 0.002], [0.003, 0.002]])
+    monkeypatch.setattr(SentimentRegressor, "rate", lambda *_: Ratings(approximation, samples, None))
+    _, *table = call("predict", sentiment, text("good\nbad\n")).out.splitlines()
+    # mean 0.002 has six decimals at most, std 0.001
+    assert [line.split()[3:6] for line in table[:2]] == [
+        ["12.35", "0.002000", "0.001000"],
+        ["-0.01", "0.002000", "0.000000"],
+    ]
+
+
+def test_generated_lines_are_spelled_as_lines(
+    language: str, call: Call, text: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["w1", "w2", "<eos>", "w3", "<eos>", "<eos>", "w4"]
+    monkeypatch.setattr(LanguageModel, "generate", lambda *_, **__: [words, words[:2]])
+    outcome = call("predict", language, text("w1\n"), "--generate", "7", "--sequences", "2", "--format", "jsonl")
+    assert [(row["sequence"], row["generated"]) for row in rows(outcome.out)] == [(1, "w1 w2\nw3\n\nw4"), (2, "w1 w2")]
 
 
 def test_a_file_may_be_one_text(sentiment: str, call: Call, text: Any) -> None:

@@ -84,6 +84,12 @@ def test_a_rated_text_is_chunks_of_which_the_last_one_is_padded_in_front() -> No
     assert RATED.chunks("Good film,\nfilm GOOD!") == [[1, 4, 5, 2], [0, 5, 4, 2]]
 
 
+@pytest.mark.parametrize("tokens", ["words", "spaces"])
+def test_the_lines_of_a_rated_text_are_apart(tokens: str) -> None:
+    reader = Reader(RATED.vocabulary, tokens, chunk_length=9)
+    assert reader.ids("good\nfilm\n\ngood") == [1, 4, 5, 4]
+
+
 def test_special_words_that_stand_in_a_rated_text_are_unknown() -> None:
     reader = Reader(RATED.vocabulary, "spaces", chunk_length=9)
     assert reader.ids("<pad> <start> <unk> good") == [1, 2, 2, 2, 4]

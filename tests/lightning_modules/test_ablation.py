@@ -139,6 +139,22 @@ def test_the_temperature_is_validations_although_the_test_text_would_choose_anot
     assert choice["test_ppl"] == pytest.approx(math.exp(3.0 + 0.15**2))
 
 
+def test_each_number_of_networks_has_its_own_temperature(
+    language_model: Build, streams: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = language_model(mc_samples=5, **DROPOUT), streams()
+    data.setup()
+    best = {1: 0.7, 2: 1.05, 5: 1.3}  # by K
+
+    def surprisals(self: Any, windows: Any, stage: int, temperatures: list[float]) -> dict[Any, Tensor]:
+        values = [[3.0 + abs(temperature - best[count]) for count in best] for temperature in temperatures]
+        return {("arithmetic", "stream"): torch.tensor(values, dtype=torch.float64)}
+
+    monkeypatch.setattr(LanguageModel, "test_time_nll", surprisals)
+    assert {choice["samples"]: choice["temperature"] for choice in choices_of(model, data)} == best
+    assert module.TEMPERATURES == [0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, 800.0])
 @pytest.mark.parametrize(("stage", "split"), [(VALIDATION, "validation"), (TEST, "test")])
 def test_a_perplexity_that_is_no_number_or_too_large_is_refused(

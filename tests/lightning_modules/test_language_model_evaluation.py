@@ -417,3 +417,25 @@ def test_a_test_starts_from_zeros_and_draws_the_networks_of_its_seed(
     assert len({report["test_ppl"] for report in reports}) == 1
     first, same, other = (report["test_ppl_mc"] for report in reports)
     assert first == same != other
+
+
+def test_a_second_test_forgets_all_of_the_first(
+    language_model: Callable[..., LanguageModel], streams: Any, trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "4")
+    options = {"mc_samples": 5, "mc_masks": "both", **DROPOUT}
+    used, fresh = language_model(**options), language_model(**options)
+    trainer().test(used, datamodule=streams(sliding_test=True), verbose=False)
+    used.load_state_dict(fresh.state_dict())
+    tested = [trainer().test(one, datamodule=streams(sliding_test=True), verbose=False) for one in (used, fresh)]
+    assert tested[0] == tested[1]
+
+
+def test_the_networks_of_the_first_window_are_not_those_of_the_stream(
+    language_model: Callable[..., LanguageModel], streams: Any, trainer: Any
+) -> None:
+    model = language_model(mc_samples=3, mc_masks="both", **DROPOUT)
+    drawn = record_masks(model)
+    trainer().test(model, datamodule=streams(), verbose=False)
+    stream, window, *_ = drawn
+    assert not torch.equal(stream.output, window.output)  # type: ignore[arg-type]

@@ -312,6 +312,62 @@ def test_a_seed_is_a_whole_number_of_63_bits(
             refused()
 
 
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_model_in_training_mode_generates_with_all_words_and_without_other_masks_than_its_networks(
+    sampled: bool, model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, drawn = model(word_dropout=0.5).train(), []
+    sample_masks = built.sample_masks
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        drawn.append(sample_masks(*arguments, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(built, "sample_masks", recorded)
+    sequences = built.generate("a b c", 12, sequences=2, temperature=0, sampled=sampled)
+    assert len(drawn) == sampled
+    for k, words in enumerate(sequences):
+        ids = [2, 3, 4]
+        network = drawn[0].select([k])._replace(words=None) if sampled else None
+        for word in words:
+            ids.append(int(log_probs(built, torch.tensor([*ids, 0]), network)[-1].argmax()))
+            assert word == LANGUAGE.vocabulary[ids[-1]]
+
+
+def test_only_words_of_the_vocabulary_are_generated_where_the_softmax_has_more_rows(
+    model: Callable[..., LanguageModel],
+) -> None:
+    built = model(vocab_size=14)
+    with torch.no_grad():
+        built.softmax.bias[11:] = 50.0
+    drawn = {word for words in built.generate("a", 5, sequences=100, top_k=11) for word in words}
+    assert drawn <= set(LANGUAGE.vocabulary)
+    assert len(drawn) > 3
+
+
+def test_the_likeliest_words_are_those_of_the_known_ones_where_unknown_is_not_drawn(
+    model: Callable[..., LanguageModel],
+) -> None:
+    built = model()
+    with torch.no_grad():
+        built.softmax.bias[0] = 50.0
+    best = 1 + log_probs(built, torch.tensor([2, 0]), None)[-1][1:].topk(2).indices
+    drawn = built.generate("a", 1, sequences=200, top_k=2, unknown=False, sampled=False)
+    assert {word for [word] in drawn} == {LANGUAGE.vocabulary[i] for i in best}
+
+
+def test_the_default_temperature_leaves_the_probabilities_as_they_are(model: Callable[..., LanguageModel]) -> None:
+    built = model()
+    options: dict[str, Any] = {"words": 1, "sequences": 1000, "sampled": False, "seed": 3}
+    assert built.generate("a", **options) == built.generate("a", **options, temperature=1.0)
+
+
+def test_an_empty_text_begins_a_line(model: Callable[..., LanguageModel]) -> None:
+    built = model()
+    best = int(log_probs(built, torch.tensor([1, 0]), None)[-1].argmax())
+    assert built.generate("", 1, temperature=0, sampled=False) == [[LANGUAGE.vocabulary[best]]]
+
+
 @pytest.mark.parametrize(
     "text", [None, math.nan, 3, b"a b", ["a b"], "a\0b", "a \ud800", pandas.Series(["a"])], ids=repr
 )
@@ -460,6 +516,21 @@ def test_ratings_of_the_test_texts_have_the_error_of_the_test(tmp_path: Path, tr
     tested = [data.texts[i] for i in dict.fromkeys(data.chunks["test"]["review"])]
     errors = model.rate([row["text"] for row in tested]).approximation - torch.tensor([row["rating"] for row in tested])
     assert float(errors.square().mean().sqrt()) == pytest.approx(metrics["test_rmse_review"], rel=1e-5)
+
+
+def test_mean_and_spread_are_those_of_the_networks_that_were_sampled() -> None:
+    ratings = Ratings(torch.tensor([7.0]), torch.tensor([[1.0], [2.0], [6.0]]), None)
+    assert float(ratings.mean) == pytest.approx(3)
+    assert float(ratings.std) == pytest.approx(math.sqrt((4 + 1 + 9) / 3))
+
+
+def test_the_noise_of_ratings_is_that_of_how_they_were_predicted(
+    regressor: Callable[..., SentimentRegressor],
+) -> None:
+    model = regressor(**DROPOUT)
+    model.reader = RATED
+    model.noise = {"tau": 4.0, "tau_mc": 9.0}
+    assert (model.rate(TEXTS, 0).tau, model.rate(TEXTS, 3).tau) == (4.0, 9.0)
 
 
 def test_an_interval_without_noise_is_of_the_networks_alone() -> None:

@@ -173,7 +173,13 @@ def test_a_folder_that_cannot_be_written_as_a_whole_is_not_there(
         (lambda f: change(f / "config.json", options={"vocab_size": 11}), "loaded as LanguageModel.*hidden_size"),
         (lambda f: change(f / "config.json", options={"vocab_size": 11, "hidden_size": "six"}), "cannot be loaded as"),
         (lambda f: change(f / "config.json", model="Trainer"), "of the model Trainer; there are: LanguageModel"),
-        (lambda f: change(f / "config.json", noise={"tau": -1}), "noise in config.json must be positive and finite"),
+        *(
+            (
+                lambda f, tau=tau: change(f / "config.json", noise={"tau": 1.0, "tau_mc": tau}),
+                "noise in config.json must be positive and finite",
+            )
+            for tau in (-1, 0, math.inf, math.nan)
+        ),
         (lambda f: change(f / "config.json", options=[1]), "not of a model of this repository"),
         (lambda f: (f / "config.json").write_text('{"architectures": []}'), "not of a model of this .*'model'"),
         (lambda f: (f / "config.json").write_text("{"), r"config\.json is not of a model of this repository"),
@@ -310,6 +316,21 @@ def test_the_hub_is_not_asked_for_a_path_that_was_mistyped(
             LanguageModel.from_pretrained(place)
 
 
+def test_where_and_which_version_of_a_model_is_fetched_is_asked_of_the_hub(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def snapshot(name: str, **options: Any) -> str:
+        asked.update(options)
+        return str(folder)
+
+    monkeypatch.setattr("lightning_modules.sharing.snapshot_download", snapshot)
+    where = {"revision": "v1", "token": "hf_x", "cache_dir": tmp_path / "kept", "local_files_only": True}
+    LanguageModel.from_pretrained(NAME, force_download=True, **where)
+    assert {name: asked[name] for name in (*where, "force_download")} == where | {"force_download": True}
+
+
 def test_a_hub_that_does_not_answer_is_said(hub: hub_server.Server, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.server_close()
     hub.shutdown()
@@ -382,6 +403,65 @@ def test_a_card_has_the_figures_of_the_result_beside_the_published_ones_and_wher
     [origin] = [line for line in card.content.splitlines() if line.startswith("* Run ")]
     for fact in ("seed 3", "2 of 39 epochs", "commit 0123456 with uncommitted changes", "bf16-mixed", "Some CPU"):
         assert fact in origin
+
+
+def test_a_card_describes_the_network_and_types_its_figures_by_the_task(
+    model: LanguageModel, result: Path, tmp_path: Path
+) -> None:
+    model.curve = [{"epoch": 1, "valid_ppl": 95.0}, {"epoch": 2, "valid_ppl": 82.5, "train_ppl": math.nan}]
+    model.save_pretrained(tmp_path / "saved", model_card_kwargs={"result": result})
+    card = ModelCard.load(tmp_path / "saved/README.md")
+    assert "GRU, 2 × 6 units, 11 word types." in card.content
+    assert "language-modeling" in card.data.tags
+    assert {(entry.task_type, entry.metric_type) for entry in card.data.eval_results} == {
+        ("language-modeling", "perplexity")
+    }
+
+
+def test_a_card_of_the_best_epoch_has_the_figures_of_a_run_that_went_on(
+    model: LanguageModel, result: Path, tmp_path: Path
+) -> None:
+    run = json.loads(result.read_text())
+    curve = [*run["curve"], {"epoch": 3, "valid_ppl": 84.0}]
+    result.write_text(json.dumps(run | {"epochs": 3, "curve": curve}))
+    model.curve = [{"epoch": 1, "valid_ppl": 95.0}, {"epoch": 2, "valid_ppl": 82.5}]
+    model.save_pretrained(tmp_path / "saved", model_card_kwargs={"result": result})
+    card = (tmp_path / "saved/README.md").read_text()
+    assert "(epochs: 3 of 39 epochs)" in card
+    assert "tested after epoch 2 of 39" in card
+    model.curve = [*model.curve, {"epoch": 3, "valid_ppl": 84.0}]
+    with pytest.raises(ValueError, match="is not of this model: what was tested there, after epoch 2"):
+        model.save_pretrained(tmp_path / "last", model_card_kwargs={"result": result})
+
+
+def test_a_regressors_card_has_each_of_its_errors_by_its_name(
+    regressor: Callable[..., SentimentRegressor], result: Path, tmp_path: Path
+) -> None:
+    names = {
+        "valid_rmse": "validation RMSE",
+        "test_rmse": "test RMSE",
+        "test_rmse_review": "test RMSE, by review",
+        "test_rmse_mc": "test RMSE, MC, K = 50",
+        "test_rmse_review_mc": "test RMSE, by review, MC, K = 50",
+        "constant_rmse": "test RMSE of the mean training rating as prediction",
+    }
+    metrics = {name: 0.11 + i / 100 for i, name in enumerate(names)}
+    run = json.loads(result.read_text()) | {"experiment": "sentiment", "group": "fair", "row": "variational_lstm"}
+    curve = [{"epoch": 1, "test_rmse": 0.3}, {"epoch": 2, "test_rmse": 0.12}]
+    result.write_text(json.dumps(run | {"metrics": metrics | {"mc_samples": 50}, "curve": curve}))
+    model = regressor()
+    model.curve = curve
+    model.save_pretrained(tmp_path / "saved", model_card_kwargs={"result": result})
+    card = ModelCard.load(tmp_path / "saved/README.md")
+    for metric, name in names.items():
+        assert f"\n| {name} | {metrics[metric]:.4f} | n/a |\n" in card.content
+    tested = {entry.metric_name: (entry.metric_type, entry.metric_value) for entry in card.data.eval_results}
+    assert tested == {
+        "test RMSE": ("rmse", 0.12),
+        "test RMSE, by review": ("rmse", 0.13),
+        "test RMSE, MC": ("rmse", 0.14),
+        "test RMSE, by review, MC": ("rmse", 0.15),
+    }
 
 
 def test_a_card_does_not_show_the_figures_of_other_parameters(

@@ -113,3 +113,23 @@ def test_runs_on_other_texts_differ_in_the_files_whose_hashes_do(
     assert [line.split() for line in capsys.readouterr().out.splitlines() if "sha256" in line] == [
         ["corpus.sha256.test.txt", '"01"', '"11"']
     ]
+
+
+def test_epochs_planned_epochs_and_the_tested_epoch_are_told_apart(
+    folder: Path, write_result: WriteResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_result("ptb", "small", "zaremba", epochs=5, planned_epochs=9, tested_epoch=2)
+    main(["ptb/small/zaremba/seed0", "ptb/small/zaremba/seed0", "--results", str(folder)])
+    assert capsys.readouterr().out.count("a curve of 5 epochs, 9 planned, tested after 2") == 2
+
+
+def test_a_run_with_uncommitted_changes_is_told_from_one_without(
+    folder: Path, write_result: WriteResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, dirty in enumerate(("false", "true")):
+        path = write_result("ptb", "small", "zaremba", seed=seed)
+        path.write_text(path.read_text().replace('"dirty": false', f'"dirty": {dirty}'))
+    main(["ptb/small/zaremba/seed0", "ptb/small/zaremba/seed1", "--results", str(folder)])
+    assert ["uncommitted", "changes", "false", "true"] in [
+        line.split() for line in capsys.readouterr().out.splitlines()
+    ]

@@ -99,6 +99,35 @@ def test_models_of_different_length_or_settings_or_without_a_result_make_no_ense
     assert not output.exists()
 
 
+def test_surprisals_are_averaged_in_double_precision(tmp_path: Path) -> None:
+    surprisals = 20 * torch.rand(2, 500)
+    for seed in (0, 1):
+        save(tmp_path / f"{seed}.pt", [{"approximation": surprisals[seed, :, None]}], seed=seed)
+    loaded = [load_predictions(tmp_path / f"{seed}.pt")["predictions"]["approximation"] for seed in (0, 1)]
+    logs = [math.log((math.exp(-a) + math.exp(-b)) / 2) for a, b in surprisals.T.tolist()]
+    expected = [math.exp(math.fsum(surprisals[0].tolist()) / 500), math.exp(-math.fsum(logs) / 500)]
+    assert ensemble_perplexities(torch.stack(loaded)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_an_ensemble_names_what_each_of_its_models_was_predicted_by_and_asks_nothing_of_other_seeds(
+    predictions: list[Path], write_result: Callable[..., Path]
+) -> None:
+    write_result("ptb", "small", "zaremba", seed=2, epochs=2, config={"trainer": {"precision": "bf16-mixed"}})
+    for seed, file in enumerate(predictions):
+        content = torch.load(file, weights_only=True)
+        content["provenance"]["commit"] = f"{seed}"
+        torch.save(content, file)
+        test_ppl = load_predictions(file)["predictions"]["approximation"].mean().exp().item()
+        metrics = {"valid_ppl": 90.0, "test_ppl": test_ppl}
+        output = write_result("ptb", "small", "zaremba", seed=seed, metrics=metrics).with_name("ensemble.json")
+    main([*map(str, reversed(predictions)), "--output", str(output)])
+    written = json.loads(output.read_text())
+    assert (written["seeds"], written["epochs"]) == ([1, 0], "3")
+    assert [origin["commit"] for origin in written["provenance"]] == ["1", "0"]
+    alone = load_predictions(predictions[1])["predictions"]["approximation"].mean().exp().item()
+    assert written["metrics"]["test_ppl"][0] == pytest.approx(alone), "in the order in which they are given"
+
+
 def test_a_diverged_model_is_left_out_by_the_rule_of_the_tables(
     predictions: list[Path], tmp_path: Path, write_result: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

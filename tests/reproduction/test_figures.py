@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from reproduction.figures import colours, draw_demo, draw_group, draw_mc, main
 from reproduction.results import groups_with, load_results
+from reproduction.table import LOG
 
 WriteResult = Callable[..., Path]
 
@@ -90,6 +92,64 @@ def test_seeds_with_other_settings_are_lines_of_their_own(folder: Path, write_re
     figure = draw_group("ptb", "small", load_results(folder))
     assert legend(figure) == ["Zaremba et al. [32-true]", "Zaremba et al. [bf16-mixed]"]
     assert len(figure.axes[1].collections) == 1, "a range, of the two that are alike"
+
+
+def test_the_authors_log_has_its_training_and_validation_perplexity_at_their_epochs(
+    folder: Path, write_result: WriteResult
+) -> None:
+    write_result("ptb", "gal1250", "variational_untied")
+    log = pandas.read_csv(LOG)
+    columns = ("train_ppl_with_dropout_running", "valid_ppl_as_printed")
+    for axes, column in zip(draw_group("ptb", "gal1250", load_results(folder)).axes, columns, strict=True):
+        [drawn] = [line for line in axes.get_lines() if line.get_label() == "the authors' log (valid as printed)"]
+        assert list(drawn.get_xdata()) == list(range(1, 56)), axes.get_title()
+        assert list(drawn.get_ydata()) == log[column].tolist()
+
+
+def test_film_reviews_and_their_baselines_are_drawn_by_the_errors_of_their_panels(
+    folder: Path, write_result: WriteResult
+) -> None:
+    write_result("sentiment", "figure2", "naive_lstm")
+    errors = {"train_rmse": 0.18, "test_rmse": 0.19, "test_rmse_review": 0.17}
+    ridge = {name: error - 0.02 for name, error in errors.items()}
+    (folder / "sentiment/baselines.json").write_text(
+        json.dumps({"splits": {"0": {"constant": errors, "ridge": ridge}}})
+    )
+    left, right = draw_group("sentiment", "figure2", load_results(folder)).axes
+    assert [list(line.get_ydata()) for line in left.get_lines()] == [[0.2, 0.1, 0.2 / 3]]
+    curve, constant, regression = right.get_lines()
+    assert list(curve.get_ydata()) == pytest.approx([0.2, 0.15, 0.1 + 0.1 / 3])
+    assert [(line.get_label(), line.get_ydata()[0], line.get_linestyle()) for line in (constant, regression)] == [
+        ("constant predictor", 0.19, "-."),
+        ("ridge regression on words", 0.17, "--"),
+    ]
+
+
+def test_the_demo_has_held_out_errors_solid_and_training_errors_dashed_in_the_units_of_its_ratings(
+    folder: Path, write_result: WriteResult
+) -> None:
+    language = [{"epoch": 1, "train_eval_ppl": 70.0, "valid_ppl": 80.0}]
+    write_result("demo", "language_model", "standard", epochs=1, curve=language)
+    write_result("demo", "sentiment", "standard", epochs=1, curve=[{"epoch": 1, "train_rmse": 0.5, "test_rmse": 0.9}])
+    figure = draw_demo(load_results(folder))
+    for axes, held_out, training in zip(figure.axes, (80.0, 0.9), (70.0, 0.5), strict=True):
+        drawn = {line.get_linestyle(): list(line.get_ydata()) for line in curves(axes)}
+        assert drawn == {"-": [held_out], "--": [training]}
+    assert [axes.get_ylabel() for axes in figure.axes] == ["perplexity per word", "RMSE (rating units, −4 to 4)"]
+
+
+def test_mc_of_each_row_has_the_colour_and_the_approximation_of_that_row(
+    folder: Path, write_result: WriteResult
+) -> None:
+    for row, ppl in (("variational_tied", 80.0), ("variational_untied", 85.0)):
+        metrics = {"valid_ppl": 90.0, "test_ppl": ppl, "test_ppl_mc_1": 99.0, "test_ppl_mc": ppl - 1, "mc_samples": 5.0}
+        write_result("ptb", "small", row, metrics=metrics)
+    results = load_results(folder)
+    tied, tied_level, untied, untied_level = draw_mc("ptb", "small", results).axes[0].get_lines()
+    assert [list(line.get_ydata())[-1] for line in (tied, tied_level, untied, untied_level)] == [79.0, 80.0, 84.0, 85.0]
+    colour = colours(results)
+    for line, row in zip((tied, tied_level, untied, untied_level), 2 * ["tied"] + 2 * ["untied"], strict=True):
+        assert line.get_color() == colour[f"variational_{row}"]
 
 
 def test_the_steps_of_a_sweep_have_colours_of_their_own(folder: Path, write_result: WriteResult) -> None:

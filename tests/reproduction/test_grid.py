@@ -56,6 +56,32 @@ def test_the_points_that_were_run_are_shown_best_first(
     assert lines.index("0.2 0.5 81.25 2 3 0") < lines.index("0.1 0.2 88 2 3 0")
 
 
+def test_only_the_points_of_the_sweep_are_shown_and_each_is_counted_once(
+    folder: Path, write_result: WriteResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curve = [{"epoch": 1, "valid_ppl": 80.0}, {"epoch": 2, "valid_ppl": 90.0}]
+    for seed in (0, 1):
+        write_result("sweeps", "ptb_dropout", "0.1_0.2", seed=seed, curve=curve)
+    write_result("sweeps", "other", "0.3_0.2", curve=curve)
+    grid.main(["ptb_dropout", "--results", str(folder)])
+    printed = capsys.readouterr().out
+    assert "ptb_dropout: 1 of 25 points" in printed
+    lines = [" ".join(line.replace("│", " ").split()) for line in printed.splitlines()]
+    assert [line for line in lines if line.startswith("0.")] == [f"0.1 0.2 80 1 3 {seed}" for seed in (0, 1)]
+
+
+def test_the_options_of_a_point_are_those_of_the_sweep_without_what_the_agent_fills_in(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    grid.main(["ptb_dropout", "0.1_0.6"])
+    assert capsys.readouterr().out.split() == [
+        "--config=configs/ptb/medium/variational_untied.yaml",
+        "--model.init_args.mc_samples=0",
+        "--model.init_args.word_dropout+model.init_args.recurrent_dropout=0.1",
+        "--model.init_args.input_dropout+model.init_args.output_dropout=0.6",
+    ]
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 def test_make_runs_each_point_and_seed_once(tmp_path: Path) -> None:
     done = subprocess.run(

@@ -6,13 +6,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from reproduction.figures import draw_group
 from reproduction.report import draw_mc, main, page, parts
 from reproduction.results import load_results
-from reproduction.table import sections
+from reproduction.table import LOG, sections
 
 WriteResult = Callable[..., Path]
 
@@ -234,6 +235,53 @@ def test_the_authors_log_stands_beside_the_run_of_their_setting(folder: Path, wr
     [part] = [part for part in parts("ptb", load_results(folder)) if part.section.name == "ptb_gal1250"]
     _, log = part.plots[1].figure.data
     assert (len(log.x), log.y[-1]) == (55, pytest.approx(79.1, abs=0.05))
+
+
+def test_the_authors_log_is_drawn_at_its_epochs_with_dropout_in_training(
+    folder: Path, write_result: WriteResult
+) -> None:
+    write_result("ptb", "gal1250", "variational_untied")
+    [part] = [part for part in parts("ptb", load_results(folder)) if part.section.name == "ptb_gal1250"]
+    log = pandas.read_csv(LOG)
+    columns = ("train_ppl_with_dropout_running", "valid_ppl_as_printed")
+    for plot, column in zip(part.plots, columns, strict=True):
+        drawn = plot.figure.data[-1]
+        assert (list(drawn.x), list(drawn.y)) == (list(range(1, 56)), log[column].tolist())
+
+
+def test_each_style_and_each_run_is_told_by_what_it_shows(folder: Path, write_result: WriteResult) -> None:
+    for seed in (0, 3):
+        write_result("demo", "sentiment", "naive", seed=seed, metrics={"test_rmse": 0.2, "constant_rmse": 0.25})
+    [_, part] = parts("demo", load_results(folder))
+    [plot] = part.plots
+    train, held_out = [0.2, 0.1, 0.2 / 3], [0.2, 0.15, 0.1 + 0.1 / 3]
+    shown = [(line.meta["seed"], line.line.dash) for line in plot.figure.data]
+    assert shown == [(0, "solid"), (3, "solid"), (0, "dash"), (3, "dash")]
+    for line, values in zip(plot.figure.data, 2 * [held_out] + 2 * [train], strict=True):
+        assert list(line.y) == pytest.approx(values)
+    assert all("%{y:.4f}" in line.hovertemplate for line in plot.figure.data)
+    assert plot.keys[:2] == [("solid", "held-out data"), ("dashed", "training data")]
+
+
+def test_baselines_of_film_reviews_are_told_apart_by_their_dashes(folder: Path, write_result: WriteResult) -> None:
+    write_result("sentiment", "figure2", "naive_lstm")
+    errors = {"train_rmse": 0.18, "test_rmse": 0.19, "test_rmse_review": 0.17}
+    ridge = {name: error - 0.02 for name, error in errors.items()}
+    (folder / "sentiment/baselines.json").write_text(
+        json.dumps({"splits": {"0": {"constant": errors, "ridge": ridge}}})
+    )
+    _, test = parts("sentiment", load_results(folder))[0].plots
+    assert [(shape.y0, shape.line.dash) for shape in test.figure.layout.shapes] == [(0.19, "solid"), (0.17, "dash")]
+    assert test.keys == [("solid", "constant predictor"), ("dashed", "ridge regression on words")]
+
+
+def test_the_page_says_how_many_runs_it_is_of_and_the_date_of_the_latest(
+    write_result: WriteResult, parse: Callable[[], Parsed]
+) -> None:
+    for seed, date in enumerate(("2026-01-02", "2026-03-04", "2025-12-31")):
+        path = write_result("ptb", "small", "zaremba", seed=seed)
+        path.write_text(path.read_text().replace("2026-01-02T", f"{date}T"))
+    assert "From 3 result files, the latest of 2026-03-04." in parse().text
 
 
 def test_a_value_that_is_no_number_leaves_a_gap(write_result: WriteResult, parse: Callable[[], Parsed]) -> None:

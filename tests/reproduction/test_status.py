@@ -73,6 +73,26 @@ def test_a_run_that_holds_its_lock_is_running_and_when_it_ends_without_a_result_
     assert shown() == [f"{RUN} stopped 2 of 13", "1 stopped"]
 
 
+def test_an_epoch_that_was_validated_but_not_ended_is_not_counted_and_a_resumed_run_has_those_of_all_its_logs(
+    shown: Callable[..., list[str]], begin: Callable[..., Path]
+) -> None:
+    folder = begin(2)
+    (folder / "csv/version_1").mkdir()
+    (folder / "csv/version_1/metrics.csv").write_text("epoch,train_ppl,valid_ppl\n3,,80.5\n3,90.5,\n4,,79.5\n")
+    assert shown() == [f"{RUN} stopped 3 of 13", "1 stopped"]
+    for version in range(2, 12):  # the tenth sorts before the second
+        (folder / f"csv/version_{version}").mkdir()
+        (folder / f"csv/version_{version}/metrics.csv").write_text(f"epoch,train_ppl\n{version + 2},90.5\n")
+    assert shown() == [f"{RUN} stopped 13 of 13", "1 stopped"]
+
+
+def test_a_result_that_was_tested_at_its_best_epoch_has_all_its_epochs(
+    shown: Callable[..., list[str]], write_result: WriteResult
+) -> None:
+    write_result("ptb", "small", "moon", epochs=3, planned_epochs=3, tested_epoch=2)
+    assert shown() == [f"{RUN} done 3 of 3", "1 done"]
+
+
 def test_a_finished_run_that_is_continued_is_running(
     shown: Callable[..., list[str]], begin: Callable[..., Path], write_result: WriteResult
 ) -> None:

@@ -746,3 +746,155 @@ def test_all_experiments_are_shown_but_sweeps_and_an_unknown_one_is_answered_wit
     assert "sweeps, group" not in shown
     with pytest.raises(SystemExit, match=r"no experiment 'yours'; choose from: ptb, sentiment, demo, mine$"):
         main(["--results", str(folder), "--experiment", "yours"])
+
+
+# --- every column is that of its name ---------------------------------------------------------------------------------
+
+
+def test_every_column_of_ratings_has_the_metric_of_its_name(folder: Path, write_result: WriteResult) -> None:
+    metrics = {
+        "train, all": "train_rmse_all",
+        "train": "train_rmse",
+        "test": "test_rmse",
+        "test, MC": "test_rmse_mc",
+        "test, by review": "test_rmse_review",
+        "test, by review, MC": "test_rmse_review_mc",
+        "held out": "valid_rmse",
+        "log likelihood": "test_log_likelihood",
+        "log likelihood, MC": "test_log_likelihood_mc",
+        "within 50 %": "test_coverage_50",
+        "within 50 %, MC": "test_coverage_50_mc",
+        "within 90 %": "test_coverage_90",
+        "within 90 %, MC": "test_coverage_90_mc",
+    }
+    values = {metric: 0.11 + i / 100 for i, metric in enumerate(metrics.values())}
+    for seed in (0, 1):
+        changed = values | {"constant_rmse": 0.1915, "mc_samples": 50}
+        write_result("sentiment", "fair", "variational_lstm", seed=seed, metrics=changed)
+    [section] = [part for part in sections("sentiment", load_results(folder)) if part.name == "sentiment_fair"]
+    shown = line(section.table, "Variational LSTM")
+    assert {column: float(shown[column].split(" ± ")[0]) for column in metrics} == pytest.approx(
+        {column: values[metric] for column, metric in metrics.items()}
+    )
+    assert (shown["K"], shown["seeds"]) == ("50", "2")
+
+
+def test_every_column_of_perplexities_has_the_metric_of_its_name(folder: Path, write_result: WriteResult) -> None:
+    values = {
+        "train": ("train_eval_ppl", 61.0),
+        "valid": ("valid_ppl", 62.0),
+        "test": ("test_ppl", 63.0),
+        "test, sliding": ("test_ppl_sliding", 64.0),
+        "test, MC": ("test_ppl_mc", 65.0),
+        "test, MC, masks per window": ("test_ppl_mc_window", 66.0),
+    }
+    metrics = dict(values.values()) | {"valid_ppl_lua": 60.0, "mc_samples": 20}
+    write_result("mine", "texts", "row", metrics=metrics)
+    without_mc = {name: value for name, value in metrics.items() if "mc" not in name}
+    write_result("mine", "texts", "row", seed=1, metrics=without_mc)
+    own = line(language_model_table("mine", "texts", load_results(folder)), "row")
+    shown = {column: own[column].split(" ± ")[0] for column in values}
+    assert shown == {column: f"{ppl}" for column, (_, ppl) in values.items()}
+    assert own["K"] == "20"
+    write_result("ptb", "small", "variational_tied", metrics=metrics)
+    table = ptb_table("small", load_results(folder))
+    plain = line(table, "Variational (tied)")
+    columns = ("valid, paper", "valid, as printed", "valid, exact", "test, paper", "test, ours", "test, sliding", "K")
+    assert [plain[name] for name in columns] == ["n/a", "60.0", "62.0", "n/a", "63.0", "64.0", "–"]
+    for name, ppl in (("MC", "65.0"), ("MC, masks per window", "66.0")):
+        shown = line(table, f"Variational (tied, {name})")
+        assert (shown["test, ours"], shown["K"], shown["valid, exact"]) == (ppl, "20", "–")
+
+
+def test_a_curve_as_long_as_its_end_has_no_end_and_a_diverged_one_no_lowest_error(
+    folder: Path, write_result: WriteResult
+) -> None:
+    for row, epochs in (("standard_lstm", 25), ("naive_lstm", 26)):
+        curve = [{"epoch": epoch, "test_rmse": 0.1 + epoch / 1000} for epoch in range(1, epochs + 1)]
+        write_result("sentiment", "figure2", row, epochs=epochs, planned_epochs=epochs, curve=curve)
+    diverged = [{"epoch": epoch, "test_rmse": 0.01} for epoch in range(1, 27)]
+    more = {"curve": diverged, "metrics": {"test_rmse": None, "constant_rmse": 0.19}}
+    write_result("sentiment", "figure2", "naive_lstm", seed=1, epochs=26, planned_epochs=26, **more)
+    table = sentiment_table("sentiment", "figure2", load_results(folder))
+    assert line(table, "Standard LSTM")["test, end"] == "–"
+    naive = line(table, "Naive LSTM")
+    assert (naive["test, end"], naive["test, lowest"], naive["seeds"]) == ("0.1140", "0.1010", "1 of 2")
+
+
+def test_the_trajectory_of_several_seeds_is_their_mean_and_its_ratio_to_the_log(
+    folder: Path, write_result: WriteResult
+) -> None:
+    for seed, ppl in enumerate((290.0, 310.0)):
+        curve = [{"epoch": 1, "valid_ppl_lua": ppl, "valid_ppl": 1.0}]
+        write_result("ptb", "gal1250", "variational_untied", seed=seed, epochs=1, planned_epochs=1, curve=curve)
+    text = to_markdown(load_results(folder), ["ptb"], ["gal1250"])
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert ["1", "292.8", "300.0 ± 14.1", "1.025"] in lines
+
+
+def test_a_run_of_the_authors_setting_that_diverged_has_no_trajectory_and_leaves_those_of_other_seeds(
+    folder: Path, write_result: WriteResult
+) -> None:
+    curve = [{"epoch": 1, "valid_ppl_lua": 300.0}, {"epoch": 2, "valid_ppl_lua": None}]
+    diverged = {"epochs": 2, "curve": curve, "metrics": {"valid_ppl": None, "test_ppl": None}}
+    for seed, expected in ((0, ["diverged", "–"]), (1, ["290.0", "0.990"])):
+        more = diverged if seed == 0 else {"epochs": 2, "curve": [{"epoch": 1, "valid_ppl_lua": 290.0}, {"epoch": 2}]}
+        write_result("ptb", "gal1250", "variational_untied", seed=seed, **more)
+        text = to_markdown(load_results(folder), ["ptb"], ["gal1250"])
+        lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+        assert ["1", "292.8", *expected] in lines
+
+
+def test_an_ensemble_says_how_many_samples_only_its_mc_was_made_of(folder: Path, write_result: WriteResult) -> None:
+    write_ensemble(write_result("ptb", "medium", "zaremba"), test_ppl=[82.0, 77.1])
+    mc = {"test_ppl": [79.0, 75.0], "test_ppl_mc": [78.0, 74.0]}
+    write_ensemble(write_result("ptb", "large", "variational_untied"), **mc)
+    table = ensemble_table(load_results(folder)).set_index(["row", "models"])
+    assert table.loc["medium, Zaremba et al.", "2"]["K"] == "–"
+    assert table.loc["large, Variational (untied, MC)", "2"]["K"] == "100"
+
+
+def test_the_origin_tells_the_tested_epoch_and_the_devices(folder: Path, write_result: WriteResult) -> None:
+    path = write_result("ptb", "small", "zaremba", epochs=3, planned_epochs=9, tested_epoch=2)
+    text = path.read_text()
+    path.write_text(text.replace('"devices": 1', '"devices": 4').replace('"gpu": null', '"gpu": "Some GPU"'))
+    shown = to_markdown(load_results(folder), ["ptb"])
+    assert "4 × Some GPU, 1 h 2 min, tested after epoch 2 of 9, " in shown
+
+
+def test_mc_of_fewer_seeds_than_were_run_counts_those_that_have_it(folder: Path, write_result: WriteResult) -> None:
+    for seed in range(4):
+        more = {"test_ppl_mc": 80.0, "mc_samples": 10} if seed < 2 else {}
+        valid = 400.0 if seed == 3 else 90.0
+        write_result("ptb", "medium", "variational_tied", seed=seed, metrics=perplexities(valid=valid, **more))
+    table = ptb_table("medium", load_results(folder))
+    assert line(table, "Variational (tied)")["seeds"] == "3 of 4"
+    assert line(table, "Variational (tied, MC)")["seeds"] == "2 of 4"
+
+
+def test_the_speed_of_a_diverged_run_is_not_in_the_mean(folder: Path, write_result: WriteResult) -> None:
+    config = {"data": {"class_path": "datamodules.PennTreebank", "init_args": {"batch_size": 20, "window": 35}}}
+    for seed, (seconds, valid) in enumerate(((200.0, 90.0), (200.0, 90.0), (50.0, 900.0))):
+        curve = [{"epoch": epoch, "seconds": seconds} for epoch in (1, 2, 3)]
+        more = {"metrics": perplexities(valid=valid), "curve": curve, "config": config}
+        write_result("ptb", "medium", "zaremba", seed=seed, **more)
+    # 1,327 windows of 35 words in 20 streams, in 200 s
+    assert (
+        line(ptb_table("medium", load_results(folder)), "Zaremba et al.")["words/s"] == f"{1327 * 35 * 20 / 2e5:.1f}K"
+    )
+
+
+def test_published_errors_of_the_constant_predictor_stand_where_nothing_was_measured(folder: Path) -> None:
+    shown = line(sentiment_table("sentiment", "figure2", [], folder), "Constant predictor")
+    published = PUBLISHED["constant_predictor"]
+    assert (shown["train, all"], shown["test"]) == (f"{published['train_rmse']:.4f}", f"{published['test_rmse']:.4f}")
+    assert published["train_rmse"] != published["test_rmse"]
+
+
+def test_a_discarded_seed_is_one_of_those_whose_choices_were_evaluated(folder: Path, write_result: WriteResult) -> None:
+    for seed, valid in enumerate((130.0, 131.0, 132.0, 400.0)):
+        path = write_result("ptb", "small", "zaremba", seed=seed, metrics=perplexities(valid))
+        if seed != 2:
+            write_ablation(path, 1.0, ("approximation", None, 0, 120.0))
+    [row] = ablation_table(load_results(folder)).to_dict("records")
+    assert row["seeds"] == "2 of 3"

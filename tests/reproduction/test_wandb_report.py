@@ -49,8 +49,13 @@ def test_tables_are_logged_as_they_are_with_the_curves_of_their_runs(
     assert logged["columns"] == list(expected.columns)
     assert logged["data"] == expected.to_numpy().tolist()
     [file] = (tmp_path / "runs").glob(f"{media}/ptb_small_curves_table_*.table.json")
-    lines = {line for _, line, _ in json.loads(file.read_text())["data"]}
-    assert lines == {f"Zaremba et al., seed {seed}, {name}" for seed in (0, 1) for name in ("train_ppl", "valid_ppl")}
+    logged = json.loads(file.read_text())
+    assert [dict(zip(logged["columns"], row, strict=True)) for row in logged["data"]] == [
+        {"step": epoch, "lineKey": f"Zaremba et al., seed {seed}, {name}", "lineVal": value}
+        for seed in (0, 1)
+        for name, values in (("train_ppl", (100.0, 50.0, 100.0 / 3)), ("valid_ppl", (200.0, 150.0, 100 + 100 / 3)))
+        for epoch, value in enumerate(values, start=1)
+    ]
 
 
 @pytest.mark.slow
@@ -134,6 +139,48 @@ def test_the_report_has_every_table_and_the_claims_but_curves_only_of_what_was_r
     assert not any("](configs/" in text for text in texts), "a link of this repository leads nowhere there"
     names = [grid["runsets"][0]["name"] for grid in blocks if "runsets" in grid]
     assert len(names) == 2 + 2
+
+
+def test_charts_are_of_epochs_with_the_mean_and_range_of_seeds_and_of_final_errors(
+    results: Path, write_result: WriteResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_result("demo", "sentiment", "naive")
+    blocks = spec(capsys, results)["report"]["blocks"]
+    grids = {grid["runsets"][0]["filters"].split("'")[1]: grid["panels"] for grid in blocks if "runsets" in grid}
+    for group, is_log, metrics, final in (
+        (
+            "ptb/small",
+            True,
+            [["train_eval_ppl", "valid_ppl"], ["valid_ppl"], ["train_ppl"]],
+            ["test_ppl.last", "test_ppl_mc.last"],
+        ),
+        (
+            "sentiment/figure2",
+            False,
+            [["train_rmse", "test_rmse"], ["test_rmse"], ["test_rmse", "test_rmse_mc"]],
+            ["test_rmse.last", "test_rmse_mc.last"],
+        ),
+    ):
+        *lines, bars = grids[group]
+        assert [panel["y"] for panel in lines] == metrics
+        for panel in lines:
+            assert (panel["x"], panel["log_y"]) == ("epoch", is_log)
+            assert (panel["groupby_aggfunc"], panel["groupby_rangefunc"]) == ("mean", "minmax")
+        assert bars["metrics"] == final
+    assert [panel.get("y") for panel in grids["demo/sentiment"]] == [
+        panel.get("y") for panel in grids["sentiment/figure2"]
+    ]
+
+
+def test_sweeps_are_held_against_their_lowest_validation_error(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = spec(capsys, results)["report"]["blocks"]
+    grids = {grid["runsets"][0]["name"]: grid["panels"] for grid in blocks if "runsets" in grid}
+    for sweep, lowest in (("ptb_dropout", "valid_ppl.min"), ("sentiment_dropout", "valid_rmse.min")):
+        coordinates, importance = grids[sweep]
+        assert [column["metric"]["name"] for column in coordinates["columns"]][-1] == lowest
+        assert importance["with_respect_to"] == lowest
 
 
 @pytest.mark.slow

@@ -241,7 +241,7 @@ def test_the_mixtures_density_is_never_below_the_mean_of_the_networks_logs():
     assert (together <= each.amax(0)).all()
 
 
-@pytest.mark.parametrize("tau", [0, 0.0, -1.0, math.nan])
+@pytest.mark.parametrize("tau", [0, 0.0, -1.0, math.nan, math.inf])
 def test_a_precision_that_is_not_positive_is_refused_naming_tau_and_what_it_is(tau):
     message = re.escape(f"tau is the precision 1/variance of the noise and must be positive and finite, got {tau}")
     with pytest.raises(ValueError, match=message):

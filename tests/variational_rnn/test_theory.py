@@ -213,7 +213,7 @@ any_function = pytest.mark.parametrize(
 
 
 @any_function
-@pytest.mark.parametrize("value", [0, -1.0, math.nan])
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf])
 def test_arguments_that_are_not_positive_are_refused_by_name(function, good, value):
     for name in good:
         with pytest.raises(ValueError, match=f"{name} must be positive and finite, got {value}"):
