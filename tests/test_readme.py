@@ -15,6 +15,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+import yaml
 
 import datamodules
 from datamodules import snippets
@@ -143,25 +144,24 @@ def value(words: list[str], option: str) -> str:
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[..., list[list[str]]]:
-    """What make would run in a checkout without results: the words that follow main.py."""
+def checkout(tmp_path: Path) -> Path:
+    """A folder with what Make reads, without results."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
 
-    def run(*arguments: str) -> list[list[str]]:
-        done = subprocess.run(
-            ["make", "-n", *arguments],
-            cwd=tmp_path,
-            env={"PATH": os.environ["PATH"]},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr
-        lines = done.stdout.replace("\\\n", " ").splitlines()
-        return [shlex.split(line.partition("main.py ")[2]) for line in lines if "python main.py " in line]
 
-    return run
+def run_make(folder: Path, *arguments: str) -> str:
+    environment = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def runs_of_make(folder: Path, *arguments: str) -> list[list[str]]:
+    """What follows main.py in what make would run."""
+    lines = run_make(folder, "-n", *arguments).replace("\\\n", " ").splitlines()
+    return [shlex.split(line.partition("main.py ")[2]) for line in lines if "python main.py " in line]
 
 
 @pytest.fixture
@@ -183,14 +183,14 @@ def accepts(call: Callable[..., Any]) -> Callable[[list[str]], None]:
 
 @pytest.mark.parametrize("words", MAKE, ids=" ".join)
 def test_every_make_command_in_the_texts_starts_what_main_py_accepts(
-    words: list[str], make: Callable[..., list[list[str]]], accepts: Callable[[list[str]], None], tmp_path: Path
+    words: list[str], checkout: Path, accepts: Callable[[list[str]], None]
 ) -> None:
     if words[0] in ("ensemble", "ablation"):
-        for run in make("reproduce-ptb", *words[1:]):
+        for run in runs_of_make(checkout, "reproduce-ptb", *words[1:]):
             for file in (value(run, "--result"), f"{value(run, '--trainer.default_root_dir')}/checkpoints/last.ckpt"):
-                (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-                (tmp_path / file).touch()
-    for run in make(*words)[:1]:
+                (checkout / file).parent.mkdir(parents=True, exist_ok=True)
+                (checkout / file).touch()
+    for run in runs_of_make(checkout, *words)[:1]:
         accepts(run)
 
 
@@ -199,6 +199,42 @@ def test_every_command_of_main_py_in_the_texts_is_accepted(
     words: list[str], accepts: Callable[[list[str]], None]
 ) -> None:
     accepts(words)
+
+
+@pytest.mark.parametrize("command", ["fit", "reproduce"])
+def test_defaults_that_the_guide_names_are_those_of_main_py(command: str, call: Callable[..., Any]) -> None:
+    assert "every ten\nminutes (`--trainer.checkpoint_minutes`)" in GUIDE
+    assert "without one it is `runs/unnamed`" in GUIDE
+    config = str(ROOT / "configs/demo/sentiment/variational.yaml")
+    trainer = yaml.safe_load(call(command, "--config", config, "--print_config").out)["trainer"]
+    assert (trainer["checkpoint_minutes"], trainer["default_root_dir"]) == (10.0, "runs/unnamed")
+
+
+def test_every_target_sets_up_what_it_needs(checkout: Path) -> None:
+    first, *_ = (checkout / "Makefile").read_text().splitlines()
+    assert first.startswith("# Every target sets up what it needs.")
+    variables = ("SIZE=small", "ROWS=zaremba", "SEEDS=0 1", "A=one", "B=other", "NAME=ptb_dropout", "MODEL=last.ckpt")
+    (checkout / "results/ptb/small/zaremba").mkdir(parents=True)
+    for seed in (0, 1):
+        (checkout / f"results/ptb/small/zaremba/seed{seed}.json").touch()
+        (checkout / f"runs/ptb/small/zaremba/seed{seed}/checkpoints").mkdir(parents=True)
+        (checkout / f"runs/ptb/small/zaremba/seed{seed}/checkpoints/last.ckpt").touch()
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (checkout / "Makefile").read_text(), flags=re.MULTILINE))
+    targets -= {"grid"}  # which asks Python for its points even here
+    without = {target for target in targets if "-m venv .venv" not in run_make(checkout, "-n", target, *variables)}
+    assert without == {"help", "clean"}
+
+
+def test_clean_leaves_results(checkout: Path) -> None:
+    kept = [checkout / "results/ptb/small/zaremba/seed0.json", checkout / "mine/ptb/small/zaremba/seed0.json"]
+    gone = [checkout / "runs/a/last.ckpt", checkout / "mine/runs/a/last.ckpt", checkout / ".mypy_cache/some"]
+    for file in kept + gone:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    run_make(checkout, "clean")
+    run_make(checkout, "clean", "RESULTS=mine")
+    assert all(file.exists() for file in kept)
+    assert not any(file.exists() for file in gone)
 
 
 def test_the_commands_of_all_texts_are_found() -> None:
