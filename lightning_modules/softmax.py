@@ -31,9 +31,10 @@ def softmax_nll(
     q = softmax((hidden W^T + b) / tau), y = softmax(E e / tau) with the target's vector e = E[target], and tau = 20.
     Words that are like the target are expected, too. No gradient goes through y, unless `learn_expected`.
 
-    On the CPU the gradient is computed along with the loss, in the memory of the logits: one [N, V] buffer instead of
-    three, and with gamma one more, of a row for each type among the targets. Elsewhere torch's own functions are used,
-    and so they are where the gradient is to be differentiated again (create_graph=True).
+    On the CPU the gradient is computed along with the loss, in the memory of the logits: one [N, V] buffer, where
+    torch's functions take several; with gamma one more, of a row for each type among the targets, and another like it
+    with `learn_expected`. Elsewhere torch's own functions are used, and so they are where the gradient is to be
+    differentiated again (create_graph=True).
     Under autocast, logits are rounded (one of 10 by up to 0.03 in bfloat16) only by torch's functions and only where
     there is a gradient.
 

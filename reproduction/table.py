@@ -547,7 +547,7 @@ FORMATS = {"markdown": to_markdown, "latex": to_latex, "csv": to_csv, "html": to
 def print_tables(
     console: Console, results: list[Result], experiments: list[str], sizes: list[str] | None = None
 ) -> None:
-    """Print the tables of these experiments for reading in a terminal; 80 columns are enough."""
+    """Print the tables of these experiments in a terminal; cells that do not fit its width end in an ellipsis."""
     for experiment in experiments:
         console.print(Markdown(note(experiment)), style="dim")
         for section in sections(experiment, results, sizes):

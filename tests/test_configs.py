@@ -210,6 +210,15 @@ def test_every_configuration_can_be_run_in_less_than_all_epochs_on_any_data_fold
     assert (config.epochs, str(config.data.init_args.data_dir), config.seed_everything) == (1, "/some/folder", 4)
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_every_configuration_takes_texts_of_ones_own(name: str, parse: Callable[..., Any]) -> None:
+    if "sentiment/" in name:
+        options = ("--data", "datamodules.RatedText", "--data.init_args.source", "reviews.csv")
+    else:
+        options = ("--data", "datamodules.PlainText", "--data.init_args.data_dir", "mine")
+    assert parse(name, "fit", *options).fit.data.class_path == options[1]
+
+
 # --- Penn Treebank ----------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """What is installed, and what it needs."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -47,3 +48,17 @@ def test_the_wheel_holds_the_layers_alone_and_requires_torch_alone(tmp_path):
     assert {"variational_rnn/py.typed", "variational_rnn/backends/cpu.cpp"} <= set(names)
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert required == ["Requires-Dist: torch>=2.6"]
+
+
+def test_packages_import_each_other_as_contributing_says():
+    allowed = {
+        "variational_rnn": set(),
+        "datamodules": set(),
+        "lightning_modules": {"variational_rnn", "datamodules", "reproduction"},
+        "reproduction": {"datamodules", "lightning_modules"},
+    }
+    for package, others in allowed.items():
+        for file in (ROOT / package).rglob("*.py"):
+            imported = re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            wrong = set(imported) & {"main", "benchmarks", *allowed} - others - {package}
+            assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"

@@ -1,18 +1,27 @@
-"""The README says what is true."""
+"""The README, the guide and what else is to be read say what is true."""
 
+import inspect
+import json
 import os
 import random
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import lightning
 import pytest
 import torch
+import yaml
 
+import datamodules
 from datamodules import snippets
 from datamodules.reader import Reader
-from lightning_modules import SentimentRegressor
+from lightning_modules import LanguageModel, SentimentRegressor
+from lightning_modules.trainer import Trainer
 from reproduction.table import main as table
 
 ROOT = Path(__file__).parent.parent
@@ -103,3 +112,241 @@ def test_the_example_on_texts_of_ones_own_runs(tmp_path):
     assert "#### mine, text" in done.stdout
     assert "#### mine, reviews" in done.stdout
     assert "| Constant predictor " in done.stdout
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+TEXTS = ["README.md", "docs/guide.md", "cluster/README.md", "benchmarks/README.md"]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each command in the blocks and tables of a text, with the variables of its shell put in."""
+    content = (ROOT / text).read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", content, flags=re.DOTALL)
+    in_tables = re.findall(r"^\|.*`(make [^`]*=[^`]*)`.*\|$", content, flags=re.MULTILINE)
+    found, variables = [], dict[str, str]()
+    for line in "\n".join(blocks + in_tables).replace("\\\n", " ").splitlines():
+        words = shlex.split(line.rpartition(" | ")[2], comments=True)
+        if len(words) == 1 and "=" in words[0]:
+            variables.update([words[0].split("=")])
+        elif words and not any("..." in word for word in words):
+            found.append([re.sub(r"^\$\{?(\w+).*", lambda m: variables.get(m[1], m[0]), word) for word in words])
+    return found
+
+
+MAKE = [words[words.index("make") + 1 :] for text in TEXTS for words in commands(text) if "make" in words]
+MAIN = [words[words.index("main.py") + 1 :] for text in TEXTS for words in commands(text) if "main.py" in words]
+MAIN += [shlex.split(words[-1]) for words in commands("cluster/README.md") if words[0] == "sbatch"]
+
+
+def value(words: list[str], option: str) -> str:
+    return words[words.index(option) + 1]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with what Make reads, without results."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def run_make(folder: Path, *arguments: str) -> str:
+    environment = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def runs_of_make(folder: Path, *arguments: str) -> list[list[str]]:
+    """What follows main.py in what make would run."""
+    lines = run_make(folder, "-n", *arguments).replace("\\\n", " ").splitlines()
+    return [shlex.split(line.partition("main.py ")[2]) for line in lines if "python main.py " in line]
+
+
+@pytest.fixture
+def accepts(call: Callable[..., Any]) -> Callable[[list[str]], None]:
+    """See that main.py finds nothing wrong with the options; the models that are named are not there."""
+
+    def check(words: list[str]) -> None:
+        if "--config" in words:
+            at = words.index("--config") + 1
+            outcome = call(*words[:at], str(ROOT / words[at]), *words[at + 1 :], "--print_config")
+            assert outcome.status == 0, outcome.err
+        else:
+            outcome = call(*words)
+            assert outcome.status == 2
+            assert "--help" not in outcome.err
+
+    return check
+
+
+@pytest.mark.parametrize("words", MAKE, ids=" ".join)
+def test_every_make_command_in_the_texts_starts_what_main_py_accepts(
+    words: list[str], checkout: Path, accepts: Callable[[list[str]], None]
+) -> None:
+    if words[0] in ("ensemble", "ablation"):
+        for run in runs_of_make(checkout, "reproduce-ptb", *words[1:]):
+            for file in (value(run, "--result"), f"{value(run, '--trainer.default_root_dir')}/checkpoints/last.ckpt"):
+                (checkout / file).parent.mkdir(parents=True, exist_ok=True)
+                (checkout / file).touch()
+    for run in runs_of_make(checkout, *words)[:1]:
+        accepts(run)
+
+
+@pytest.mark.parametrize("words", MAIN, ids=" ".join)
+def test_every_command_of_main_py_in_the_texts_is_accepted(
+    words: list[str], accepts: Callable[[list[str]], None]
+) -> None:
+    accepts(words)
+
+
+@pytest.mark.parametrize("command", ["fit", "reproduce"])
+def test_defaults_that_the_guide_names_are_those_of_main_py(command: str, call: Callable[..., Any]) -> None:
+    assert "every ten\nminutes (`--trainer.checkpoint_minutes`)" in GUIDE
+    assert "without one it is `runs/unnamed`" in GUIDE
+    config = str(ROOT / "configs/demo/sentiment/variational.yaml")
+    trainer = yaml.safe_load(call(command, "--config", config, "--print_config").out)["trainer"]
+    assert (trainer["checkpoint_minutes"], trainer["default_root_dir"]) == (10.0, "runs/unnamed")
+
+
+def test_every_target_sets_up_what_it_needs(checkout: Path) -> None:
+    first, *_ = (checkout / "Makefile").read_text().splitlines()
+    assert first.startswith("# Every target sets up what it needs.")
+    variables = ("SIZE=small", "ROWS=zaremba", "SEEDS=0 1", "A=one", "B=other", "NAME=ptb_dropout", "MODEL=last.ckpt")
+    (checkout / "results/ptb/small/zaremba").mkdir(parents=True)
+    for seed in (0, 1):
+        (checkout / f"results/ptb/small/zaremba/seed{seed}.json").touch()
+        (checkout / f"runs/ptb/small/zaremba/seed{seed}/checkpoints").mkdir(parents=True)
+        (checkout / f"runs/ptb/small/zaremba/seed{seed}/checkpoints/last.ckpt").touch()
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (checkout / "Makefile").read_text(), flags=re.MULTILINE))
+    targets -= {"grid"}  # which asks Python for its points even here
+    without = {target for target in targets if "-m venv .venv" not in run_make(checkout, "-n", target, *variables)}
+    assert without == {"help", "clean"}
+
+
+def test_clean_leaves_results(checkout: Path) -> None:
+    kept = [checkout / "results/ptb/small/zaremba/seed0.json", checkout / "mine/ptb/small/zaremba/seed0.json"]
+    gone = [checkout / "runs/a/last.ckpt", checkout / "mine/runs/a/last.ckpt", checkout / ".mypy_cache/some"]
+    for file in kept + gone:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    run_make(checkout, "clean")
+    run_make(checkout, "clean", "RESULTS=mine")
+    assert all(file.exists() for file in kept)
+    assert not any(file.exists() for file in gone)
+
+
+def test_the_commands_of_all_texts_are_found() -> None:
+    targets = {words[0] for words in MAKE}
+    assert targets >= {"demo", "test", "reproduce-ptb", "ensemble", "ablation", "predict", "status", "bench"}
+    assert {words[0] for words in MAIN} == {"fit", "test", "reproduce", "predict", "export"}
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "CONTRIBUTING.md", "RESULTS.md"])
+def test_every_option_of_main_py_in_the_texts_exists(text: str) -> None:
+    owners: dict[str, list[Any]] = {
+        "model": [LanguageModel, SentimentRegressor],
+        "data": [getattr(datamodules, name) for name in datamodules.__all__],
+        "trainer": [Trainer, lightning.Trainer],
+    }
+    content = (ROOT / text).read_text(encoding="utf-8")
+    for owner, name in re.findall(r"--(model|data|trainer)\.(?:init_args\.)?(\w+)", content):
+        assert any(name in inspect.signature(known).parameters for known in owners[owner]), f"--{owner}.{name}"
+
+
+def test_the_guide_names_every_variable_size_row_and_figure() -> None:
+    table_of_variables = GUIDE[GUIDE.index("| variable | meaning |") : GUIDE.index("A run is a Make target")]
+    meaning = dict(re.findall(r"^\| (.+?) \| (.+) \|$", table_of_variables, flags=re.MULTILINE))
+    variables = set(re.findall(r"`([A-Z_]+)`", " ".join(meaning)))
+    [known] = re.findall(r"^VARIABLES := (.+)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert variables == set(known.split()) - {"PYTHON", "CONSTRAINTS"}
+
+    def folders(experiment: str) -> set[str]:
+        return {file.parent.name for file in (ROOT / "configs" / experiment).glob("*/common.yaml")}
+
+    def named(variable: str) -> set[str]:
+        return {word for code in re.findall("`([^`]+)`", meaning[f"`{variable}`"]) for word in code.split()}
+
+    rows = {file.stem for size in ("small", "medium", "large") for file in (ROOT / "configs/ptb" / size).glob("*.yaml")}
+    assert folders("ptb") <= named("SIZE")
+    assert rows - {"common"} <= named("ROWS")
+    assert folders("sentiment") <= named("FIGURES")
+
+
+# --- numbers in prose -------------------------------------------------------------------------------------------------
+
+
+def result(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "results" / f"{name}/seed0.json").read_text(encoding="utf-8"))
+
+
+def curve(name: str, metric: str = "test_rmse") -> list[float]:
+    return [entry[metric] for entry in result(f"sentiment/{name}")["curve"]]
+
+
+SENTIMENT = [
+    str(file.parent.relative_to(ROOT / "results/sentiment")) for file in ROOT.glob("results/sentiment/*/*/seed0.json")
+]
+
+
+def test_times_in_the_guide_are_those_of_the_runs() -> None:
+    prose = " ".join(GUIDE.split())
+    means: dict[str, list[float]] = {"lstm": [], "gru": []}
+    for name in SENTIMENT:
+        if name.split("/")[0] in ("figure2", "figure3", "figure10"):
+            seconds = curve(name, "seconds")
+            means["gru" if name.endswith("gru") else "lstm"].append(sum(seconds) / len(seconds))
+    [said] = re.findall(r"an epoch took (\d+) to (\d+) seconds for an LSTM and (\d+) to (\d+) for a GRU", prose)
+    assert [*map(int, said)] == [round(f(means[cell])) for cell in ("lstm", "gru") for f in (min, max)]
+    hours = 250 * sum(means["lstm"] + means["gru"]) / 3600
+    assert "are about a day and a half for one core" in prose
+    assert hours == pytest.approx(36, rel=0.1)
+
+    [row, epoch] = map(
+        int, re.findall(r"a small row took (\d+) minutes .*? about (\d+) minutes, beside other jobs", prose)[0]
+    )
+    small = ROOT / "benchmarks/results/bf16/ptb/small/variational_untied/seed0.json"
+    assert json.loads(small.read_text())["provenance"]["wall_time_s"] == pytest.approx(60 * row, rel=0.1)
+    for name in ("zaremba", "variational_tied", "variational_untied"):
+        seconds = sorted(entry["seconds"] for entry in result(f"ptb/medium/{name}")["curve"])
+        assert seconds[len(seconds) // 2] == pytest.approx(60 * epoch, rel=0.2)
+
+
+def test_the_augmented_loss_costs_what_the_guide_says() -> None:
+    measured = json.loads((ROOT / "benchmarks/results/cpu_amx.json").read_text(encoding="utf-8"))["models"]
+    prose = " ".join(GUIDE.split())
+    assert "takes about one and a half times as long as one without" in prose
+    assert "(`vd_al_stop`) it takes about a tenth longer" in prose
+    for seconds in measured.values():
+        assert seconds["VD-LSTM + AL"] / seconds["ours"] == pytest.approx(1.5, abs=0.1)
+        assert seconds["VD-LSTM + AL, y fixed"] / seconds["ours"] == pytest.approx(1.1, abs=0.05)
+
+
+def test_findings_on_film_reviews_in_the_readme_are_those_of_the_runs() -> None:
+    standard, naive, variational = (curve(f"figure2/{name}_lstm") for name in ("standard", "naive", "variational"))
+    assert {standard.index(min(standard)) + 1, naive.index(min(naive)) + 1} <= {3, 4}
+    assert 190 <= variational.index(min(variational)) + 1 <= 235
+    assert variational[235] > 1.2 * variational[234]  # it breaks down at epoch 236
+    assert min(variational) == pytest.approx(min(naive), rel=0.01)
+    pairs = zip(curve("figure2_modern/standard_lstm"), curve("figure2_modern/variational_lstm"), strict=True)
+    assert all(without < with_dropout for without, with_dropout in pairs)
+    assert (
+        min(curve("figure10/variational_gru"))
+        > 0.999 * result("sentiment/figure10/variational_gru")["metrics"]["constant_rmse"]
+    )
+
+
+def test_no_network_is_more_than_3_percent_better_than_ridge_regression() -> None:
+    baselines = json.loads((ROOT / "results/sentiment/baselines.json").read_text(encoding="utf-8"))
+    ridge = baselines["splits"]["0"]["ridge"]["test_rmse"]
+    assert min(min(curve(name)) for name in SENTIMENT) > 0.97 * ridge
+
+
+def test_mc_is_within_3_percent_of_the_approximation_by_chunk_and_not_by_review() -> None:
+    for name in SENTIMENT:
+        metrics = result(f"sentiment/{name}")["metrics"]
+        if metrics.get("test_rmse_mc"):
+            assert metrics["test_rmse_mc"] == pytest.approx(metrics["test_rmse"], rel=0.03)
+    metrics = result("sentiment/figure2/variational_lstm")["metrics"]
+    assert metrics["test_rmse_review_mc"] / metrics["test_rmse_review"] == pytest.approx(1.06, abs=0.005)

@@ -95,6 +95,16 @@ def updates(folder: Path, kind: str) -> dict[str, Any]:
     return together
 
 
+def test_wandb_mode_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)  # of somebody who is logged in
+    run = tracking.start(project="some-project", dir=tmp_path)
+    run.log({"a": 1})
+    assert run.disabled
+    run.finish()
+    assert not offline_runs(tmp_path)
+
+
 def test_a_run_without_an_account_is_recorded_offline_under_the_names_of_its_result(
     train: Call, tmp_path: Path, result: Path
 ) -> None:

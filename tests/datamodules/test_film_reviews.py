@@ -2,6 +2,7 @@ import hashlib
 import math
 import tarfile
 import threading
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from datamodules import FilmReviews, film_reviews
@@ -307,6 +310,28 @@ def test_processes_share_every_training_batch(datamodule: FilmReviews, as_rank: 
     assert sorted(together) == pytest.approx(sorted(datamodule.chunks["train"]["rating"]))
 
 
+@given(
+    length=st.integers(1, 50),
+    batch_size=st.integers(1, 12),
+    world_size=st.integers(1, 5),
+    parts=st.integers(1, 3),
+    seed=st.none() | st.integers(0, 3),
+)
+def test_any_number_of_processes_and_parts_makes_the_batches_of_one_or_is_refused(
+    length: int, batch_size: int, world_size: int, parts: int, seed: int | None
+) -> None:
+    batches = list(SharedBatches(length, batch_size, seed=seed))
+    assert sorted(index for batch in batches for index in batch) == list(range(length))
+    if min(map(len, batches)) < world_size * parts:
+        with pytest.raises(ValueError, match="too few for"):
+            SharedBatches(length, batch_size, 0, world_size, seed, parts)
+        return
+    shares = [list(SharedBatches(length, batch_size, rank, world_size, seed, parts)) for rank in range(world_size)]
+    for number, batch in enumerate(batches):
+        taken = [share[number * parts : (number + 1) * parts] for share in shares]
+        assert [index for share in taken for part in share for index in part] == batch
+
+
 def test_batch_with_fewer_sequences_than_processes_raises(datamodule: FilmReviews, as_rank: Callable) -> None:
     datamodule.chunks["train"] = datamodule.chunks["train"].take(10)
     as_rank(datamodule, 0, 3)
@@ -426,6 +451,46 @@ def test_published_ratings_have_the_published_mean_and_spread(published: FilmRev
     assert test.std() == pytest.approx(0.1915, abs=5e-5)
     assert np.std(published.chunks["train"]["rating"][:100]) == pytest.approx(0.1756, abs=5e-5)
     assert np.sqrt(np.mean((test - published.rating_mean) ** 2)) == pytest.approx(0.19146, abs=5e-6)
+
+
+def test_published_reviews_of_each_author_have_the_published_number_mean_and_spread(published: FilmReviews) -> None:
+    ratings = np.array(published.texts["rating"])
+    assert len(set(ratings.tolist())) == 87
+    authors = np.split(ratings, np.cumsum([1027, 1307, 902]))
+    assert [len(of) for of in authors] == [1027, 1307, 902, 1770]
+    assert [of.mean() for of in authors] == pytest.approx([0.5225, 0.6340, 0.5712, 0.5820], abs=5e-5)
+    assert [of.std() for of in authors] == pytest.approx([0.1675, 0.1808, 0.1940, 0.1723], abs=5e-5)
+    # Always to predict the mean of the author's training ratings
+    author = np.repeat(range(4), [1027, 1307, 902, 1770])
+    (train, test), (train_by, test_by) = (
+        [np.array(published.chunks[split][column]) for split in ("train", "test")] for column in ("rating", "review")
+    )
+    means = np.array([train[author[train_by] == one].mean() for one in range(4)])
+    errors = means[author[test_by]] - test
+    assert np.sqrt(np.mean(errors**2)) == pytest.approx(0.18870, abs=5e-6)
+
+
+def test_published_reviews_have_the_lengths_and_frequencies_of_the_protocol(published: FilmReviews) -> None:
+    reviews = [review_words(text) for text in published.texts["text"]]
+    lengths = np.array([len(review) for review in reviews])
+    assert (round(lengths.mean()), np.median(lengths), lengths.min(), lengths.max()) == (430, 428, 10, 2604)
+    counts = Counter(word for review in reviews for word in review)
+    assert counts[published.vocabulary[-1]] == 4  # that of the first word left out, too
+    assert counts.most_common(19_997)[-1][1] == 4
+    known = sum(counts[word] for word in published.vocabulary)
+    assert 1 - known / lengths.sum() == pytest.approx(0.0238, abs=5e-5)
+
+
+@pytest.mark.slow
+def test_published_chunks_share_one_review_and_repeat_a_third_of_their_words(published: FilmReviews) -> None:
+    train, test = (list(published.chunks[split]["review"]) for split in ("train", "test"))
+    in_training = set(train)
+    assert (len(in_training), len(set(test))) == (3_996, 1_011)
+    assert sum(review in in_training for review in test) == 3
+    assert len(train) % 128 == 124  # the last batch
+    chunks = [words[words != 0] for split in ("train", "test") for words in words_of(published, split)]
+    assert min(map(len, chunks)) == 1
+    assert np.mean([1 - len(words.unique()) / len(words) for words in chunks]) == pytest.approx(0.34, abs=5e-3)
 
 
 @pytest.mark.slow

@@ -110,6 +110,12 @@ def test_lines_that_already_end_with_eos_are_refused_since_each_would_have_two(
     )
 
 
+def test_words_of_equal_frequency_have_ids_in_the_order_of_the_text(plain: Callable[..., PlainText]) -> None:
+    data = plain(train="d b b a c c a\n", valid="a b\n", test="a b\n", vocab_size=5)
+    data.setup()
+    assert data.vocabulary == ["<unk>", "<eos>", "b", "a", "c"]
+
+
 @pytest.mark.parametrize("order", ["the\ndog\ncat\n", "<eos>\n\n the \r\ndog\n<unk>\ncat"])
 def test_a_given_vocabulary_has_its_own_order_after_unk_and_eos(
     order: str, plain: Callable[..., PlainText], tmp_path: Path

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from datasets import Dataset, DatasetDict, are_progress_bars_disabled
 
 from datamodules import PennTreebank, penn_treebank
@@ -164,6 +165,23 @@ except (ValueError, OSError) as error:
     sys.exit(f"{type(error).__name__}: {error}")
 print(json.dumps([data.ids["test"].tolist(), data.vocabulary]))
 """
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("window", "windows", "words"), [(35, 0.998, 0.181), (20, 0.865, 0.110)])
+def test_published_windows_repeat_as_many_word_types_as_the_protocol_says(
+    window: int, windows: float, words: float, real_corpus: Callable[[str], Path]
+) -> None:
+    datamodule = PennTreebank(real_corpus("ptb"), window=window)
+    datamodule.setup()
+    batches = [batch for batch, _ in datamodule.train_dataloader()]
+    sorted_TN = torch.cat(batches, dim=1).sort(dim=0).values
+    repeats_N = (sorted_TN[1:] == sorted_TN[:-1]).sum(dim=0)
+    assert (repeats_N > 0).double().mean() == pytest.approx(windows, abs=5e-4)
+    assert repeats_N.double().mean() / window == pytest.approx(words, abs=5e-4)
+    if window == 35:  # the types among the targets of all streams, of which the augmented loss has a row each
+        types = [len(targets.unique()) for _, targets in datamodule.train_dataloader()]
+        assert sum(types) / len(types) == pytest.approx(360, abs=0.5)
 
 
 @pytest.mark.slow

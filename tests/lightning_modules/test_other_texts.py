@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from datamodules import PennTreebank, RatedText
 from datamodules.reader import Reader
@@ -48,6 +50,25 @@ def log_probs(model: LanguageModel, ids: Tensor, masks: Any) -> Tensor:
 
 
 # --- language models --------------------------------------------------------------------------------------------------
+
+
+def test_memory_does_not_grow_with_a_text_but_for_its_words(
+    model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOGIT_ROWS", 24)
+    built = model(vocab_size=500)
+    built.reader = Reader(("<unk>", "<eos>", *(f"w{i}" for i in range(498))), "spaces", window=5)
+
+    def peak(words: int) -> int:
+        text = " ".join(f"w{i % 498}" for i in range(words))
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            built.surprisals(text, mc_samples=4)
+        events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+        return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+    peak(60)  # what is made once
+    words_more, bytes_more = 600, peak(660) - peak(60)
+    assert bytes_more < 100 * words_more  # some numbers for each word; logits alone would be 2,000 bytes
 
 
 @pytest.mark.parametrize("changes", [{}, {"cell": "gru"}, {"carry_state": False}, {"word_dropout": 0.3}])
@@ -360,12 +381,6 @@ def test_the_default_temperature_leaves_the_probabilities_as_they_are(model: Cal
     built = model()
     options: dict[str, Any] = {"words": 1, "sequences": 1000, "sampled": False, "seed": 3}
     assert built.generate("a", **options) == built.generate("a", **options, temperature=1.0)
-
-
-def test_an_empty_text_begins_a_line(model: Callable[..., LanguageModel]) -> None:
-    built = model()
-    best = int(log_probs(built, torch.tensor([1, 0]), None)[-1].argmax())
-    assert built.generate("", 1, temperature=0, sampled=False) == [[LANGUAGE.vocabulary[best]]]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.profiler import ProfilerActivity, profile
 
 from lightning_modules.softmax import softmax_nll
 from variational_rnn.backends import cpu
@@ -30,6 +31,14 @@ def threads_set(threads):
     torch.set_num_threads(threads)
     yield
     torch.set_num_threads(before)
+
+
+def allocations(function):
+    """Bytes of each block of memory that torch takes."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        function()
+    events = (event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]")
+    return [event.nbytes() for event in events if event.nbytes() > 0]
 
 
 def results(function, *tensors):
@@ -345,3 +354,29 @@ def test_hidden_weight_and_bias_may_be_strided(function):
         for leaves in (tensors, [tensor.contiguous() for tensor in tensors])
     )
     torch.testing.assert_close(strided, contiguous)
+
+
+@pytest.mark.skipif(cpu.extension() is None, reason="the CPU kernels cannot be built here")
+@pytest.mark.parametrize(
+    ("gamma", "learn_expected", "blocks_of_types"), [(0.0, False, 0), (0.5, False, 1), (0.5, True, 2)]
+)
+def test_loss_and_gradient_take_one_block_of_logits_and_with_gamma_some_of_the_types(
+    gamma, learn_expected, blocks_of_types
+):
+    rows, words, hidden_size, types = 128, 2000, 8, 16
+    hidden, weight = (torch.randn(n, hidden_size, requires_grad=True) for n in (rows, words))
+    bias = torch.randn(words, requires_grad=True)
+    targets = torch.arange(rows) % types
+
+    def step():
+        softmax_nll(hidden, weight, bias, targets, 1.0, weight, gamma, learn_expected)[0].backward()
+
+    step()
+    hidden.grad = weight.grad = bias.grad = None
+    large = [size for size in allocations(step) if size >= 4 * types * words]
+    assert large == [4 * rows * words, *[4 * types * words] * blocks_of_types]
+
+    def torchs():
+        F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="sum").backward()
+
+    assert sum(size >= 4 * rows * words for size in allocations(torchs)) > 1
