@@ -432,10 +432,10 @@ def test_a_trial_of_some_batches_leaves_the_checkpoints_of_a_run_alone(
     ("changed", "message"),
     [
         (
-            ("--trainer.accumulate_grad_batches", "2", "--trainer.limit_train_batches", "5"),
-            "limit_train_batches leaves 5 batches, each of them one of accumulate_grad_batches=2 parts",
+            ("--trainer.accumulate_grad_batches", "2"),
+            "trainer.accumulate_grad_batches must be 1 for a language model, got 2",
         ),
-        (("--trainer.val_check_interval", "0.5"), "val_check_interval must be 1.0, got 0.5"),
+        (("--trainer.val_check_interval", "0.5"), "val_check_interval must be 1.0 for reproduce, got 0.5"),
         (("--trainer.accumulate_grad_batches", "0"), "accumulate_grad_batches must be at least 1, got 0"),
         (("--trainer.checkpoint_minutes", "-1"), "checkpoint_minutes must be at least 0, got -1"),
     ],

@@ -69,7 +69,7 @@ def test_a_configuration_that_is_wrong_is_named_with_the_line(
         check_config(path)
 
 
-@pytest.mark.parametrize("content", ["a: &x {b: 1}\nc: *x\n", "a: &x [1, *x]\n"])
+@pytest.mark.parametrize("content", ["a: &x {b: 1}\nc: *x\n", "a: &x {b: 1}\nc:\n  <<: *x\n"])
 def test_aliases_are_no_duplicates(tmp_path: Path, content: str) -> None:
     check_config(written(tmp_path, content))
 
