@@ -208,11 +208,6 @@ class Experiment(L.LightningModule, Shareable):
             )
         if not self.is_fitting:
             return
-        if trainer.max_steps != -1 and trainer.ckpt_path:
-            raise ValueError(
-                f"trainer.max_steps={trainer.max_steps}: a run that is limited by steps cannot be resumed, since "
-                "Lightning would end an epoch twice. Use trainer.max_epochs."
-            )
         for callback in trainer.callbacks:
             if isinstance(callback, GradientAccumulationScheduler):
                 raise ValueError(
@@ -390,6 +385,12 @@ class Experiment(L.LightningModule, Shareable):
                     f"the checkpoint is of a run on other texts ({', '.join(changed)} had another SHA-256, or was not "
                     "there): training cannot go on from it. Bring back what it was trained on, or use another folder "
                     "for checkpoints (trainer.default_root_dir; RUNS=... for make)."
+                )
+            # A finder of Lightning's comes back to its own checkpoint, after some steps.
+            if self.trainer.max_steps != -1 and self.trainer.global_step == 0:
+                raise ValueError(
+                    f"trainer.max_steps={self.trainer.max_steps}: a run that is limited by steps cannot be resumed, "
+                    "since Lightning would end an epoch twice. Use trainer.max_epochs."
                 )
             epochs, last = len(checkpoint["curve"]), self.trainer.max_epochs
             begun = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})

@@ -557,7 +557,7 @@ def test_checkpoint_loads_into_the_same_model_with_its_curve(
     assert loaded.curve == report["curve"]
     assert loaded.rnn.recurrent_dropout == DROPOUT["recurrent_dropout"]
     [metrics] = trainer().test(loaded, datamodule=streams(), verbose=False)
-    assert metrics == {"test_ppl": pytest.approx(report["metrics"]["test_ppl"])}
+    assert metrics == {"test_ppl": report["metrics"]["test_ppl"]}
 
 
 def test_last_checkpoint_is_there_although_validation_got_worse(run: Run, tmp_path: Path) -> None:
@@ -634,9 +634,7 @@ def test_training_does_not_go_on_from_a_run_with_other_hyper_parameters(language
         "provenance": [],
         "rng": {"cpu": torch.get_rng_state()},
     }
-    model._trainer = SimpleNamespace(
-        state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0, accumulate_grad_batches=1
-    )
+    model._trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0)
     with pytest.raises(ValueError, match=r"input_dropout: 0\.5 in the checkpoint, 0\.25 here"):
         model.on_load_checkpoint(checkpoint)
 
@@ -653,7 +651,7 @@ def test_training_does_not_go_on_from_a_run_on_other_data_or_parts_of_it(languag
     checkpoint = {"state_dict": before.state_dict(), "hyper_parameters": dict(before.hparams)}
     before.on_save_checkpoint(checkpoint)
     model._trainer = SimpleNamespace(
-        state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0, accumulate_grad_batches=1, max_epochs=3
+        state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0, max_epochs=3, max_steps=-1
     )
     model.options = {"batch_size": 20, "limit_train_batches": None}
     with pytest.raises(ValueError, match="limit_train_batches: 100 in the checkpoint, not given here"):
