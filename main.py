@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -28,8 +29,8 @@ from lightning_modules import export, predict
 from lightning_modules.checkpoints import LAST, PREVIOUS, checkpoints
 from lightning_modules.parser import COMMANDS, Parser, check_config, in_short
 from lightning_modules.progress import Progress
-from lightning_modules.tracking import FOLDER, LOCKS, LoggersOfARun, WandbLogger, default_loggers, hold, is_running
-from lightning_modules.trainer import Trainer, check_writable, kept_options, provenance
+from lightning_modules.tracking import FOLDER, LOCKS, LoggersOfARun, RunWandbLogger, default_loggers, hold, is_running
+from lightning_modules.trainer import Trainer, check_writable, kept_options, provenance, write_atomically
 from reproduction import print_any_text
 
 # Device lists and advertisements (a run says what it runs on), and a warning about Lightning's own use of torch.
@@ -44,7 +45,7 @@ warnings.filterwarnings("ignore", message=".*your dataloader is not resumable") 
 # The experiments are in fp32. cuDNN's recurrent kernels would take TF32 instead.
 torch.backends.cudnn.allow_tf32 = False
 
-BAD_INPUT = (ValueError, OSError, MisconfigurationException, UnpicklingError)
+BAD_INPUT = (ValueError, OSError, MisconfigurationException, ModuleNotFoundError, UnpicklingError)
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
@@ -64,11 +65,11 @@ class SaveRunConfig(SaveConfigCallback):
         hold(folder)
         here = provenance(trainer.strategy.root_device, trainer.world_size)
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
+            if isinstance(logger, RunWandbLogger):
                 logger.log_run(trainer.run_config, pl_module, (pl_module.provenance or [here])[-1])
             else:
                 logger.log_hyperparams({"config": trainer.run_config})
-        (folder / "config.yaml").write_text(yaml.safe_dump(trainer.run_config, sort_keys=False), encoding="utf-8")
+        write_atomically(folder / "config.yaml", yaml.safe_dump(trainer.run_config, sort_keys=False))
 
 
 class CommandLine(LightningCLI):
@@ -90,7 +91,10 @@ class CommandLine(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse to make a model whose vocabulary is that of no data."""
-        if not self.config[self.subcommand].data:
+        config = self.config[self.subcommand]
+        if config.get("ckpt_path"):
+            config.ckpt_path = os.path.expanduser(config.ckpt_path)
+        if not config.data:
             raise ValueError("there is no data: name some by --data, or by `data:` in a --config (docs/guide.md)")
 
     def before_fit(self) -> None:
@@ -134,8 +138,8 @@ class CommandLine(LightningCLI):
         """Add the progress bar, checkpoints and loggers, all below trainer.default_root_dir."""
         self.model.check_data(self.datamodule)
         config = self.config[self.subcommand]
-        root = Path(os.path.normpath(Path(config.trainer.default_root_dir).expanduser()))  # the trainer's
-        is_logged = config.trainer.logger in (None, True)
+        root = Path(os.path.normpath(os.path.expanduser(config.trainer.default_root_dir)))  # the trainer's
+        is_logged = config.trainer.logger in (None, True) and not config.trainer.barebones
         if self.subcommand in ("fit", "reproduce"):
             for name in ("max_epochs", "max_steps", "limit_train_batches"):
                 if config.trainer[name] == 0:
@@ -146,10 +150,13 @@ class CommandLine(LightningCLI):
         elif is_logged:
             check_writable(root / "csv" / "metrics.csv", FOLDER)
         self.missing = [folder for folder in (root, *root.parents) if not folder.exists()]
-        callbacks = [*(self.config_init[self.subcommand].trainer.callbacks or [])]
-        if config.trainer.enable_progress_bar is not False:
+        given = self.config_init[self.subcommand].trainer.callbacks or []
+        callbacks = [*given] if isinstance(given, list) else [given]
+        has_progress_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if config.trainer.enable_progress_bar is not False and not config.trainer.barebones and not has_progress_bar:
             callbacks.append(Progress())
-        callbacks += checkpoints(root / "checkpoints", self.model.monitor)
+        if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:
+            callbacks += checkpoints(root / "checkpoints", self.model.monitor)
         kwargs["callbacks"] = callbacks
         if is_logged:
             is_begun = any((root / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
@@ -185,7 +192,7 @@ def with_inherited_configs(arguments: list[str]) -> list[str]:
         if option not in ("--config", "-c") or not value:
             expanded.append(word)
             continue
-        path = Path(value).resolve()
+        path = Path(os.path.expanduser(value)).resolve()
         if path.is_dir():
             raise IsADirectoryError(f"--config {path} is a folder: name one of its files")
         if not path.is_file():

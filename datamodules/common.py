@@ -122,21 +122,18 @@ def accumulated(datamodule: LightningDataModule) -> int:
     return datamodule.trainer.accumulate_grad_batches if datamodule.trainer else 1
 
 
-def batch_share(batch_size: int, world_size: int, parts: int = 1) -> int:
-    """Part of a batch that one process takes at once, so that neither their number nor that of parts changes a step.
+def batch_share(batch_size: int, world_size: int) -> int:
+    """Part of a batch that one process takes, so that their number does not change a step.
 
     Raises:
         ValueError: The batch cannot be shared out evenly.
     """
-    if batch_size % (world_size * parts):
-        takers, fewer = f"{world_size} processes", f"or a number of processes that divides {batch_size}."
-        if parts > 1:
-            takers, fewer = f"{takers} in accumulate_grad_batches={parts} parts each", "or fewer processes or parts."
+    if batch_size % world_size:
         raise ValueError(
-            f"batch_size={batch_size} cannot be shared evenly by {takers}: "
-            f"choose a batch_size divisible by {world_size * parts}, {fewer}"
+            f"batch_size={batch_size} cannot be shared evenly by {world_size} processes: "
+            f"choose a batch_size divisible by {world_size}, or a number of processes that divides {batch_size}."
         )
-    return batch_size // (world_size * parts)
+    return batch_size // world_size
 
 
 class TrainingLoader(DataLoader[Any]):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from datamodules.checks import check_count
-from datamodules.common import TrainingLoader, accumulated, batch_share, rank_and_world_size
+from datamodules.common import TrainingLoader, batch_share, rank_and_world_size
 from datamodules.reader import EOS, UNKNOWN, Reader
 
 
@@ -74,8 +74,7 @@ class StreamWindows(Dataset[tuple[Tensor, Tensor]]):
     """Consecutive windows over parallel streams; a window predicts every token from the one before it.
 
     Item i is a pair (inputs, targets), both of shape [T, B]: rows i*T ... i*T+T-1 of the streams, and the rows that
-    follow them by one. Windows are meant to be visited in order, with the recurrent state carried on. With several
-    parts, each window is that many items, [T, B / parts], one block of streams after the other.
+    follow them by one. Windows are meant to be visited in order, with the recurrent state carried on.
 
     Attributes:
         num_steps: R - 1, the number of predictions that each stream allows. The published code divides the validation
@@ -85,14 +84,13 @@ class StreamWindows(Dataset[tuple[Tensor, Tensor]]):
         streams: Token ids, shape [R, B].
         window: T, rows of a window.
         keep_remainder: Whether to end with a shorter window, so that every token but the first is predicted.
-        parts: Items that a window is served in, a divisor of B.
 
     Raises:
         ValueError: The streams are too short for a single window.
     """
 
-    def __init__(self, streams: Tensor, window: int, keep_remainder: bool = False, parts: int = 1) -> None:
-        self.parts = streams.chunk(parts, dim=1)
+    def __init__(self, streams: Tensor, window: int, keep_remainder: bool = False) -> None:
+        self.streams = streams
         self.window = window
         self.num_steps = len(streams) - 1
         self.num_windows = -(-self.num_steps // window) if keep_remainder else self.num_steps // window
@@ -103,15 +101,14 @@ class StreamWindows(Dataset[tuple[Tensor, Tensor]]):
             )
 
     def __len__(self) -> int:
-        return self.num_windows * len(self.parts)
+        return self.num_windows
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if not 0 <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")
-        window, part = divmod(index, len(self.parts))
-        streams, start = self.parts[part], window * self.window
+        start = index * self.window
         stop = min(start + self.window, self.num_steps)
-        return streams[start:stop], streams[start + 1 : stop + 1]
+        return self.streams[start:stop], self.streams[start + 1 : stop + 1]
 
 
 class SlidingWindows(Dataset[tuple[Tensor, Tensor]]):
@@ -156,8 +153,7 @@ class TokenStreams(LightningDataModule):
     a second loader, of `SlidingWindows`, if `sliding_test` asks for it. Windows come in order, in every epoch.
 
     With several processes each one gets a contiguous block of the training and validation streams, so that recurrent
-    states can be carried on; all processes get the same test stream. Where gradients are accumulated over k batches,
-    these are k blocks of the streams of one window.
+    states can be carried on; all processes get the same test stream.
 
     Attributes:
         vocabulary: Words by id; filled by `setup`.
@@ -200,7 +196,7 @@ class TokenStreams(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Windows over this process's streams of the training text."""
-        loader = TrainingLoader(self._parallel_windows("train", accumulated(self)), batch_size=None)
+        loader = TrainingLoader(self._parallel_windows("train"), batch_size=None)
         loader.trainer = self.trainer
         return loader
 
@@ -224,11 +220,11 @@ class TokenStreams(LightningDataModule):
         texts = (self.ids[split][:, None] for split in ("test", "validation"))
         return [_in_order(StreamWindows(text, self.window, keep_remainder=True)) for text in texts]
 
-    def _parallel_windows(self, split: str, parts: int = 1) -> StreamWindows:
+    def _parallel_windows(self, split: str) -> StreamWindows:
         rank, world_size = rank_and_world_size(self)
-        share = batch_share(self.batch_size, world_size, parts) * parts
+        share = batch_share(self.batch_size, world_size)
         streams = split_streams(self.ids[split], self.batch_size)
-        return StreamWindows(streams[:, rank * share : (rank + 1) * share].contiguous(), self.window, parts=parts)
+        return StreamWindows(streams[:, rank * share : (rank + 1) * share].contiguous(), self.window)
 
 
 def _in_order(windows: Dataset[tuple[Tensor, Tensor]]) -> DataLoader[tuple[Tensor, Tensor]]:

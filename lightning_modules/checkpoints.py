@@ -150,7 +150,12 @@ def put_aside(path: Path) -> None:
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Saves the best epoch, and knows it again when the folder has been moved."""
+    """Saves the best epoch, of those with a validation, and finds it again when the folder has been moved."""
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Save the epoch if it is the best; one without a validation is not."""
+        if self.monitor in pl_module.curve[-1]:
+            super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state whose paths are those of the folder at that time."""
@@ -204,8 +209,18 @@ class LastCheckpoint(Checkpoint):
                 os.write(2, b"\nends after this batch or evaluation, and saves it; Ctrl-C again ends at once\n")
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save if it is time, or if a process was asked to stop."""
+        """Save if it is time, or if a process was asked to stop; after a validation in mid-epoch that is due now."""
         self._has_trained = True
+        loop = trainer.fit_loop
+        if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+            self._save_in_mid_epoch(trainer, batch_idx)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Save if it is time, or if a process was asked to stop."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save_in_mid_epoch(trainer, trainer.fit_loop.epoch_loop.batch_idx)
+
+    def _save_in_mid_epoch(self, trainer: Any, batch_idx: int) -> None:
         steps, rest = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
         if rest or trainer.is_last_batch:
             return  # gradients are not in a checkpoint; and the end of the epoch will save

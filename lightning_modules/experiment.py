@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint, ModelPruning
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -25,6 +27,7 @@ from variational_rnn import RNNMasks
 FIRST, LAST = 10, 50  # batches between which is measured what the run will take
 TRAINING, VALIDATION, TEST = range(3)  # what random numbers are for
 MOST_SAMPLES = 1000  # of networks for a text; memory grows with them
+OF_EVERY_EPOCH = ("gradient_norm", "learning_rate", "words_per_s")  # metrics of both models
 
 
 class NetworkMasks(NamedTuple):
@@ -68,6 +71,7 @@ class Experiment(L.LightningModule, Shareable):
         provenance: where this run was started, and where it was resumed; also part of the checkpoint.
         sampled_dropout: names of the probabilities that make sampled networks differ.
         training_means: names of the metrics that training fills in the course of an epoch.
+        training_metrics: names that training logs in each epoch, beside `OF_EVERY_EPOCH`.
         words_per_second: of the current epoch, for the progress bar.
     """
 
@@ -76,6 +80,7 @@ class Experiment(L.LightningModule, Shareable):
     learning_rate: float
     reference_batch_size: int | None
     training_means: tuple[str, ...]
+    training_metrics: tuple[str, ...]
     curve: list[dict[str, float]]
 
     def __init__(self) -> None:
@@ -90,6 +95,8 @@ class Experiment(L.LightningModule, Shareable):
         self._epoch_start = 0.0
         self._seconds = 0.0  # that an interrupted epoch had taken
         self._learning_rate = 0.0
+        self._metrics: dict[str, Tensor] = {}  # that a checkpoint brought back
+        self._earlier: dict[str, Tensor] = {}  # metrics at the start of the epoch
         self._gradient_norm: Tensor | None = None
         self._batches = 0  # of this process, until it has said what the run will take
         self._measured_from = 0.0
@@ -166,25 +173,82 @@ class Experiment(L.LightningModule, Shareable):
                 "datamodules serve: change --data or --model"
             )
 
+    def validation_metrics(self) -> list[str]:
+        """Names that each validation logs, given the trainer's data."""
+        raise NotImplementedError
+
     def setup(self, stage: str) -> None:
-        """Check the data, and take over how they read texts.
+        """Check the data and the trainer's options, and take over how the data read texts.
 
         Raises:
             ValueError: the data are of the other kind of model; the model was trained on another vocabulary, or on
-                texts that were split or cut otherwise; or a batch is to be shared that is not of our data modules.
+                texts that were split or cut otherwise; a batch is to be shared that is not of our data modules; or an
+                option of the trainer would give wrong numbers or none.
         """
         data = getattr(self.trainer, "datamodule", None)
         if data:
             self.check_data(data)
-        shared = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        if shared > 1 and not isinstance(data, TokenStreams | RatedSequences):
+        self._check_trainer()
+        if reader := getattr(data, "reader", None):
+            self.reader = _agreed(self.reader, reader)
+
+    def _check_trainer(self) -> None:
+        """Refuse what would train or measure something else than it says."""
+        trainer: Any = self.trainer
+        if trainer.precision not in (allowed := ("32-true", "64-true", "bf16-mixed", "16-mixed")):
+            raise ValueError(
+                f"trainer.precision={trainer.precision} would round ratings and metrics, too: "
+                f"choose {' or '.join(allowed)}"
+            )
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            raise ValueError(
+                f"trainer.strategy must be auto or ddp, got {type(trainer.strategy).__name__}: gradients are clipped "
+                "and checkpoints are written by processes that have all parameters"
+            )
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, TokenStreams | RatedSequences):
+            if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+                raise ValueError(
+                    "trainer.use_distributed_sampler must be false: the data module gives each process its part of "
+                    "every batch, and Lightning's sampler would deal them out once more"
+                )
+        elif trainer.world_size * trainer.accumulate_grad_batches > 1:
             raise ValueError(
                 "several processes, and accumulate_grad_batches, need a data module that shares out each batch, such "
                 f"as {'RatedText' if self.rates_texts else 'PlainText'}: use Trainer.fit(model, datamodule=...), or "
                 "one process without accumulation"
             )
-        if reader := getattr(data, "reader", None):
-            self.reader = _agreed(self.reader, reader)
+        if not self.is_fitting:
+            return
+        for callback in trainer.callbacks:
+            if isinstance(callback, GradientAccumulationScheduler):
+                raise ValueError(
+                    "the callback GradientAccumulationScheduler is not supported: windows of a text must follow each "
+                    "other, and a batch of reviews is divided once for the whole run (trainer.accumulate_grad_batches)"
+                )
+            if isinstance(callback, ModelPruning):
+                raise ValueError(
+                    "the callback ModelPruning is not supported: it prunes in the call of a layer, and the layers here "
+                    "are used without one where that is faster"
+                )
+        self._check_monitors()
+
+    def _check_monitors(self) -> None:
+        """Refuse to wait for a metric that will not be there, which Lightning notices after the first epoch."""
+        trainer: Any = self.trainer
+        if any(not type(part).__module__.startswith(("lightning", "main")) for part in (self, *trainer.callbacks)):
+            return  # which may log metrics of their own
+        there = [*self.training_metrics, *OF_EVERY_EPOCH]
+        if trainer.limit_val_batches != 0:
+            there += self.validation_metrics()
+        for callback in trainer.callbacks:
+            is_strict = callback.strict if isinstance(callback, EarlyStopping) else type(callback) is ModelCheckpoint
+            name = getattr(callback, "monitor", None)
+            if is_strict and name is not None and name not in (*there, "epoch", "step") and name[:3] != "lr-":
+                raise ValueError(
+                    f"{type(callback).__name__} monitors {name!r}, which is not measured; there are: "
+                    f"{', '.join(sorted(there))}"
+                )
 
     def on_train_start(self) -> None:
         """Go on with the clock of an epoch that was interrupted.
@@ -199,11 +263,12 @@ class Experiment(L.LightningModule, Shareable):
                 f"parts of a step: choose a multiple of {parts}"
             )
         self._epoch_start = time.perf_counter() - self._seconds
+        self.trainer.callback_metrics.update(self._metrics)
         self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's clock, and forget what only earlier epochs have measured."""
-        self.trainer.callback_metrics.clear()
+        """Start the epoch's clock, and mark what only earlier epochs have measured."""
+        self._earlier = dict(self.trainer.callback_metrics)
         for name in self.training_means:
             getattr(self, name).reset()
         self._words = 0
@@ -214,9 +279,9 @@ class Experiment(L.LightningModule, Shareable):
         """Say early on about how long training will take."""
         if self._batches == FIRST:
             self._measured_from = time.perf_counter()
-        if self._batches == LAST:
+        epochs = (self.trainer.max_epochs or 0) - self.current_epoch  # negative where there is no limit
+        if self._batches == LAST and epochs > 0:
             per_batch = (time.perf_counter() - self._measured_from) / (LAST - FIRST)
-            epochs = (self.trainer.max_epochs or 0) - self.current_epoch
             seconds = per_batch * (int(self.trainer.num_training_batches) * epochs - batch_index)
             self.print(f"{self.run_name}  training takes about {duration(seconds)}, evaluation not counted")
         self._batches += 1
@@ -264,14 +329,21 @@ class Experiment(L.LightningModule, Shareable):
             self.log("gradient_norm", self._gradient_norm)
         self.log("learning_rate", self._learning_rate)
         self.log("words_per_s", self.words_per_second)
-        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        entry = {"epoch": self.current_epoch + 1, **metrics, "seconds": time.perf_counter() - self._epoch_start}
+        metrics = self.trainer.callback_metrics
+        measured = {name: float(value) for name, value in metrics.items() if not self._is_earlier(name, value)}
+        entry = {"epoch": self.current_epoch + 1, **measured, "seconds": time.perf_counter() - self._epoch_start}
         self.curve.append(entry)
         shown = (name for name in entry if name not in ("epoch", "gradient_norm", "learning_rate"))
         values = "  ".join(f"{name} {_rounded(entry[name])}" for name in shown)
-        epochs_left = (self.trainer.max_epochs or 0) - self.current_epoch - 1
+        epochs = self.trainer.max_epochs or -1
+        epochs_left = epochs - self.current_epoch - 1
+        of_all = f"/{epochs}" if epochs > 0 else ""
         left = f"  about {duration(epochs_left * entry['seconds'])} left" if epochs_left > 0 else ""
-        self.print(f"{self.run_name}  epoch {self.current_epoch + 1}/{self.trainer.max_epochs}  {values}{left}")
+        self.print(f"{self.run_name}  epoch {self.current_epoch + 1}{of_all}  {values}{left}")
+
+    def _is_earlier(self, name: str, value: Tensor) -> bool:
+        """Whether Lightning has kept a metric from an earlier epoch; one that is logged again is another tensor."""
+        return value is self._earlier.get(name)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the curve, the provenance, and what the epoch has measured so far."""
@@ -281,6 +353,9 @@ class Experiment(L.LightningModule, Shareable):
         checkpoint["corpus"] = self.corpus
         checkpoint["model"] = type(self).__name__
         checkpoint["reader"] = self.reader and self.reader.state()
+        metrics = self.trainer.callback_metrics
+        checkpoint["metrics"] = dict(metrics)
+        checkpoint["earlier"] = [name for name, value in metrics.items() if self._is_earlier(name, value)]
         checkpoint["words"] = self._words
         checkpoint["seconds"] = time.perf_counter() - self._epoch_start
         checkpoint["means"] = {name: _reduced(getattr(self, name)) for name in self.training_means}
@@ -304,6 +379,8 @@ class Experiment(L.LightningModule, Shareable):
                 f"({'; '.join(differences[:3])}{'; ...' if len(differences) > 3 else ''}). "
                 "Use the configuration that the checkpoint was trained with."
             )
+        if any(theirs[name].dtype == torch.float64 for name, _ in self.named_parameters()):
+            self.double()  # before they are taken over: float32 would round them
         if self.is_fitting:
             # An option that is newer than the checkpoint had its default then.
             defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
@@ -326,6 +403,12 @@ class Experiment(L.LightningModule, Shareable):
                     "there): training cannot go on from it. Bring back what it was trained on, or use another folder "
                     "for checkpoints (trainer.default_root_dir; RUNS=... for make)."
                 )
+            # A finder of Lightning's comes back to its own checkpoint, after some steps.
+            if self.trainer.max_steps != -1 and self.trainer.global_step == 0:
+                raise ValueError(
+                    f"trainer.max_steps={self.trainer.max_steps}: a run that is limited by steps cannot be resumed, "
+                    "since Lightning would end an epoch twice. Use trainer.max_epochs."
+                )
             epochs, last = len(checkpoint["curve"]), self.trainer.max_epochs
             begun = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
             if begun.get("ready", epochs) > epochs == last:
@@ -334,6 +417,8 @@ class Experiment(L.LightningModule, Shareable):
                     f"let it end that epoch, epochs={epochs + 1} (EPOCHS={epochs + 1} for make)"
                 )
             # Of an epoch that was interrupted; any other begins with nothing.
+            self._metrics = checkpoint.get("metrics", {})
+            self._earlier = {name: self._metrics[name] for name in checkpoint.get("earlier", ())}
             self._words, self._seconds = checkpoint.get("words", 0), checkpoint.get("seconds", 0.0)
             for name, states in checkpoint.get("means", {}).items() if self.global_rank == 0 else ():
                 metric = getattr(self, name)

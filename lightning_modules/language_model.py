@@ -128,6 +128,7 @@ class LanguageModel(Experiment):
     rates_texts = False
     sampled_dropout = ("input_dropout", "recurrent_dropout", "output_dropout", "memory_dropout")
     training_means = ("train_nll",)
+    training_metrics = ("train_ppl",)
 
     def __init__(
         self,
@@ -256,7 +257,7 @@ class LanguageModel(Experiment):
                 for name in self.mc_passes
             }
         )
-        self._train_states: list[State] = [None]  # of the parts of a batch, whose gradients are accumulated
+        self._train_state: State = None
         self._eval_state: State = None
         self._valid_state: State = None
         self._mc: dict[str, tuple[State, NetworkMasks]] = {}
@@ -319,33 +320,49 @@ class LanguageModel(Experiment):
 
     # --- training -----------------------------------------------------------------------------------------------
 
+    def validation_metrics(self) -> list[str]:
+        """Perplexities of the validation text, and of training windows if the data serve them for it."""
+        of_training = getattr(self.trainer.datamodule, "train_eval_windows", 0)  # type: ignore[attr-defined]
+        return ["valid_ppl", "valid_ppl_lua", *(["train_eval_ppl"] if of_training else [])]
+
+    def setup(self, stage: str) -> None:
+        """Check the trainer's options, and take over how the data read texts.
+
+        Raises:
+            ValueError: as in `Experiment`, or gradients are to be accumulated.
+        """
+        super().setup(stage)
+        if self.is_fitting and self.trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                "trainer.accumulate_grad_batches must be 1 for a language model, got "
+                f"{self.trainer.accumulate_grad_batches}: the next batch is the next window, which starts from the "
+                "state of the one before. Choose a smaller window or batch_size of the data, or more processes."
+            )
+
     def on_train_epoch_start(self) -> None:
         """Start the streams from zeros, or where the validation streams ended."""
         super().on_train_epoch_start()
-        state = None
+        self._train_state = None
         if self.epoch_start == "validation" and self._valid_state is not None:
             # Cloned, since validation is in inference mode, whose tensors have no gradients to come.
-            state = _each(lambda part: part.to(self.device, copy=True), self._valid_state)
-        self._train_states = _split(state, self.trainer.accumulate_grad_batches)
+            self._train_state = _each(lambda part: part.to(self.device, copy=True), self._valid_state)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Loss of one window, as in `loss`."""
-        window, part = divmod(batch_index, self.trainer.accumulate_grad_batches)
-        loss, nll, state = self.loss(*batch, self._train_states[part], self._masks_of_part(batch[0], window, part))
-        self._train_states[part] = _each(Tensor.detach, state) if self.carry_state else None
+        loss, nll, state = self.loss(*batch, self._train_state, self._masks_of_window(batch[0], batch_index))
+        self._train_state = _each(Tensor.detach, state) if self.carry_state else None
         self.train_nll.update(nll)
         self.count_words(batch[1])
         return loss
 
-    def _masks_of_part(self, inputs: Tensor, window: int, part: int) -> NetworkMasks:
-        """Masks of the streams of a part of a training window, of all of which they are drawn."""
+    def _masks_of_window(self, inputs: Tensor, window: int) -> NetworkMasks:
+        """Masks of this process's streams of a training window; they are drawn for the streams of all."""
         steps, streams = inputs.shape
-        parts = self.trainer.accumulate_grad_batches
         generator = self.generator(TRAINING, self.current_epoch, window)
-        masks = self.sample_masks(streams * parts * self.trainer.world_size, steps, generator)
-        if parts * self.trainer.world_size == 1:
+        masks = self.sample_masks(streams * self.trainer.world_size, steps, generator)
+        if self.trainer.world_size == 1:
             return masks
-        first = (self.global_rank * parts + part) * streams
+        first = self.global_rank * streams
         return masks.select(list(range(first, first + streams)), by_token=self.embedding.word_masks == "token")
 
     def loss(
@@ -391,9 +408,9 @@ class LanguageModel(Experiment):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the states of the streams of all processes, and the one that the next epoch starts from."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["train_state"] = self._of_all_processes(self._train_states)
+        checkpoint["train_state"] = self._of_all_processes(self._train_state)
         if self.epoch_start == "validation":
-            checkpoint["valid_state"] = self._of_all_processes([self._valid_state])
+            checkpoint["valid_state"] = self._of_all_processes(self._valid_state)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits, and take over where it stood.
@@ -410,13 +427,11 @@ class LanguageModel(Experiment):
             )
         if not self.is_fitting:
             return
-        own = self._of_this_process(checkpoint.get("train_state"))
-        self._train_states = _split(own, self.trainer.accumulate_grad_batches)
+        self._train_state = self._of_this_process(checkpoint.get("train_state"))
         self._valid_state = self._of_this_process(checkpoint.get("valid_state"))
 
-    def _of_all_processes(self, states: list[State]) -> State:
-        """The state of all streams, from those of the blocks of streams of this process."""
-        state = _each(lambda *blocks: torch.cat(blocks, dim=1), *states)
+    def _of_all_processes(self, state: State) -> State:
+        """The state of all streams, from that of this process's."""
         if self.trainer.world_size == 1:
             return state
         return _each(lambda own: torch.cat(list(self.all_gather(own)), dim=1), state)
@@ -424,7 +439,7 @@ class LanguageModel(Experiment):
     def _of_this_process(self, state: State) -> State:
         """The state of this process's streams, from that of all."""
         rank, world_size = self.global_rank, self.trainer.world_size
-        return _each(lambda whole: whole.to(self.device).chunk(world_size, dim=1)[rank], state)
+        return _each(lambda whole: whole.to(self.device).chunk(world_size, dim=1)[rank].contiguous(), state)
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
@@ -447,7 +462,8 @@ class LanguageModel(Experiment):
         if batch_index == 0:
             self._eval_state = None  # the streams start from zeros
         (self.valid_nll if dataloader_idx == 0 else self.train_eval_nll).update(self._surprisal(batch))
-        if dataloader_idx == 0:
+        is_before_training = self._trainer is not None and self._trainer.sanity_checking
+        if dataloader_idx == 0 and not is_before_training:
             self._valid_state = self._eval_state
 
     def on_validation_epoch_end(self) -> None:
@@ -737,14 +753,8 @@ def _tempered_nll(logits: Tensor, targets: Tensor, temperatures: list[float]) ->
     return torch.stack(nll).double()
 
 
-def _each(function: Callable[..., Tensor], *states: State) -> State:
-    """A state of whose tensors each is a function of those of other states."""
-    first = states[0]
-    if first is None:
+def _each(function: Callable[[Tensor], Tensor], state: State) -> State:
+    """A function of each tensor of a state."""
+    if state is None:
         return None
-    return tuple(map(function, *states)) if isinstance(first, tuple) else function(*states)
-
-
-def _split(state: State, parts: int) -> list[State]:
-    """The states of blocks of streams."""
-    return [_each(lambda whole, i=i: whole.chunk(parts, dim=1)[i].contiguous(), state) for i in range(parts)]
+    return tuple(map(function, state)) if isinstance(state, tuple) else function(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import re
 import sys
 from argparse import HelpFormatter
@@ -49,6 +50,8 @@ The guide is docs/guide.md.
 CHOICE = f"choose {', '.join(COMMANDS)} with --config, or {' or '.join(WITHOUT_CONFIG)}"
 TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text", "NoneType": "null"}
 CLASSES = {"model": "lightning_modules.LanguageModel", "data": "datamodules.PlainText"}
+MAY_BE_EMPTY = ("init_args", "dict_kwargs")  # jsonargparse takes any other empty part without a word
+MOST_VALUES = 10_000  # of a configuration; those of the repository have less than a hundred
 SEED = f"--seed_everything must be a whole number from 0 to {max_seed_value}"
 
 
@@ -61,6 +64,19 @@ class Parser(LightningArgumentParser):
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
         """Of the program its commands, of a command its options."""
         return HELP if self._subcommands_action else super().format_help(formatter)
+
+    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Read a configuration, whose options must be known, those without a value included."""
+        known = [option.removeprefix("--") for option in self._option_string_actions]
+        sections = {option.partition(".")[0] for option in known if "." in option and not option.endswith(".help")}
+        single = [option for option in known if option not in sections]
+        for name, (line, value) in check_config(Path(cfg_path)).items():
+            if name in sections:
+                if not isinstance(value, yaml.MappingNode) and value.value:
+                    raise ValueError(f"--config {cfg_path}, line {line}: {name} must have options below it")
+            elif not any(f"{name}.".startswith(f"{option}.") for option in single):
+                raise ValueError(f"--config {cfg_path}, line {line}: there is no option {name!r}{_meant(name, known)}")
+        return super().parse_path(cfg_path, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong and where help is, and end with status 2."""
@@ -136,17 +152,17 @@ def _where(option: str) -> str:
         return ""
     paths = [path for word, path in pairwise(sys.argv) if word == "--config"]
     for path in reversed(paths):  # the last one counts
-        for name, line in check_config(Path(path)).items():
+        for name, (line, _) in check_config(Path(path)).items():
             if f".{name}".endswith(f".{option}"):
                 return f"--config {path}, line {line}: "
     return ""
 
 
-def check_config(path: Path) -> dict[str, int]:
-    """Check what a configuration is before it is read: YAML, of options, none of them twice.
+def check_config(path: Path) -> dict[str, tuple[int, yaml.Node]]:
+    """Check what a configuration is before it is read: YAML, of options, none of them twice or empty.
 
     Returns:
-        The line of each option, `trainer.max_epochs`.
+        The line and the value of each option, `trainer.max_epochs`.
 
     Raises:
         ValueError: it is something else; names the file and the line.
@@ -155,6 +171,8 @@ def check_config(path: Path) -> dict[str, int]:
         root = yaml.compose(path.read_text(encoding="utf-8"))
         if not isinstance(root, yaml.MappingNode):
             raise ValueError(f"--config {path} has no options, in lines like `model:` and what it is, indented")
+        if _values(root, {}) > MOST_VALUES:
+            raise ValueError(f"--config {path} has aliases (*name) that repeat each other to over {MOST_VALUES} values")
         return dict(_options(root, path, set()))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
@@ -162,8 +180,20 @@ def check_config(path: Path) -> dict[str, int]:
         raise ValueError(f"--config {path} is nested too deeply") from error
 
 
-def _options(node: yaml.Node, path: Path, seen: set[int], above: str = "") -> Iterator[tuple[str, int]]:
-    """Options below a node, with their lines; YAML readers take the last of equal keys without a word."""
+def _values(node: yaml.Node, counts: dict[int, float]) -> float:
+    """Number of values below a node, each alias written out; infinite where one is part of itself."""
+    if id(node) not in counts:
+        counts[id(node)] = math.inf  # until all that is below it is counted
+        below = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = (part for entry in below for part in (entry if isinstance(entry, tuple) else (entry,)))
+        counts[id(node)] = 1 + sum(_values(part, counts) for part in parts)
+    return counts[id(node)]
+
+
+def _options(
+    node: yaml.Node, path: Path, seen: set[int], above: str = ""
+) -> Iterator[tuple[str, tuple[int, yaml.Node]]]:
+    """Options below a node, with lines and values; YAML readers take the last of equal keys without a word."""
     if id(node) in seen:  # by an alias
         return
     seen.add(id(node))
@@ -180,6 +210,10 @@ def _options(node: yaml.Node, path: Path, seen: set[int], above: str = "") -> It
                 f"--config {path}, line {line}: {key.value!r} is there already, in line {lines[key.value]}: "
                 "put all that is below it in one place"
             )
+        if above and isinstance(value, yaml.MappingNode) and not value.value and key.value not in MAY_BE_EMPTY:
+            raise ValueError(
+                f"--config {path}, line {line}: {above}{key.value} has nothing in it: give it a value, or leave it out"
+            )
         lines[key.value] = line
-        yield above + key.value, line
+        yield above + key.value, (line, value)
         yield from _options(value, path, seen, f"{above}{key.value}.")

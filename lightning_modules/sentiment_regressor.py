@@ -244,7 +244,7 @@ class SentimentRegressor(Experiment):
         ValueError: a probability is not in [0, 1), a number out of range, or an unknown or impossible choice.
     """
 
-    training_means = ("train_mse", "train_loss")
+    training_means = training_metrics = ("train_mse", "train_loss")
     rates_texts = True
     sampled_dropout = ("word_dropout", "input_dropout", "recurrent_dropout", "output_dropout")
     target_mean: Tensor
@@ -444,18 +444,11 @@ class SentimentRegressor(Experiment):
 
     # --- training -----------------------------------------------------------------------------------------------
 
-    def setup(self, stage: str) -> None:
-        """Check the precision, and take over how the data read texts.
-
-        Raises:
-            ValueError: the precision is one in which Lightning rounds the ratings of a batch, too.
-        """
-        if self.trainer.precision not in (allowed := ("32-true", "64-true", "bf16-mixed", "16-mixed")):
-            raise ValueError(
-                f"trainer.precision={self.trainer.precision} would round the ratings themselves: "
-                f"choose {' or '.join(allowed)}"
-            )
-        super().setup(stage)
+    def validation_metrics(self) -> list[str]:
+        """Errors on test and training chunks, on the validation set if there is one, and by MC if that is wanted."""
+        has_validation = "validation" in getattr(self.trainer.datamodule, "chunks", ())  # type: ignore[attr-defined]
+        by_mc = ["test_rmse_mc", "test_rmse_review_mc"] if self.mc_every else []
+        return ["test_rmse", "test_rmse_review", "train_rmse", *(["valid_rmse"] if has_validation else []), *by_mc]
 
     def on_fit_start(self) -> None:
         """Take the training ratings' mean and standard deviation from the data.

@@ -150,11 +150,11 @@ class EpochsFromOne:
         lightning.finalize(status)
 
 
-class CSVLogger(EpochsFromOne, loggers.CSVLogger):
+class RunCSVLogger(EpochsFromOne, loggers.CSVLogger):
     """Lightning's logger of metrics.csv."""
 
 
-class WandbLogger(EpochsFromOne, loggers.WandbLogger):
+class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
     """Lightning's logger, for runs that must go on without W&B and whose records must outlive them.
 
     Args:
@@ -296,7 +296,7 @@ class LoggersOfARun(Callback):
 
 def default_loggers(root: Path, result: Path | None, kind: str, is_resumed: bool, cell: str) -> list[Any]:
     """W&B and a CSV file, below the run's folder."""
-    return [WandbLogger(root, result, kind, is_resumed, cell), CSVLogger(root, name="csv")]
+    return [RunWandbLogger(root, result, kind, is_resumed, cell), RunCSVLogger(root, name="csv")]
 
 
 def is_running(root: Path) -> bool:

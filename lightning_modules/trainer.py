@@ -17,7 +17,9 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging, Timer
 
 from datamodules.checks import check_count, check_number
 from datamodules.streams import TokenStreams
@@ -33,7 +35,7 @@ from lightning_modules.checkpoints import (
 from lightning_modules.experiment import Experiment
 from lightning_modules.language_model import LanguageModel
 from lightning_modules.sentiment_regressor import SentimentRegressor
-from lightning_modules.tracking import FOLDER, WandbLogger, hold, place
+from lightning_modules.tracking import FOLDER, RunWandbLogger, hold, place
 from reproduction.results import ablation_file, load_result
 from reproduction.settings import MC, settings
 
@@ -43,9 +45,13 @@ CODE = ("main.py", "pyproject.toml", "configs", "datamodules", "lightning_module
 KEPT_OPTIONS = (
     *("batch_size", "window", "vocab_size", "chunk_length", "length", "split_seed", "validation_share", "test_share"),
     *("tokens", "text_column", "rating_column", "subset"),
-    *("limit_train_batches", "overfit_batches", "gradient_clip_val", "accumulate_grad_batches", "precision"),
+    *("limit_train_batches", "overfit_batches", "accumulate_grad_batches", "precision"),
+    *("gradient_clip_val", "gradient_clip_algorithm", "optimizer", "lr_scheduler"),
 )
-"""Options of data and trainer that change what is learnt: a resumed run must have kept them."""
+"""Options of data, trainer and command line that change what is learnt: a resumed run must have kept them."""
+
+NOT_IN_A_RESULT = (BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging)
+"""Callbacks that train otherwise than the configuration says."""
 
 RESULT = "--result; RESULTS=... for make"
 """How the folder of a result is chosen."""
@@ -89,6 +95,8 @@ class Trainer(L.Trainer):
                 "trainer.devices must be auto, a number of processes, or on GPUs their numbers, such as 0,2; "
                 f"got {devices}"
             ) from error
+        if any(isinstance(plugin, CheckpointIO) for plugin in _listed(kwargs.get("plugins"))):
+            raise ValueError("trainer.plugins must have no CheckpointIO: checkpoints are written by one that is safe")
         self.tested_weights = tested_weights
         self.checkpoint_minutes = checkpoint_minutes
         self.strategy.checkpoint_io = WholeFiles()
@@ -112,16 +120,14 @@ class Trainer(L.Trainer):
             epochs: stop after this many epochs of the schedule that trainer.max_epochs defines.
 
         Raises:
-            ValueError: epochs is less than 1, result has another form, another process is at this run, or all its
-                checkpoints are damaged.
+            ValueError: epochs is less than 1, an option of the trainer leaves a part of the run out, result has another
+                form, another process is at this run, or all its checkpoints are damaged.
             OSError: result cannot be written.
         """
         if epochs is not None and epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
-        if self.val_check_interval != 1.0:
-            raise ValueError(
-                f"val_check_interval must be 1.0, got {self.val_check_interval}: a curve has a point for each epoch"
-            )
+        self._check_is_whole()
+        result = Path(os.path.expanduser(result))
         experiment, group, row, seed = place(result)
         self._check_seed(result, seed)
         if self.is_global_zero:
@@ -187,9 +193,41 @@ class Trainer(L.Trainer):
         write_atomically(result, json.dumps(report, indent=2) + "\n")
         self.print(f"wrote {result}")
         for logger in self.loggers:
-            if isinstance(logger, WandbLogger):
+            if isinstance(logger, RunWandbLogger):
                 saved = {"best": Path(checkpoints.best_model_path), "last": folder / LAST}
                 logger.log_result(result, {name: file for name, file in saved.items() if file.is_file()}, corpus)
+
+    def _check_is_whole(self) -> None:
+        """Refuse options by which a result would be of less than the whole epochs and data of its configuration."""
+        trainer: Any = self
+        if self.max_epochs is None or self.max_epochs < 1:
+            raise ValueError(f"reproduce needs a number of epochs: trainer.max_epochs is {self.max_epochs}")
+        needed = {
+            "fast_dev_run": (trainer.fast_dev_run, False),
+            "max_steps": (self.max_steps, -1),
+            "overfit_batches": (trainer.overfit_batches or 0.0, 0.0),
+            "val_check_interval": (self.val_check_interval, 1.0),
+            "check_val_every_n_epoch": (self.check_val_every_n_epoch, 1),
+            "limit_val_batches": (self.limit_val_batches, 1.0),
+            "limit_test_batches": (self.limit_test_batches, 1.0),
+        }
+        for name, (value, whole) in needed.items():
+            if str(value) != str(whole):  # 1 is one batch, 1.0 are all
+                raise ValueError(
+                    f"trainer.{name} must be {whole} for reproduce, got {value}: a result is of whole epochs, each "
+                    "with its validation, and of the whole test. Use fit for a trial, and epochs for a shorter run."
+                )
+        if not any(isinstance(callback, BestCheckpoint) for callback in self.checkpoint_callbacks):
+            raise ValueError("reproduce writes checkpoints: leave out trainer.enable_checkpointing and barebones")
+        if any(isinstance(callback, Timer) for callback in trainer.callbacks):
+            raise ValueError("reproduce cannot stop in mid-epoch: leave out trainer.max_time and the callback Timer")
+        if changed := [name for name in ("optimizer", "lr_scheduler") if self.run_config.get(name)]:
+            raise ValueError(f"--{changed[0]} is not for reproduce, whose models have their own: use fit")
+        if others := [type(c).__name__ for c in trainer.callbacks if isinstance(c, NOT_IN_A_RESULT)]:
+            raise ValueError(
+                f"the callback {others[0]} is not for reproduce: the configuration in a result would not say how it "
+                "was trained, and the run could not be resumed. Use fit."
+            )
 
     def _check_seed(self, result: Path, seed: int) -> None:
         if self.run_config.get("seed_everything", seed) != seed:
@@ -306,8 +344,12 @@ class Trainer(L.Trainer):
 
 def kept_options(run_config: dict[str, Any]) -> dict[str, Any]:
     """Options of data and trainer that a resumed run must have kept."""
-    options = run_config.get("data", {}).get("init_args", {}) | run_config.get("trainer", {})
+    options = run_config | run_config.get("data", {}).get("init_args", {}) | run_config.get("trainer", {})
     return {name: options[name] for name in KEPT_OPTIONS if name in options}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float | None]:

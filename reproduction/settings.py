@@ -14,6 +14,7 @@ TRAINER: dict[str, Any] = {
     "tested_weights": "last",
     "gradient_clip_val": None,
     "gradient_clip_algorithm": "norm",
+    "limit_train_batches": None,
 }
 """Options of the trainer that matter, and their values where they are not given. The length of a run is apart."""
 

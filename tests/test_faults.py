@@ -21,7 +21,8 @@ import lightning as L
 import pytest
 import torch
 
-from lightning_modules import tracking
+from datamodules import PennTreebank
+from lightning_modules import LanguageModel, load, tracking
 from lightning_modules.checkpoints import WholeFiles, find_checkpoint, read_checkpoint
 from tests.tiny import tiny_program, tiny_run
 
@@ -271,6 +272,38 @@ def test_a_run_that_is_asked_to_stop_saves_where_it_is_and_goes_on_from_there(
     assert outcome(tmp_path, "stopped") == outcome(tmp_path, "whole")
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+def test_a_run_in_another_precision_goes_on_bit_for_bit_from_mid_epoch(
+    precision: str, call: Call, tiny_treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rarely = ("--trainer.checkpoint_minutes", "60", "--trainer.precision", precision)
+    assert call(*options(tmp_path, "whole", *rarely)).status == 0
+    monkeypatch.setattr(Send, "number", signal.SIGTERM, raising=False)
+    monkeypatch.setattr(Send, "batch", 7, raising=False)
+    stopped = call(*options(tmp_path, "stopped", *rarely, "--trainer.callbacks+=tests.test_faults.Send"))
+    assert stopped.status == 128 + signal.SIGTERM
+    saved = torch.load(tmp_path / "stopped/checkpoints/last.ckpt", weights_only=True)
+    dtype = torch.float64 if precision == "64-true" else torch.float32
+    assert {value.dtype for value in saved["state_dict"].values()} == {dtype}
+    assert call(*options(tmp_path, "stopped", *rarely)).status == 0
+    assert outcome(tmp_path, "stopped") == outcome(tmp_path, "whole")
+
+
+def test_weights_in_float64_are_tested_and_loaded_as_they_are(call: Call, tiny_treebank: Path, tmp_path: Path) -> None:
+    double = ("--trainer.precision", "64-true")
+    assert call(*options(tmp_path, "run", *double)).status == 0
+    file = tmp_path / "run/checkpoints/last.ckpt"
+    saved = torch.load(file, weights_only=True)["state_dict"]
+    for model in (load(file), LanguageModel.load_from_checkpoint(file)):
+        assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+    tested = json.loads((tmp_path / "run" / RESULT).read_text())["metrics"]["test_ppl"]
+    model = load(file)
+    model.mc_samples = 0
+    trainer = L.Trainer(accelerator="cpu", logger=False, precision="64-true", enable_progress_bar=False)
+    treebank = PennTreebank(tmp_path / "data", vocab_size=12, batch_size=2, window=5)
+    assert trainer.test(model, datamodule=treebank, verbose=False)[0]["test_ppl"] == tested
+
+
 class SendTwice(L.Callback):
     """Presses Ctrl-C in the second epoch, and again before it had an effect."""
 
@@ -432,10 +465,10 @@ def test_a_trial_of_some_batches_leaves_the_checkpoints_of_a_run_alone(
     ("changed", "message"),
     [
         (
-            ("--trainer.accumulate_grad_batches", "2", "--trainer.limit_train_batches", "5"),
-            "limit_train_batches leaves 5 batches, each of them one of accumulate_grad_batches=2 parts",
+            ("--trainer.accumulate_grad_batches", "2"),
+            "trainer.accumulate_grad_batches must be 1 for a language model, got 2",
         ),
-        (("--trainer.val_check_interval", "0.5"), "val_check_interval must be 1.0, got 0.5"),
+        (("--trainer.val_check_interval", "0.5"), "val_check_interval must be 1.0 for reproduce, got 0.5"),
         (("--trainer.accumulate_grad_batches", "0"), "accumulate_grad_batches must be at least 1, got 0"),
         (("--trainer.checkpoint_minutes", "-1"), "checkpoint_minutes must be at least 0, got -1"),
     ],

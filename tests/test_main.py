@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import yaml
@@ -327,6 +328,165 @@ def test_loggers_of_ones_own_are_kept(
     outcome = call("fit", *tiny_run(tmp_path, "--trainer.max_epochs", "1", logger=own))
     assert outcome.status == 0, outcome.err
     assert list((tmp_path / "own").rglob("metrics.csv"))
+
+
+ONE_EPOCH = ("--trainer.max_epochs", "1")
+
+
+@pytest.mark.parametrize("name", ["CSVLogger", "WandbLogger"])
+def test_a_logger_of_lightning_is_found_by_its_name(
+    name: str, call: Call, tiny_treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    own = ("--trainer.logger", name, "--trainer.logger.save_dir", str(tmp_path / "own"))
+    outcome = call("fit", *tiny_run(tmp_path, *ONE_EPOCH, logger=own))
+    assert outcome.status == 0, outcome.err
+    if name == "CSVLogger":
+        assert list((tmp_path / "own").rglob("metrics.csv"))
+    logger = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["trainer"]["logger"]
+    assert logger["class_path"] == f"lightning.pytorch.loggers.{name}"
+
+
+class Mark(L.Callback):
+    """Leaves a file."""
+
+    def on_fit_end(self, *_: Any) -> None:
+        Path("marked").touch()
+
+
+@pytest.mark.parametrize(
+    "callbacks",
+    [
+        ["--trainer.callbacks", "tests.test_main.Mark"],
+        ["--trainer.callbacks+=tests.test_main.Mark"],
+        ["--trainer.callbacks", "{class_path: tests.test_main.Mark}"],
+        ["--config", "mark.yaml"],
+    ],
+    ids=["name", "appended", "mapping", "file"],
+)
+def test_one_callback_need_not_be_a_list(callbacks: list[str], call: Call, tiny_treebank: Path, tmp_path: Path) -> None:
+    (tmp_path / "mark.yaml").write_text("trainer:\n  callbacks:\n    class_path: tests.test_main.Mark\n")
+    outcome = call("fit", *tiny_run(tmp_path, *ONE_EPOCH), *callbacks)
+    assert outcome.status == 0, outcome.err
+    assert (tmp_path / "marked").exists()
+    assert (tmp_path / "run/checkpoints/last.ckpt").exists()
+
+
+@pytest.mark.parametrize("bar", ["RichProgressBar", "TQDMProgressBar"])
+def test_a_progress_bar_of_ones_own_takes_the_place_of_the_usual_one(
+    bar: str, call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    shown = ("--trainer.enable_progress_bar", "true", "--trainer.callbacks", bar)
+    outcome = call("fit", *tiny_run(tmp_path, *ONE_EPOCH, *shown))
+    assert outcome.status == 0, outcome.err
+
+
+@pytest.mark.parametrize(
+    "options", [["--trainer.enable_checkpointing", "false"], ["--trainer.barebones", "true", *ONE_EPOCH]]
+)
+def test_checkpoints_that_are_not_wanted_are_not_written(
+    options: list[str], call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    arguments = tiny_run(tmp_path, *ONE_EPOCH, logger=())
+    if "--trainer.barebones" in options:  # which refuses that more is switched off
+        arguments = [*arguments[: arguments.index("--trainer.accelerator")], "--trainer.num_sanity_val_steps", "null"]
+        arguments += ["--trainer.enable_model_summary", "null"]
+    else:
+        options = [*options, "--trainer.logger", "false"]
+    outcome = call("fit", *arguments, *options)
+    assert outcome.status == 0, outcome.err
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "reproduce"])
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (
+            ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "valid_pp"],
+            "EarlyStopping monitors 'valid_pp', which is not measured; there are: gradient_norm, learning_rate, "
+            "train_eval_ppl, train_ppl, valid_ppl, valid_ppl_lua, words_per_s\n",
+        ),
+        (
+            ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor", "loss"],
+            "ModelCheckpoint monitors 'loss', which is not measured; there are: ",
+        ),
+        (["--trainer.callbacks+=LearningRateMonitor"], "Cannot use `LearningRateMonitor` callback with `Trainer` that"),
+        (
+            ["--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.callbacks.scheduling", "{0: 2}"],
+            "the callback GradientAccumulationScheduler is not supported: ",
+        ),
+        (["--trainer.accumulate_grad_batches", "2"], "trainer.accumulate_grad_batches must be 1 for a language model"),
+        (
+            ["--trainer.precision", "bf16-true"],
+            "trainer.precision=bf16-true would round ratings and metrics, too: choose 32-true",
+        ),
+    ],
+    ids=["early stopping", "checkpoint", "learning rate", "schedule", "accumulation", "precision"],
+)
+def test_what_cannot_be_trained_or_measured_is_said_before_training_and_leaves_nothing(
+    callback: list[str], message: str, command: str, call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    result = result_options(tmp_path) if command == "reproduce" else []
+    outcome = call(command, *tiny_run(tmp_path, *callback, *result))
+    assert outcome.status == 2
+    assert outcome.err.startswith(f"error: {message}"), outcome.err
+    assert len(outcome.err.splitlines()) == 2
+    assert "epoch 1" not in outcome.out
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "results").exists()
+
+
+def test_every_second_validation_leaves_the_last_epoch_saved(call: Call, tiny_treebank: Path, tmp_path: Path) -> None:
+    options = ("--trainer.check_val_every_n_epoch", "2", "--trainer.max_epochs", "3")
+    outcome = call("fit", *tiny_run(tmp_path, *options))
+    assert outcome.status == 0, outcome.err
+    lines = [line for line in outcome.out.splitlines() if " epoch " in line]
+    assert ["valid_ppl " in line for line in lines] == [False, True, False]
+    epochs = {name: torch.load(tmp_path / f"run/checkpoints/{name}.ckpt")["epoch"] for name in ("best", "last")}
+    assert epochs == {"best": 1, "last": 2}
+    refused = call("reproduce", *tiny_run(tmp_path, *options), *result_options(tmp_path))
+    assert refused.status == 2
+    assert "trainer.check_val_every_n_epoch must be 1 for reproduce, got 2" in refused.err
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_run_without_a_last_epoch_has_no_estimate_of_its_end(call: Call, tiny_treebank: Path, tmp_path: Path) -> None:
+    outcome = call("fit", *tiny_run(tmp_path, "--trainer.max_epochs", "-1", "--trainer.max_steps", "60"))
+    assert outcome.status == 0, outcome.err
+    assert "takes about" not in outcome.out
+    lines = [line for line in outcome.out.splitlines() if " epoch " in line]
+    assert [line.split("  ")[1] for line in lines] == [f"epoch {k}" for k in (1, 2, 3, 4, 5)]
+    assert not any(line.endswith("left") for line in lines)
+
+
+def test_a_run_limited_by_steps_is_not_resumed(call: Call, tiny_treebank: Path, tmp_path: Path) -> None:
+    """Lightning would end the epoch of the checkpoint twice."""
+    steps = ("--trainer.max_steps", "12")
+    assert call("fit", *tiny_run(tmp_path, *steps)).status == 0
+    last = str(tmp_path / "run/checkpoints/last.ckpt")
+    refused = call("fit", *tiny_run(tmp_path, "--trainer.max_steps", "20", "--ckpt_path", last))
+    assert refused.status == 2
+    assert "trainer.max_steps=20: a run that is limited by steps cannot be resumed" in refused.err
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(
+    call: Call, tiny_treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "row.yaml").write_text("trainer:\n  max_epochs: 1\n")
+    arguments = tiny_run(tmp_path, "--config=~/row.yaml", "--trainer.default_root_dir", "~/mine")
+    result = "~/results/ptb/small/row/seed0.json"
+    assert call("reproduce", *arguments, "--result", result).status == 0
+    assert (tmp_path / "results/ptb/small/row/seed0.json").exists()
+    assert call("test", *arguments, "--ckpt_path=~/mine/checkpoints/last.ckpt").status == 0
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_home_folder_that_nobody_has_is_a_name_as_any_other(call: Call, tiny_treebank: Path, tmp_path: Path) -> None:
+    outcome = call("test", *tiny_run(tmp_path, "--ckpt_path", "~nobody-there/last.ckpt"))
+    assert outcome.status == 2
+    assert "--ckpt_path ~nobody-there/last.ckpt is no file" in outcome.err
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from datamodules import FilmReviews, PennTreebank, film_reviews, penn_treebank
 from lightning_modules import LanguageModel, tracking
-from lightning_modules.tracking import ID_FILE, WandbLogger
+from lightning_modules.tracking import ID_FILE, RunWandbLogger
 from tests.tiny import tiny_run
 from tests.wandb_server import running
 
@@ -118,11 +118,11 @@ def test_a_run_without_an_account_is_recorded_offline_under_the_names_of_its_res
     assert (run["project"], run["run_group"], run["job_type"]) == ("variational-rnn", "ptb/small", "variational_tied")
     assert run["display_name"] == "variational_tied-seed0"
     assert run["tags"] == ["ptb", "small", "variational_tied", "lstm"]
-    gru = WandbLogger(tmp_path, tmp_path / "sentiment/figure10/naive_gru/seed2.json", cell="gru")
+    gru = RunWandbLogger(tmp_path, tmp_path / "sentiment/figure10/naive_gru/seed2.json", cell="gru")
     assert gru._wandb_init["tags"] == ["sentiment", "figure10", "naive", "gru"]
-    large = WandbLogger(tmp_path, tmp_path / "ptb/large/moon/seed2.json")
+    large = RunWandbLogger(tmp_path, tmp_path / "ptb/large/moon/seed2.json")
     assert large._wandb_init["tags"] == ["ptb", "large", "moon", "lstm", "table1"]
-    real = WandbLogger(tmp_path, tmp_path / "ptb/inan_small/vd_real/seed2.json")
+    real = RunWandbLogger(tmp_path, tmp_path / "ptb/inan_small/vd_real/seed2.json")
     assert real._wandb_init["tags"] == ["ptb", "inan_small", "vd_real", "lstm", "beyond"]
     assert run["run_id"] == (tmp_path / "run" / ID_FILE).read_text().strip()
 
@@ -231,7 +231,7 @@ def test_a_resumed_run_goes_on_under_its_id_and_a_new_one_has_another(train: Cal
 
 def test_in_a_sweep_the_id_is_the_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "given")
-    assert WandbLogger(tmp_path).version == "given"
+    assert RunWandbLogger(tmp_path).version == "given"
 
 
 def test_a_run_that_is_stopped_keeps_its_rows(train: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +361,7 @@ def test_a_run_whose_folder_cannot_be_written_has_no_records(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    logger = WandbLogger(tmp_path / "file" / "run")
+    logger = RunWandbLogger(tmp_path / "file" / "run")
     logger.log_metrics({"epoch": 0, "valid_ppl": 3.0}, 1)
     logger.log_metrics({"epoch": 1, "valid_ppl": 2.0}, 2)
     logger.finalize("success")
@@ -369,7 +369,7 @@ def test_a_run_whose_folder_cannot_be_written_has_no_records(
 
 
 def test_a_run_outlives_the_process_of_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    logger = WandbLogger(tmp_path)
+    logger = RunWandbLogger(tmp_path)
     logger.log_metrics({"epoch": 0, "valid_ppl": 3.0}, 1)
     for pid in helpers_of(os.getpid()):
         os.kill(pid, signal.SIGKILL)
@@ -383,7 +383,7 @@ def test_a_run_outlives_the_process_of_wandb(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_run_that_is_requeued_is_not_ended_before_its_process(tmp_path: Path) -> None:
-    logger = WandbLogger(tmp_path)
+    logger = RunWandbLogger(tmp_path)
     logger.log_metrics({"epoch": 0, "valid_ppl": 3.0}, 1)
     logger.finalize("finished")  # by Lightning, when Slurm has told it that time is up
     logger.log_metrics({"epoch": 1, "valid_ppl": 2.0}, 2)
@@ -504,7 +504,7 @@ def test_offline_runs_are_uploaded_by_make_sync_once(train: Call, tmp_path: Path
         assert set(kinds) == {"result", "model"}
         assert first.stderr.count("Finished syncing") == 2
         before = len(server.streams[run_id])
-        live = WandbLogger(tmp_path / "live")
+        live = RunWandbLogger(tmp_path / "live")
         live.log_metrics({"epoch": 0, "valid_ppl": 3.0}, 1)
         second = sync()
         assert second.returncode == 0, second.stderr

@@ -40,11 +40,11 @@ def real_corpus() -> Callable[[str], Path]:
 
 @pytest.fixture
 def as_rank() -> Callable[..., None]:
-    """Lets a data module believe that it runs in one of several processes, and accumulates gradients over parts."""
+    """Lets a data module believe that it runs in one of several processes."""
 
-    def attach(datamodule: LightningDataModule, rank: int, world_size: int, parts: int = 1) -> None:
+    def attach(datamodule: LightningDataModule, rank: int, world_size: int) -> None:
         datamodule.trainer = SimpleNamespace(  # type: ignore[assignment]
-            global_rank=rank, world_size=world_size, accumulate_grad_batches=parts, overfit_batches=0, training=False
+            global_rank=rank, world_size=world_size, accumulate_grad_batches=1, overfit_batches=0, training=False
         )
 
     return attach

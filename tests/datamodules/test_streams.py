@@ -117,37 +117,6 @@ def test_all_processes_see_the_whole_test_text(counting: Counting, as_rank: Call
     assert sum(targets.numel() for _, targets in loader) == 11
 
 
-def test_blocks_of_all_parts_of_all_processes_side_by_side_are_the_windows_of_one(
-    counting: Counting, as_rank: Callable
-) -> None:
-    whole = list(counting.train_dataloader())
-    blocks = []
-    for rank in range(2):
-        as_rank(counting, rank, 2, parts=2)
-        served = list(counting.train_dataloader())
-        assert len(served) == 2 * len(whole)
-        blocks += [served[0::2], served[1::2]]
-    for *parts, window in zip(*blocks, whole, strict=True):
-        for of_parts, of_window in zip(zip(*parts, strict=True), window, strict=True):
-            assert torch.equal(torch.cat(of_parts, dim=1), of_window)
-
-
-def test_validation_windows_are_not_divided_where_gradients_are_accumulated(
-    counting: Counting, as_rank: Callable
-) -> None:
-    [before] = counting.val_dataloader()
-    whole = [inputs.shape for inputs, _ in before]
-    as_rank(counting, 0, 1, parts=2)
-    [after] = counting.val_dataloader()
-    assert [inputs.shape for inputs, _ in after] == whole
-
-
-def test_batch_that_cannot_be_divided_for_accumulation_raises(counting: Counting, as_rank: Callable) -> None:
-    as_rank(counting, 0, 2, parts=3)
-    with pytest.raises(ValueError, match=r"batch_size=4 .* 2 processes in accumulate_grad_batches=3 .*divisible by 6"):
-        counting.train_dataloader()
-
-
 def test_batch_that_cannot_be_shared_evenly_raises(counting: Counting, as_rank: Callable) -> None:
     as_rank(counting, 0, 3)
     with pytest.raises(ValueError, match=r"batch_size=4 .* 3 processes.*divisible by 3"):

@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 DROPOUT = {"word_dropout": 0.3, "input_dropout": 0.4, "recurrent_dropout": 0.35, "output_dropout": 0.45}
 
@@ -25,24 +26,23 @@ def compare(of_parts: tuple[list[Any], torch.Tensor], at_once: tuple[list[Any], 
     torch.testing.assert_close(of_parts[1], at_once[1], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("parts", [2, 4])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"gate_masks": "untied", "epoch_start": "validation"},
-        {"cell": "gru", "word_masks": "token", "time_masks": "fresh"},
-    ],
-    ids=["untied", "fresh"],
-)
-def test_accumulated_gradients_of_the_streams_of_a_window_are_those_of_the_window(
-    options: dict[str, Any], parts: int, language_model: Any, streams: Any, trainer: Any, recorder: Any
+@pytest.mark.parametrize("carry_state", [True, False])
+def test_gradients_of_a_language_model_are_not_accumulated_over_windows(
+    carry_state: bool, language_model: Any, streams: Any, trainer: Any
 ) -> None:
-    runs = []
-    for k in (parts, 1):
-        torch.manual_seed(1)
-        model = language_model(**DROPOUT, **options, weight_decay=0.01)
-        runs.append(trained(trainer, model, streams(), recorder, accumulate_grad_batches=k, gradient_clip_val=1.3))
-    compare(*runs)
+    model = language_model(carry_state=carry_state)
+    with pytest.raises(ValueError, match=r"trainer\.accumulate_grad_batches must be 1 for a language model, got 2"):
+        trainer(max_epochs=1, accumulate_grad_batches=2).fit(model, datamodule=streams())
+    assert model.curve == []
+
+
+def test_a_schedule_of_accumulation_is_refused_by_name(
+    language_model: Any, streams: Any, regressor: Any, reviews: Any, trainer: Any
+) -> None:
+    for model, data in ((language_model(), streams()), (regressor(), reviews())):
+        with pytest.raises(ValueError, match="the callback GradientAccumulationScheduler is not supported"):
+            trainer(GradientAccumulationScheduler({0: 2}), max_epochs=1).fit(model, datamodule=data)
+        assert model.curve == []
 
 
 @pytest.mark.parametrize("parts", [2, 3])

@@ -269,19 +269,6 @@ def test_training_perplexity_is_without_what_is_added_to_the_loss(
 # --- all of it --------------------------------------------------------------------------------------------------------
 
 
-def test_all_together_take_the_same_steps_in_parts_of_a_batch(
-    language_model: Build, streams: Any, trainer: Any
-) -> None:
-    weights = []
-    for parts in (1, 2):
-        torch.manual_seed(0)
-        model = language_model(**ALL)
-        data = streams(batch_size=4)
-        trainer(max_epochs=2, accumulate_grad_batches=parts, gradient_clip_val=1.0).fit(model, datamodule=data)
-        weights.append(dict(model.named_parameters()))
-    torch.testing.assert_close(weights[1], weights[0], rtol=1e-8, atol=1e-10)
-
-
 def test_a_run_from_before_there_were_these_options_goes_on_without_them(
     language_model: Build, streams: Any, trainer: Any, tmp_path: Path
 ) -> None:

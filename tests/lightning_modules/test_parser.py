@@ -3,6 +3,7 @@
 import fcntl
 from collections.abc import Callable
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,25 @@ def test_a_configuration_that_is_wrong_is_named_with_the_line(
         check_config(path)
 
 
-@pytest.mark.parametrize("content", ["a: &x {b: 1}\nc: *x\n", "a: &x [1, *x]\n"])
+def bomb(levels: int) -> str:
+    """Lists of nine aliases of the list before: nine to the power of the levels."""
+    lines = ["a: &a [x,x,x,x,x,x,x,x,x]"]
+    lines += [f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]" for before, name in pairwise("abcdefgh"[:levels])]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("content", [bomb(7), bomb(5), "a: &x [1, *x]\n", "a: &x {b: *x}\n"])
+def test_aliases_that_multiply_are_refused_before_they_are_written_out(
+    call: Call, tmp_path: Path, content: str
+) -> None:
+    path = written(tmp_path, content)
+    assert len(content) < 271
+    outcome = call("fit", *DEMO, "--config", str(path))
+    message = f"error: --config {path} has aliases (*name) that repeat each other to over 10000 values"
+    assert (outcome.status, outcome.err.splitlines()[0]) == (2, message)
+
+
+@pytest.mark.parametrize("content", ["a: &x {b: 1}\nc: *x\n", "a: &x {b: 1}\nc:\n  <<: *x\n"])
 def test_aliases_are_no_duplicates(tmp_path: Path, content: str) -> None:
     check_config(written(tmp_path, content))
 
@@ -195,6 +214,16 @@ def test_an_option_that_is_wrong_is_one_message_and_leaves_nothing(
             "model:\n  init_args:\n    hidden: 8\n",
             "line 3: lightning_modules.LanguageModel has no option 'hidden': did you mean 'hidden_size'?",
         ),
+        ("modell: {}\n", "line 1: there is no option 'modell': did you mean 'model'?"),
+        ("modell:\n", "line 1: there is no option 'modell': did you mean 'model'?"),
+        ("trainer: {unknown: {}}\n", "line 1: trainer.unknown has nothing in it: give it a value, or leave it out"),
+        ("data:\n  unknown: {}\n", "line 2: data.unknown has nothing in it: give it a value, or leave it out"),
+        (
+            "model: {init_args: {no: {}}}\n",
+            "line 1: model.init_args.no has nothing in it: give it a value, or leave it",
+        ),
+        ("trainer: [1]\n", "line 1: trainer must have options below it"),
+        ("trainer: 5\n", "line 1: trainer must have options below it"),
     ],
 )
 def test_what_is_wrong_in_a_configuration_is_named_with_file_and_line(
@@ -202,7 +231,14 @@ def test_what_is_wrong_in_a_configuration_is_named_with_file_and_line(
 ) -> None:
     path = written(tmp_path, content)
     outcome = call("fit", *DEMO, "--config", str(path))
-    assert (outcome.status, outcome.err.splitlines()[0]) == (2, f"error: --config {path}, {message}")
+    assert outcome.status == 2
+    assert outcome.err.splitlines()[0].startswith(f"error: --config {path}, {message}")
+
+
+@pytest.mark.parametrize("content", ["trainer:\nseed_everything: 1\n", "trainer: {}\nmodel: {init_args: {}}\n"])
+def test_a_section_of_a_configuration_may_be_left_empty(call: Call, tmp_path: Path, content: str) -> None:
+    outcome = call("fit", *DEMO, "--config", str(written(tmp_path, content)), "--trainer.max_epochs", "0")
+    assert outcome.err.startswith("error: trainer.max_epochs must be more than 0"), outcome.err
 
 
 @pytest.mark.parametrize("class_path", ["[1]", "1"])

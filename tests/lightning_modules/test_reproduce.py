@@ -306,10 +306,10 @@ EVERY_BATCH = {"checkpoint_minutes": 0}
     [
         ({"epoch_start": "validation", "word_masks": "token"}, {}),
         ({"cell": "gru", "time_masks": "fresh", "carry_state": False}, {}),
-        ({"weight_decay": 1e-2, "gate_masks": "untied"}, {"accumulate_grad_batches": 2}),
+        ({"weight_decay": 1e-2, "gate_masks": "untied"}, {"precision": "64-true"}),
         ({}, {"limit_train_batches": 4}),
     ],
-    ids=["from validation", "no state", "accumulated", "limited"],
+    ids=["from validation", "no state", "64-true", "limited"],
 )
 def test_a_run_saved_within_an_epoch_goes_on_from_there_and_ends_as_one_in_one_go(
     options: dict[str, Any], trainer_options: dict[str, Any], batch: int, run: Run, streams: Any
@@ -326,8 +326,7 @@ def test_a_run_saved_within_an_epoch_goes_on_from_there_and_ends_as_one_in_one_g
     in_parts = language_model("in_parts", part)
     assert without_timings(in_parts) == without_timings(at_once)
     assert torch.equal(part.parameters, whole.parameters)
-    unsaved = 2 if "accumulate_grad_batches" in trainer_options and batch % 2 else 1  # gradients are not saved
-    assert len(part.batches) == len(whole.batches) + 2 * unsaved
+    assert len(part.batches) == len(whole.batches) + 2
     assert all(entry["seconds"] > 0 for entry in in_parts["curve"])
 
 
@@ -558,7 +557,7 @@ def test_checkpoint_loads_into_the_same_model_with_its_curve(
     assert loaded.curve == report["curve"]
     assert loaded.rnn.recurrent_dropout == DROPOUT["recurrent_dropout"]
     [metrics] = trainer().test(loaded, datamodule=streams(), verbose=False)
-    assert metrics == {"test_ppl": pytest.approx(report["metrics"]["test_ppl"])}
+    assert metrics == {"test_ppl": report["metrics"]["test_ppl"]}
 
 
 def test_last_checkpoint_is_there_although_validation_got_worse(run: Run, tmp_path: Path) -> None:
@@ -635,9 +634,7 @@ def test_training_does_not_go_on_from_a_run_with_other_hyper_parameters(language
         "provenance": [],
         "rng": {"cpu": torch.get_rng_state()},
     }
-    model._trainer = SimpleNamespace(
-        state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0, accumulate_grad_batches=1
-    )
+    model._trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0)
     with pytest.raises(ValueError, match=r"input_dropout: 0\.5 in the checkpoint, 0\.25 here"):
         model.on_load_checkpoint(checkpoint)
 
@@ -649,12 +646,12 @@ def test_a_checkpoint_from_elsewhere_is_refused(language_model: Any) -> None:
 
 def test_training_does_not_go_on_from_a_run_on_other_data_or_parts_of_it(language_model: Any) -> None:
     before, model = language_model(), language_model()
-    before._trainer = SimpleNamespace(world_size=1)
+    before._trainer = SimpleNamespace(world_size=1, callback_metrics={})
     before.options = {"batch_size": 20, "limit_train_batches": 100}
     checkpoint = {"state_dict": before.state_dict(), "hyper_parameters": dict(before.hparams)}
     before.on_save_checkpoint(checkpoint)
     model._trainer = SimpleNamespace(
-        state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0, accumulate_grad_batches=1, max_epochs=3
+        state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0, max_epochs=3, max_steps=-1
     )
     model.options = {"batch_size": 20, "limit_train_batches": None}
     with pytest.raises(ValueError, match="limit_train_batches: 100 in the checkpoint, not given here"):

@@ -595,7 +595,7 @@ def test_a_precision_that_would_round_the_ratings_is_refused_before_training(
 ) -> None:
     run = trainer(max_epochs=1, precision=precision)
     for start in (run.fit, run.test):
-        with pytest.raises(ValueError, match=f"trainer.precision={precision} would round the ratings .* bf16-mixed"):
+        with pytest.raises(ValueError, match=f"trainer.precision={precision} would round ratings .* bf16-mixed"):
             start(regressor(), datamodule=reviews())
 
 
