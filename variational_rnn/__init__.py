@@ -1,6 +1,6 @@
 """Recurrent layers with variational dropout (Gal & Ghahramani 2016), drop-in replacements of torch.nn's.
 
-Knows torch and nothing else. p is always the probability to drop; scaling is inverted (divided by 1-p in training).
+Depends only on PyTorch. p is always the probability to drop; scaling is inverted (divided by 1-p in training).
 """
 
 from variational_rnn import theory

@@ -445,7 +445,8 @@ class VariationalLSTM(_VariationalBase, nn.LSTM):
     """`torch.nn.LSTM` with dropout on inputs and recurrent connections, one mask per sequence kept over time.
 
     Parameters, their names, gate order and state_dict are those of torch.nn.LSTM; with every p = 0, or in eval mode,
-    outputs, states and gradients are too, and torch's own kernel computes them.
+    outputs, states and gradients are too. Torch's own kernel computes them, except for gradients of packed sequences of
+    64 steps and more on a CPU, where it is slow: there the fast backend does, and they differ by rounding.
 
     Args:
         input_size: number of features of x.
@@ -479,15 +480,15 @@ class VariationalLSTM(_VariationalBase, nn.LSTM):
 
     Limitations:
         * `torch.compile` leaves the layer out of its graphs, as it does torch.nn.LSTM: the layer and the function that
-          calls it run as they do without. With `torch._dynamo.config.allow_rnn` the reference is compiled, the time
-          steps unrolled: this takes about a minute for each length, and runs slower than the fast backends.
+          calls it run as they do without. With `torch._dynamo.config.allow_rnn` the reference is compiled, its time
+          steps unrolled: that takes long, anew for each length, and runs slower than the fast backends.
         * `torch.export` and `torch.onnx.export` fix the number of time steps, as they do for torch.nn.LSTM, not the
           number of sequences. In eval mode ONNX gets its LSTM operator; masks given as an input, or drawn in the graph,
           give an unrolled graph.
         * `torch.jit.script` refuses the layer; `torch.jit.trace` works in eval mode.
-        * Tools that look for torch.nn.LSTM by its very type miss this layer: `quantize_dynamic` leaves it in float, and
-          Opacus has no gradients of single sequences for it. Load this layer's state_dict into a torch.nn.LSTM, or with
-          Opacus into its DPLSTM.
+        * Tools that look for torch.nn.LSTM by its exact type miss this layer: `quantize_dynamic` leaves it in float
+          without a word. Load its state_dict into a torch.nn.LSTM first. Opacus accepts the layer, but training stops:
+          use Opacus' DPLSTM, which has no variational dropout.
         * `torch.fx.symbolic_trace` takes torch.nn's layers for leaves; this one needs a Tracer whose is_leaf_module
           says so.
         * Double backward works with and without the fast backends: the reference computes the gradient that is

@@ -126,6 +126,22 @@ def test_gradients_may_be_batched(ours, create_graph):
 
 
 @any_layer
+def test_the_transforms_of_torch_func_are_the_references(ours):
+    layer, reference = layer_and_its_reference(ours, 2, 3)
+    x, masks = torch.randn(3, 2, 2), layer.sample_masks(2)
+
+    def of(rnn):
+        parameters = dict(rnn.named_parameters())
+
+        def loss(parameters, x):
+            return torch.func.functional_call(rnn, parameters, (x, None, masks))[0].square().sum()
+
+        return torch.func.grad(loss)(parameters, x), torch.func.hessian(loss, argnums=1)(parameters, x)
+
+    torch.testing.assert_close(of(layer), of(reference), rtol=1e-4, atol=1e-5)
+
+
+@any_layer
 def test_in_forward_mode_the_reference_computes(ours):
     layer, reference = layer_and_its_reference(ours, 3, 4)
     x, tangent, masks = torch.randn(3, 2, 3), torch.randn(3, 2, 3), layer.sample_masks(2)

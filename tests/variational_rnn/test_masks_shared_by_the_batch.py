@@ -115,9 +115,11 @@ def test_it_is_the_reference_and_is_torchs_layer_with_masked_weights(
         mask.requires_grad_()
     inputs = [x, *(parts(hx) if state_given else ()), *all_masks(masks)]
 
-    got = result(*rnn(input(), hx, masks), [*inputs, *rnn.parameters()])
-    of_reference = result(*reference(input(), hx, masks), [*inputs, *reference.parameters()])
+    shared = rnn(input(), hx, masks)
     of_torch = functional_call(plain, masked_weights(rnn, masks), (input(), hx))
+    torch.testing.assert_close(shared, of_torch, rtol=0, atol=0)  # the same kernel on the same weights
+    got = result(*shared, [*inputs, *rnn.parameters()])
+    of_reference = result(*reference(input(), hx, masks), [*inputs, *reference.parameters()])
     of_torch = result(*of_torch, [*inputs, *rnn.parameters()])
     tolerance = 1e-9 if dtype == torch.float64 else 2e-4
     torch.testing.assert_close(got, of_reference, rtol=tolerance, atol=tolerance)

@@ -176,7 +176,7 @@ def _in_memory(tensor: Tensor | None) -> Tensor | None:
 
 
 def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a b + bias, without a gradient: on many processors twice as fast as torch's product.
+    """a b + bias, without a gradient: on many processors faster than torch's product.
 
     Under bfloat16 autocast a and b are rounded; the sums and the result stay float32.
 
