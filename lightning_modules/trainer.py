@@ -116,8 +116,8 @@ class Trainer(L.Trainer):
                 checkpoints are damaged.
             OSError: result cannot be written.
         """
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        if epochs is not None:
+            check_count(1, epochs=epochs)
         if self.val_check_interval != 1.0:
             raise ValueError(
                 f"val_check_interval must be 1.0, got {self.val_check_interval}: a curve has a point for each epoch"
