@@ -635,7 +635,7 @@ class LanguageModel(Experiment):
         """
         reader, samples = self.known_reader(), self.checked_samples(mc_samples)
         check_text(text)
-        check_count(0, LARGEST_SEED, seed=seed)
+        [seed] = check_count(0, LARGEST_SEED, seed=seed)
         words, ids = reader.words(text), torch.tensor(reader.ids(text), device=self.device)
         if len(ids) < 2:
             raise ValueError("a text needs two words, the end of a line included: the first one is not predicted")
@@ -705,12 +705,12 @@ class LanguageModel(Experiment):
         """
         reader = self.known_reader()
         vocabulary = reader.vocabulary
-        check_count(1, MOST_WORDS, words=words)
-        check_count(1, MOST_SAMPLES, sequences=sequences)
+        [words] = check_count(1, MOST_WORDS, words=words)
+        [sequences] = check_count(1, MOST_SAMPLES, sequences=sequences)
         if top_k is not None:
-            check_count(1, len(vocabulary), top_k=top_k)
-        check_number(0, temperature=temperature)
-        check_count(0, LARGEST_SEED, seed=seed)
+            [top_k] = check_count(1, len(vocabulary), top_k=top_k)
+        [temperature] = check_number(0, temperature=temperature)
+        [seed] = check_count(0, LARGEST_SEED, seed=seed)
         self.eval()
         prompt = reader.ids(text)[:-1] or [vocabulary.index(EOS)]  # the last line goes on
         inputs = torch.tensor(prompt, device=self.device)[:, None].expand(-1, sequences)

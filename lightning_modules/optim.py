@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datamodules.checks import check_number
+
 
 class DecoupledSGD(torch.optim.Optimizer):
     """Plain SGD followed by weight decay on the already updated parameters: w <- w - lr*g, then w <- w - decay*w.
@@ -21,16 +23,13 @@ class DecoupledSGD(torch.optim.Optimizer):
         decay: fraction that every parameter shrinks by in each step.
 
     Raises:
-        ValueError: lr is negative, or decay is not in [0, 1).
+        ValueError: lr is negative or not finite, or decay is not in [0, 1).
     """
 
     def __init__(self, params: Any, lr: float, decay: float = 0.0) -> None:
-        if not lr >= 0.0:
-            raise ValueError(f"learning_rate must be at least 0, got {lr}")
-        if not 0.0 <= decay < 1.0:
-            raise ValueError(f"weight_decay must lie in [0, 1), got {decay}")
+        [lr] = check_number(0, learning_rate=lr)
+        [self.decay] = check_number(0, below=1, weight_decay=decay)
         super().__init__(params, {"lr": lr})
-        self.decay = decay
         self._gradient_divisor: Tensor | None = None
 
     def clip(self, norm: Tensor, max_norm: float) -> None:

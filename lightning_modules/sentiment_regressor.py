@@ -174,7 +174,7 @@ class Ratings(NamedTuple):
         Raises:
             ValueError: level is not between 0 and 1, or there is neither a sample nor a tau.
         """
-        check_number(above=0, below=1, level=level)
+        [level] = check_number(above=0, below=1, level=level)
         if not len(self.samples) and self.tau is None:
             raise ValueError("there is no interval without sampled networks or noise")
         predictions = self.samples if len(self.samples) else self.approximation[None]
@@ -621,7 +621,7 @@ class SentimentRegressor(Experiment):
         """
         reader, samples = self.known_reader(), self.checked_samples(mc_samples)
         texts = check_texts(texts)
-        check_count(0, LARGEST_SEED, seed=seed)
+        [seed] = check_count(0, LARGEST_SEED, seed=seed)
         self.eval()
         generator = self.generator(TEST, seed=seed)
         masks = [self.sample_masks(1, reader.chunk_length or 1, generator) for _ in range(samples)]

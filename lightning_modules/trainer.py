@@ -124,8 +124,8 @@ class Trainer(L.Trainer):
                 form, another process is at this run, or all its checkpoints are damaged.
             OSError: result cannot be written.
         """
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        if epochs is not None:
+            check_count(1, epochs=epochs)
         self._check_is_whole()
         result = Path(os.path.expanduser(result))
         experiment, group, row, seed = place(result)

@@ -98,13 +98,13 @@ def test_clipping_counts_for_one_step_only() -> None:
     assert weight.item() == pytest.approx(1.75)
 
 
-@pytest.mark.parametrize("lr", [-1.0, float("nan")])
+@pytest.mark.parametrize("lr", [-1.0, float("nan"), float("inf")])
 def test_impossible_learning_rate_is_named(lr: float) -> None:
-    with pytest.raises(ValueError, match=f"learning_rate must be at least 0, got {lr}"):
+    with pytest.raises(ValueError, match=f"learning_rate must be .*, got {lr}"):
         DecoupledSGD([parameter_with_gradient(1.0, 1.0)], lr=lr)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 2.0, float("nan")])
 def test_impossible_weight_decay_is_named(decay: float) -> None:
-    with pytest.raises(ValueError, match=rf"weight_decay must lie in \[0, 1\), got {decay}"):
+    with pytest.raises(ValueError, match=f"weight_decay must be .*, got {decay}"):
         DecoupledSGD([parameter_with_gradient(1.0, 1.0)], lr=0.1, decay=decay)

@@ -398,6 +398,20 @@ def test_a_blank_text_has_no_surprisals(text: str, model: Callable[..., Language
         model().surprisals(text)
 
 
+def test_numbers_of_numpy_are_taken(
+    model: Callable[..., LanguageModel], regressor: Callable[..., SentimentRegressor]
+) -> None:
+    built, rating = model(), regressor(**DROPOUT)
+    rating.reader = RATED
+    whole, real = numpy.int64, numpy.float32
+    found = built.generate("a", whole(4), sequences=whole(2), temperature=real(0.5), top_k=whole(3), seed=whole(5))
+    assert found == built.generate("a", 4, sequences=2, temperature=0.5, top_k=3, seed=5)
+    assert torch.equal(built.surprisals(TEXT, whole(3), whole(5)).mc, built.surprisals(TEXT, 3, 5).mc)  # type: ignore[arg-type]
+    found = rating.rate(TEXTS, whole(3), whole(5))
+    assert torch.equal(found.samples, rating.rate(TEXTS, 3, 5).samples)
+    assert torch.equal(found.interval(real(0.5))[0], found.interval(0.5)[0])
+
+
 # --- ratings ----------------------------------------------------------------------------------------------------------
 
 TEXTS = ["w3 w4 w9", "w1 " * 14, "nothing known", "w5"]
