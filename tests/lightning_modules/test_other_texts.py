@@ -126,6 +126,56 @@ def test_a_model_that_does_not_know_how_it_reads_says_what_to_do(language_model:
 # --- generation -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_model_in_training_mode_generates_with_all_words_and_without_other_masks_than_its_networks(
+    sampled: bool, model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, drawn = model(word_dropout=0.5).train(), []
+    sample_masks = built.sample_masks
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        drawn.append(sample_masks(*arguments, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(built, "sample_masks", recorded)
+    sequences = built.generate("a b c", 12, sequences=2, temperature=0, sampled=sampled)
+    assert len(drawn) == sampled
+    for k, words in enumerate(sequences):
+        ids = [2, 3, 4]
+        network = drawn[0].select([k])._replace(words=None) if sampled else None
+        for word in words:
+            ids.append(int(log_probs(built, torch.tensor([*ids, 0]), network)[-1].argmax()))
+            assert word == LANGUAGE.vocabulary[ids[-1]]
+
+
+def test_only_words_of_the_vocabulary_are_generated_where_the_softmax_has_more_rows(
+    model: Callable[..., LanguageModel],
+) -> None:
+    built = model(vocab_size=14)
+    with torch.no_grad():
+        built.softmax.bias[11:] = 50.0
+    drawn = {word for words in built.generate("a", 5, sequences=100, top_k=11) for word in words}
+    assert drawn <= set(LANGUAGE.vocabulary)
+    assert len(drawn) > 3
+
+
+def test_the_likeliest_words_are_those_of_the_known_ones_where_unknown_is_not_drawn(
+    model: Callable[..., LanguageModel],
+) -> None:
+    built = model()
+    with torch.no_grad():
+        built.softmax.bias[0] = 50.0
+    best = 1 + log_probs(built, torch.tensor([2, 0]), None)[-1][1:].topk(2).indices
+    drawn = built.generate("a", 1, sequences=200, top_k=2, unknown=False, sampled=False)
+    assert {word for [word] in drawn} == {LANGUAGE.vocabulary[i] for i in best}
+
+
+def test_the_default_temperature_leaves_the_probabilities_as_they_are(model: Callable[..., LanguageModel]) -> None:
+    built = model()
+    options: dict[str, Any] = {"words": 1, "sequences": 1000, "sampled": False, "seed": 3}
+    assert built.generate("a", **options) == built.generate("a", **options, temperature=1.0)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1e-9])
 def test_without_temperature_the_likeliest_word_is_taken(
     temperature: float, model: Callable[..., LanguageModel]
@@ -188,56 +238,6 @@ def test_frequencies_of_drawn_words_are_their_probabilities(model: Callable[...,
     counts = torch.tensor([sum(words == [word] for words in drawn) for word in LANGUAGE.vocabulary])
     expected = 1000 * logits.softmax(dim=-1)
     assert ((counts - expected).abs() < 4 * expected.sqrt() + 1).all()
-
-
-@pytest.mark.parametrize("sampled", [False, True])
-def test_a_model_in_training_mode_generates_with_all_words_and_without_other_masks_than_its_networks(
-    sampled: bool, model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    built, drawn = model(word_dropout=0.5).train(), []
-    sample_masks = built.sample_masks
-
-    def recorded(*arguments: Any, **options: Any) -> Any:
-        drawn.append(sample_masks(*arguments, **options))
-        return drawn[-1]
-
-    monkeypatch.setattr(built, "sample_masks", recorded)
-    sequences = built.generate("a b c", 12, sequences=2, temperature=0, sampled=sampled)
-    assert len(drawn) == sampled
-    for k, words in enumerate(sequences):
-        ids = [2, 3, 4]
-        network = drawn[0].select([k])._replace(words=None) if sampled else None
-        for word in words:
-            ids.append(int(log_probs(built, torch.tensor([*ids, 0]), network)[-1].argmax()))
-            assert word == LANGUAGE.vocabulary[ids[-1]]
-
-
-def test_only_words_of_the_vocabulary_are_generated_where_the_softmax_has_more_rows(
-    model: Callable[..., LanguageModel],
-) -> None:
-    built = model(vocab_size=14)
-    with torch.no_grad():
-        built.softmax.bias[11:] = 50.0
-    drawn = {word for words in built.generate("a", 5, sequences=100, top_k=11) for word in words}
-    assert drawn <= set(LANGUAGE.vocabulary)
-    assert len(drawn) > 3
-
-
-def test_the_likeliest_words_are_those_of_the_known_ones_where_unknown_is_not_drawn(
-    model: Callable[..., LanguageModel],
-) -> None:
-    built = model()
-    with torch.no_grad():
-        built.softmax.bias[0] = 50.0
-    best = 1 + log_probs(built, torch.tensor([2, 0]), None)[-1][1:].topk(2).indices
-    drawn = built.generate("a", 1, sequences=200, top_k=2, unknown=False, sampled=False)
-    assert {word for [word] in drawn} == {LANGUAGE.vocabulary[i] for i in best}
-
-
-def test_the_default_temperature_leaves_the_probabilities_as_they_are(model: Callable[..., LanguageModel]) -> None:
-    built = model()
-    options: dict[str, Any] = {"words": 1, "sequences": 1000, "sampled": False, "seed": 3}
-    assert built.generate("a", **options) == built.generate("a", **options, temperature=1.0)
 
 
 def test_an_empty_text_begins_a_line(model: Callable[..., LanguageModel]) -> None:
