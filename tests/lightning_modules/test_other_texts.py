@@ -126,6 +126,48 @@ def test_a_model_that_does_not_know_how_it_reads_says_what_to_do(language_model:
 # --- generation -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1e-9])
+def test_without_temperature_the_likeliest_word_is_taken(
+    temperature: float, model: Callable[..., LanguageModel]
+) -> None:
+    built = model()
+    ids = [2, 3]
+    for _ in range(9):
+        ids.append(int(log_probs(built, torch.tensor([*ids, 0]), None)[-1].argmax()))
+    [words] = built.generate("a b", 9, temperature=temperature, sampled=False)
+    assert words == [LANGUAGE.vocabulary[i] for i in ids[2:]]
+
+
+def test_each_sequence_is_of_one_network_kept_from_the_first_word_of_the_text_to_the_end(
+    model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, drawn = model(), []
+    sample_masks = built.sample_masks
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        drawn.append(sample_masks(*arguments, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(built, "sample_masks", recorded)
+    monkeypatch.setattr(module, "LOGIT_ROWS", 6)  # the text is read in parts
+    sequences = built.generate("a b c d e\nf", 12, sequences=3, temperature=0, seed=4)
+    [masks] = drawn
+    for k, words in enumerate(sequences):
+        ids = LANGUAGE.ids("a b c d e\nf")[:-1]
+        network = masks._replace(words=None).select([k])
+        for word in words:
+            best = int(log_probs(built, torch.tensor([*ids, 0]), network)[-1].argmax())
+            assert word == LANGUAGE.vocabulary[best]
+            ids.append(best)
+
+
+def test_a_seed_gives_the_same_sequences_and_another_one_others(model: Callable[..., LanguageModel]) -> None:
+    built = model()
+    first, again, other = (built.generate("a", 30, sequences=2, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert first[0] != first[1]
+
+
 @pytest.mark.parametrize("sampled", [False, True])
 def test_a_model_in_training_mode_generates_with_all_words_and_without_other_masks_than_its_networks(
     sampled: bool, model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
@@ -174,48 +216,6 @@ def test_the_default_temperature_leaves_the_probabilities_as_they_are(model: Cal
     built = model()
     options: dict[str, Any] = {"words": 1, "sequences": 1000, "sampled": False, "seed": 3}
     assert built.generate("a", **options) == built.generate("a", **options, temperature=1.0)
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1e-9])
-def test_without_temperature_the_likeliest_word_is_taken(
-    temperature: float, model: Callable[..., LanguageModel]
-) -> None:
-    built = model()
-    ids = [2, 3]
-    for _ in range(9):
-        ids.append(int(log_probs(built, torch.tensor([*ids, 0]), None)[-1].argmax()))
-    [words] = built.generate("a b", 9, temperature=temperature, sampled=False)
-    assert words == [LANGUAGE.vocabulary[i] for i in ids[2:]]
-
-
-def test_each_sequence_is_of_one_network_kept_from_the_first_word_of_the_text_to_the_end(
-    model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    built, drawn = model(), []
-    sample_masks = built.sample_masks
-
-    def recorded(*arguments: Any, **options: Any) -> Any:
-        drawn.append(sample_masks(*arguments, **options))
-        return drawn[-1]
-
-    monkeypatch.setattr(built, "sample_masks", recorded)
-    monkeypatch.setattr(module, "LOGIT_ROWS", 6)  # the text is read in parts
-    sequences = built.generate("a b c d e\nf", 12, sequences=3, temperature=0, seed=4)
-    [masks] = drawn
-    for k, words in enumerate(sequences):
-        ids = LANGUAGE.ids("a b c d e\nf")[:-1]
-        network = masks._replace(words=None).select([k])
-        for word in words:
-            best = int(log_probs(built, torch.tensor([*ids, 0]), network)[-1].argmax())
-            assert word == LANGUAGE.vocabulary[best]
-            ids.append(best)
-
-
-def test_a_seed_gives_the_same_sequences_and_another_one_others(model: Callable[..., LanguageModel]) -> None:
-    built = model()
-    first, again, other = (built.generate("a", 30, sequences=2, seed=seed) for seed in (1, 1, 2))
-    assert first == again != other
-    assert first[0] != first[1]
 
 
 def test_words_are_drawn_from_the_likeliest_ones_and_not_unknown_if_so_asked(
