@@ -595,9 +595,9 @@ def test_mc_is_averaged_over_its_epochs_among_the_last_25_of_each_seed(
 
 def test_the_evidence_of_rows_beside_those_that_mc_is_judged_by_is_their_range(verdict: Verdict, write: Write) -> None:
     write("figure2", "variational_lstm", FALLING)
-    for row, mc in (("pu0_pe0.5", 1.01), ("pu0.5_pe0", 0.96), ("pu0.5_pe0.5", 1.07)):
+    for row, mc in (("pu0.5_pe0", 1.01), ("pu0_pe0.5", 1.07), ("pu0.5_pe0.5", 0.96)):
         write("figure3", row, FALLING, mc=mc)
-    others = "-4.0% (p_U = 0.5, p_E = 0 (figure3)) to +7.0% (p_U = 0.5, p_E = 0.5 (figure3))"
+    others = "-4.0% (p_U = 0.5, p_E = 0.5 (figure3)) to +7.0% (p_U = 0, p_E = 0.5 (figure3))"
     assert verdict(MC)[1].endswith(f"; other rows: {others}")
 
 
