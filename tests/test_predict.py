@@ -330,6 +330,24 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_predicte
     refused(call("predict", sentiment, text("good\n"), "--output", "/proc/out.csv"), said, "(--output)")
 
 
+def test_an_output_that_could_not_be_written_to_its_end_is_not_there(
+    sentiment: str, call: Call, text: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = text("good\n")
+    (tmp_path / "out.csv").write_text("of yesterday")
+    before = sorted(tmp_path.iterdir())
+
+    def full(self: Path, *_: Any, **__: Any) -> int:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    for name in ("out.csv", "new.csv"):
+        refused(call("predict", sentiment, file, "--output", name), f"{name} cannot be written", "No space left")
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "out.csv").read_text() == "of yesterday"
+
+
 def test_neither_the_model_nor_the_text_is_written_over(
     sentiment: str, call: Call, text: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
