@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -55,6 +56,27 @@ def rows(out: str) -> list[dict[str, Any]]:
 
 
 # --- what is printed --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "names"),
+    [
+        ("sentiment", [], ["mc_samples", "seed", "format", "interval"]),
+        ("language", [], ["mc_samples", "seed", "format"]),
+        ("language", ["--generate", "7"], ["seed", "format", "sequences", "temperature"]),
+    ],
+)
+def test_defaults_are_those_that_the_help_names(
+    model: str, more: list[str], names: list[str], call: Call, text: Any, request: pytest.FixtureRequest
+) -> None:
+    path, file = request.getfixturevalue(model), text("good w1\n" if model == "sentiment" else "w1 w2\nw3\n")
+    shown = " ".join(call("predict", "--help").out.partition("options:")[2].split())
+    options = [re.findall(rf"--{name} [^()]*\(default: ([\w.]+)\)", shown) for name in names]
+    explicit = [word for name, [default] in zip(names, options, strict=True) for word in (f"--{name}", default)]
+    outcome = call("predict", path, file, *more)
+    assert outcome.status == 0, outcome.err
+    assert call("predict", path, file, *more, *explicit) == outcome
+    assert call("predict", path, file, *more, "--seed", "1") != outcome
 
 
 def test_a_language_model_gives_surprisals_and_perplexities(language: str, call: Call, text: Any) -> None:
