@@ -203,8 +203,9 @@ def test_every_command_of_main_py_in_the_texts_is_accepted(
 
 @pytest.mark.parametrize("command", ["fit", "reproduce"])
 def test_defaults_that_the_guide_names_are_those_of_main_py(command: str, call: Callable[..., Any]) -> None:
-    assert "every ten\nminutes (`--trainer.checkpoint_minutes`)" in GUIDE
-    assert "without one it is `runs/unnamed`" in GUIDE
+    prose = " ".join(GUIDE.split())
+    assert "every ten minutes (`--trainer.checkpoint_minutes`)" in prose
+    assert "without one it is `runs/unnamed`" in prose
     config = str(ROOT / "configs/demo/sentiment/variational.yaml")
     trainer = yaml.safe_load(call(command, "--config", config, "--print_config").out)["trainer"]
     assert (trainer["checkpoint_minutes"], trainer["default_root_dir"]) == (10.0, "runs/unnamed")
