@@ -191,7 +191,7 @@ lint: .venv/ready ## ruff and mypy
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-bench: .venv/ready ## measure speed on this machine's CPU beside torch.nn and others (ten minutes)
+bench: .venv/ready ## measure speed on this machine's CPU beside torch.nn and others (about ten minutes)
 	.venv/bin/python -m benchmarks.speed $(ARGS)
 
 bench-gpu: .venv/ready ## the same on its GPU

@@ -1,7 +1,7 @@
 """Speed: the layers, a training step and MC evaluation beside what else does the same work.
 
-`make bench` measures on the CPU, `make bench-gpu` on the GPU (five to ten minutes each). Ratios come from one run in
-which the competitors take turns; the median of the repetitions counts. Higher is better for this repository.
+`make bench` measures on the CPU in about ten minutes, `make bench-gpu` on the GPU. Ratios come from one run in which
+the competitors take turns; the median of the repetitions counts. Higher is better for this repository.
 """
 
 from __future__ import annotations

@@ -263,7 +263,7 @@ def show(rows: list[Row], notes: list[str], form: str, output: Path | None) -> N
 
 
 def _cells(column: list[Any], is_whole: bool) -> list[Text]:
-    """A column of a table; numbers have four digits, texts are cut at the end of the line unless shown whole."""
+    """A column of a table; numbers have about four digits, texts are cut at the end of the line unless shown whole."""
     if isinstance(column[0], bool):
         return [Text("yes" if value else "") for value in column]
     if isinstance(column[0], float):

@@ -84,6 +84,24 @@ def test_the_readme_shows_the_committed_scaling():
     assert scaling.tables(result) in (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
+def test_with_the_same_batch_two_threads_gain_more_than_two_processes():
+    result = json.loads((FOLDER / "results" / "scaling.json").read_text(encoding="utf-8"))
+    for rates in result["words_per_s"].values():
+        assert rates["2 processes, the same batch"] < rates["1 process, 2 threads"]
+    readme = " ".join((FOLDER / "README.md").read_text(encoding="utf-8").split())
+    sent = " or ".join(f"{scaling.sent_bytes(size, 2) / 1e6:.0f}" for size in ("small", "medium"))
+    assert f"gain less than two threads, since they exchange what they have computed, {sent} MB in each step" in readme
+
+
+def test_an_lstm_with_masks_takes_about_the_time_of_torchs_and_large_ones_less_in_bfloat16():
+    for file in (FOLDER / "results").glob("cpu_*.json"):
+        layers = json.loads(file.read_text(encoding="utf-8"))["layers"]
+        for row in layers:
+            seconds = row["seconds"]
+            ratio = seconds["nn.LSTM"] / seconds["LSTM tied"]
+            assert ratio > (2 if row["precision"] == "bfloat16" and row["shape"][-1] == 1500 else 0.85)
+
+
 def test_two_processes_send_each_other_one_gradient_and_many_almost_two():
     layer = 4 * 650 * (650 + 650 + 2)
     gradient = 4 * (10_000 * 650 + 2 * layer + 10_000 * 650 + 10_000)

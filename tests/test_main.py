@@ -537,6 +537,9 @@ def test_ablate_evaluates_a_finished_run_and_refuses_one_that_is_not(
     assert [choice["samples"] for choice in written["choices"]] == [0, *[1, 2, 3] * 4]
     assert str(tmp_path) not in file.read_text()
     file.unlink()
+    refused = call("ablate", *options, *result, *checkpoint, "--trainer.devices", "2")
+    assert refused.status == 2
+    assert "ablate runs on one device, got 2 processes: use --trainer.devices 1" in refused.err
     Path(result[1]).unlink()
     refused = call("ablate", *options, *result, *checkpoint)
     assert refused.status == 2

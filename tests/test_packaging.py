@@ -62,3 +62,16 @@ def test_packages_import_each_other_as_contributing_says():
             imported = re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
             wrong = set(imported) & {"main", "benchmarks", *allowed} - others - {package}
             assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="this is no checkout")
+def test_corpora_and_checkpoints_are_not_committed():
+    files = ["data/ptb/ptb.train.txt", "data/film_reviews/scaledata/a", "runs/ptb/a/config.yaml", "some/last.ckpt"]
+    ignored = subprocess.run(["git", "check-ignore", *files], cwd=ROOT, capture_output=True, text=True)
+    assert ignored.stdout.split() == files
+
+
+def test_the_texts_ask_for_the_python_that_the_package_needs():
+    [needed] = re.findall(r'requires-python = "(>=\d.\d+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    for name in ("README.md", "Makefile"):
+        assert f"Python {needed.replace('=', '= ')}" in (ROOT / name).read_text(encoding="utf-8")

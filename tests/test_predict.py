@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -57,6 +58,27 @@ def rows(out: str) -> list[dict[str, Any]]:
 
 
 # --- what is printed --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "names"),
+    [
+        ("sentiment", [], ["mc_samples", "seed", "format", "interval"]),
+        ("language", [], ["mc_samples", "seed", "format"]),
+        ("language", ["--generate", "7"], ["seed", "format", "sequences", "temperature"]),
+    ],
+)
+def test_defaults_are_those_that_the_help_names(
+    model: str, more: list[str], names: list[str], call: Call, text: Any, request: pytest.FixtureRequest
+) -> None:
+    path, file = request.getfixturevalue(model), text("good w1\n" if model == "sentiment" else "w1 w2\nw3\n")
+    shown = " ".join(call("predict", "--help").out.partition("options:")[2].split())
+    options = [re.findall(rf"--{name} [^()]*\(default: ([\w.]+)\)", shown) for name in names]
+    explicit = [word for name, [default] in zip(names, options, strict=True) for word in (f"--{name}", default)]
+    outcome = call("predict", path, file, *more)
+    assert outcome.status == 0, outcome.err
+    assert call("predict", path, file, *more, *explicit) == outcome
+    assert call("predict", path, file, *more, "--seed", "1") != outcome
 
 
 def test_a_language_model_gives_surprisals_and_perplexities(language: str, call: Call, text: Any) -> None:
@@ -434,6 +456,24 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_predicte
     monkeypatch.setattr(SentimentRegressor, "rate", None)  # or it is a TypeError
     said = "/proc/out.csv cannot be written, since no file can be made in /proc"
     refused(call("predict", sentiment, text("good\n"), "--output", "/proc/out.csv"), said, "(--output)")
+
+
+def test_an_output_that_could_not_be_written_to_its_end_is_not_there(
+    sentiment: str, call: Call, text: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = text("good\n")
+    (tmp_path / "out.csv").write_text("of yesterday")
+    before = sorted(tmp_path.iterdir())
+
+    def full(self: Path, *_: Any, **__: Any) -> int:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    for name in ("out.csv", "new.csv"):
+        refused(call("predict", sentiment, file, "--output", name), f"{name} cannot be written", "No space left")
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "out.csv").read_text() == "of yesterday"
 
 
 def test_neither_the_model_nor_the_text_is_written_over(

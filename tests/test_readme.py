@@ -203,8 +203,9 @@ def test_every_command_of_main_py_in_the_texts_is_accepted(
 
 @pytest.mark.parametrize("command", ["fit", "reproduce"])
 def test_defaults_that_the_guide_names_are_those_of_main_py(command: str, call: Callable[..., Any]) -> None:
-    assert "every ten\nminutes (`--trainer.checkpoint_minutes`)" in GUIDE
-    assert "without one it is `runs/unnamed`" in GUIDE
+    prose = " ".join(GUIDE.split())
+    assert "every ten minutes (`--trainer.checkpoint_minutes`)" in prose
+    assert "without one it is `runs/unnamed`" in prose
     config = str(ROOT / "configs/demo/sentiment/variational.yaml")
     trainer = yaml.safe_load(call(command, "--config", config, "--print_config").out)["trainer"]
     assert (trainer["checkpoint_minutes"], trainer["default_root_dir"]) == (10.0, "runs/unnamed")
@@ -311,6 +312,32 @@ def test_times_in_the_guide_are_those_of_the_runs() -> None:
     for name in ("zaremba", "variational_tied", "variational_untied"):
         seconds = sorted(entry["seconds"] for entry in result(f"ptb/medium/{name}")["curve"])
         assert seconds[len(seconds) // 2] == pytest.approx(60 * epoch, rel=0.2)
+
+
+def test_exact_perplexities_in_the_protocol_follow_from_the_printed_ones() -> None:
+    protocol = " ".join((ROOT / "docs/protocol.md").read_text(encoding="utf-8").split())
+    factor = 105 / (3687 / 35)  # windows that are summed, and what the sum is divided by
+    assert f"f = 105/105.343 = {factor:.6f}" in protocol
+    pairs = re.findall(r"(\d+\.\d+)→(\d+\.\d)", protocol)
+    assert len(pairs) >= 12
+    assert [exact for _, exact in pairs] == [f"{float(printed) ** (1 / factor):.1f}" for printed, _ in pairs]
+
+
+def test_arithmetic_in_the_protocol_follows_from_the_numbers_of_tokens() -> None:
+    protocol = " ".join((ROOT / "docs/protocol.md").read_text(encoding="utf-8").split())
+    rows = 929_589 // 20
+    steps, steps_of_v1 = (rows - 1) // 35, (rows - 1) // 20
+    decay_of_v1 = (1 - 1e-5) ** (180 * steps_of_v1)
+    for said in (
+        f"Train R={rows:,}, valid R={73_760 // 20:,}. Nine train tokens fall between columns",
+        f"{steps:,} for T=35, {steps_of_v1:,} for T=20. The last {rows - 1 - 35 * steps} (T=35) rows",
+        f"One epoch = {20 * 35 * steps:,} (T=35) predicted tokens",
+        f"wd=1e-7 shrinks weights by {100 * (1 - (1 - 1e-7) ** (55 * steps)):.2f} % over the whole run",
+        f"N_seq = {20 * steps:,} windows",
+        f"1e-5 × {180 * steps_of_v1 / 1000:.0f}k steps the decay is not negligible (factor .{1000 * decay_of_v1:03.0f}",
+    ):
+        assert said in protocol
+    assert 929_589 % 20 == 9
 
 
 def test_the_augmented_loss_costs_what_the_guide_says() -> None:

@@ -1,4 +1,6 @@
+import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +117,33 @@ def test_all_processes_see_the_whole_test_text(counting: Counting, as_rank: Call
     as_rank(counting, 1, 2)
     [loader] = counting.test_dataloader()
     assert sum(targets.numel() for _, targets in loader) == 11
+
+
+def test_twenty_streams_are_shared_by_the_numbers_of_processes_that_the_benchmarks_name(as_rank: Callable) -> None:
+    readme = (Path(__file__).parents[2] / "benchmarks/README.md").read_text(encoding="utf-8")
+    assert "so 1, 2, 4, 5, 10 or 20 processes can take part" in " ".join(readme.split())
+    datamodule = Counting(batch_size=20, window=1)
+    datamodule.setup()
+    for processes in range(1, 22):
+        as_rank(datamodule, 0, processes)
+        fits = processes in (1, 2, 4, 5, 10, 20)
+        with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="cannot be shared evenly"):
+            inputs, _ = next(iter(datamodule.train_dataloader()))
+            assert inputs.size(1) == 20 // processes
+
+
+def test_a_corpus_is_built_once_for_all_stages() -> None:
+    built = []
+
+    class Builds(Counting):
+        def build(self) -> None:
+            built.append(self)
+            super().build()
+
+    datamodule = Builds(batch_size=4, window=5)
+    for stage in ("fit", "validate", "test", "predict"):
+        datamodule.setup(stage)
+    assert len(built) == 1
 
 
 def test_batch_that_cannot_be_shared_evenly_raises(counting: Counting, as_rank: Callable) -> None:

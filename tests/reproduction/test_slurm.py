@@ -1,5 +1,6 @@
 """What is submitted to Slurm; the jobs themselves are tested in `tests/cluster`."""
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,3 +47,11 @@ def test_a_refusal_of_sbatch_is_passed_on(slurm_with: Callable[..., Path], tmp_p
     slurm_with(squeue="", sbatch="invalid partition specified: gpu", status=1, failing="sbatch")
     with pytest.raises(SystemExit, match="invalid partition specified: gpu"):
         slurm.main(["--logs", str(tmp_path), "--runs", *RUNS])
+
+
+def test_a_job_without_a_folder_for_its_run_is_refused() -> None:
+    job = Path(slurm.__file__).parents[1] / "cluster/run.sbatch"
+    run = "reproduce --config configs/ptb/small/zaremba.yaml"
+    done = subprocess.run(["bash", str(job), run], env={}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"error: a run needs a folder, --trainer.default_root_dir ...; got: {run}\n"
