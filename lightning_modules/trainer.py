@@ -42,13 +42,17 @@ from reproduction.settings import MC, settings
 CODE = ("main.py", "pyproject.toml", "configs", "datamodules", "lightning_modules", "variational_rnn")
 """What a run depends on: uncommitted changes there make its provenance "dirty"."""
 
+NOT_LEARNT = (
+    *("data_dir", "source", "vocabulary"),  # whose content is compared
+    *("eval_batch_size", "train_eval_windows", "train_eval_chunks", "sliding_test"),
+)
+"""Options of the data that a resumed run may change."""
+
 KEPT_OPTIONS = (
-    *("batch_size", "window", "vocab_size", "chunk_length", "length", "split_seed", "validation_share", "test_share"),
-    *("tokens", "text_column", "rating_column", "subset"),
     *("limit_train_batches", "overfit_batches", "accumulate_grad_batches", "precision"),
     *("gradient_clip_val", "gradient_clip_algorithm", "optimizer", "lr_scheduler"),
 )
-"""Options of data, trainer and command line that change what is learnt: a resumed run must have kept them."""
+"""Options of trainer and command line that change what is learnt: a resumed run must have kept them."""
 
 NOT_IN_A_RESULT = (BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging)
 """Callbacks that train otherwise than the configuration says."""
@@ -344,8 +348,10 @@ class Trainer(L.Trainer):
 
 def kept_options(run_config: dict[str, Any]) -> dict[str, Any]:
     """Options of data and trainer that a resumed run must have kept."""
-    options = run_config | run_config.get("data", {}).get("init_args", {}) | run_config.get("trainer", {})
-    return {name: options[name] for name in KEPT_OPTIONS if name in options}
+    data = run_config.get("data", {}).get("init_args", {})
+    others = run_config | run_config.get("trainer", {})
+    kept = {name: value for name, value in data.items() if name not in NOT_LEARNT}
+    return kept | {name: others[name] for name in KEPT_OPTIONS if name in others}
 
 
 def _listed(value: Any) -> list[Any]:

@@ -24,6 +24,7 @@ import torch
 from datamodules import PennTreebank
 from lightning_modules import LanguageModel, load, tracking
 from lightning_modules.checkpoints import WholeFiles, find_checkpoint, read_checkpoint
+from lightning_modules.trainer import kept_options
 from tests.tiny import tiny_program, tiny_run
 
 Call = Callable[..., Any]
@@ -403,6 +404,34 @@ def test_a_run_of_another_seed_does_not_go_on_in_the_same_folder(
     refused = call(*options(tmp_path, "run", "--seed_everything", "1", "--result", other))
     assert refused.status == 2
     assert "seed: 0 in the checkpoint, 1 here" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (("--data.init_args.batch_size", "1"), "batch_size: 2 in the checkpoint, 1 here"),
+        (("--trainer.precision", "64-true"), "precision: not given in the checkpoint, 64-true here"),
+        (
+            ("--trainer.gradient_clip_algorithm", "value"),
+            "gradient_clip_algorithm: not given in the checkpoint, value here",
+        ),
+        (("--optimizer", "Adam"), "optimizer: not given in the checkpoint, {'class_path': 'torch.optim.Adam'"),
+    ],
+    ids=["batch size", "precision", "clipping", "optimiser"],
+)
+def test_a_run_is_not_resumed_with_options_that_learn_otherwise(
+    changed: tuple[str, ...], message: str, call: Call, tiny_treebank: Path, tmp_path: Path
+) -> None:
+    fit = ("fit", *tiny_run(tmp_path, "--trainer.max_epochs", "1"))
+    assert call(*fit).status == 0
+    refused = call(*fit, "--ckpt_path", str(tmp_path / "run/checkpoints/last.ckpt"), *changed)
+    assert refused.status == 2
+    assert message in refused.err
+
+
+def test_an_option_of_the_data_must_be_kept_unless_it_is_known_not_to_matter() -> None:
+    data = {"init_args": {"some_new_option": 1, "data_dir": "here", "eval_batch_size": 5}}
+    assert kept_options({"data": data}) == {"some_new_option": 1}
 
 
 def test_a_run_stopped_in_mid_epoch_is_not_tested_as_one_of_fewer_epochs(
