@@ -29,7 +29,7 @@ from lightning_modules.checkpoints import LAST, PREVIOUS, checkpoints
 from lightning_modules.parser import COMMANDS, Parser, check_config, in_short
 from lightning_modules.progress import Progress
 from lightning_modules.tracking import FOLDER, LOCKS, LoggersOfARun, WandbLogger, default_loggers, hold, is_running
-from lightning_modules.trainer import Trainer, check_writable, kept_options, provenance
+from lightning_modules.trainer import Trainer, check_writable, kept_options, provenance, write_atomically
 
 # Device lists and advertisements (a run says what it runs on), and a warning about Lightning's own use of torch.
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -67,7 +67,7 @@ class SaveRunConfig(SaveConfigCallback):
                 logger.log_run(trainer.run_config, pl_module, (pl_module.provenance or [here])[-1])
             else:
                 logger.log_hyperparams({"config": trainer.run_config})
-        (folder / "config.yaml").write_text(yaml.safe_dump(trainer.run_config, sort_keys=False))
+        write_atomically(folder / "config.yaml", yaml.safe_dump(trainer.run_config, sort_keys=False))
 
 
 class CommandLine(LightningCLI):

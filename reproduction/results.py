@@ -68,6 +68,9 @@ PTB_WORDS = 929_589
 LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
 """Options of the trainer that make a run less than it seems."""
 
+SAME_PERPLEXITY = 1e-4
+"""Relative difference up to which two evaluations of the same weights are equal: processors round differently."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -374,7 +377,7 @@ def ensembles_of(results: list[Result]) -> list[tuple[str, str, dict[str, Any]]]
     """Size, row and content of every `ensemble.json` beside the results of a Penn Treebank row.
 
     Raises:
-        ResultError: such a file is unreadable or incomplete.
+        ResultError: such a file is unreadable or incomplete, or of other runs than the results beside it.
     """
     ensembles = []
     for folder in dict.fromkeys(run.path.parent for run in results if run.experiment == "ptb"):
@@ -382,8 +385,39 @@ def ensembles_of(results: list[Result]) -> list[tuple[str, str, dict[str, Any]]]
         if file.is_file():
             data = read_json(file)
             _require(file, data, "the file", seeds=list, epochs=str, mc_samples=int, metrics=dict, provenance=list)
+            _check_members(file, data, {run.seed: run for run in results if run.path.parent == folder})
             ensembles.append((folder.parent.name, folder.name, data))
     return ensembles
+
+
+def _check_members(file: Path, data: dict[str, Any], runs: dict[int, Result]) -> None:
+    """Check that an ensemble is of the runs whose results lie beside it, as far as both say which they are."""
+    again = "delete the file and run `make ensemble` again"
+    if not data["seeds"] or len(data["seeds"]) != len(data["provenance"]):
+        raise _wrong(file, "it has not one provenance for each of its seeds")
+    for i, (seed, origin) in enumerate(zip(data["seeds"], data["provenance"], strict=True)):
+        _require(file, origin, f"provenance[{i}]", dirty=(bool, type(None)))
+        begun = origin["run"][0]["date"] if origin.get("run") else None  # older ensembles lack it
+        if begun and seed in runs and begun != (date := runs[seed].provenance["date"]):
+            raise ResultError(
+                f"{file}: seed {seed} is of a run begun {begun}, but its result of one begun {date}; {again}"
+            )
+    for metric, values in data["metrics"].items():
+        if not isinstance(values, list) or len(values) != len(data["seeds"]):
+            raise _wrong(file, f"{metric!r} has not one value for each number of models")
+    alone = runs.get(data["seeds"][0])
+    if alone and "test_ppl" in data["metrics"]:
+        _check_perplexity(file, data["metrics"]["test_ppl"][0], alone, again)
+
+
+def _check_perplexity(file: Path, found: float, run: Result, again: str) -> None:
+    """Check that a test perplexity by the approximation is the one that the run has tested."""
+    tested = run.metrics.get("test_ppl", math.nan)
+    if not math.isclose(found, tested, rel_tol=SAME_PERPLEXITY):
+        raise ResultError(
+            f"{file}: the test perplexity of seed {run.seed} alone is {found:.6g}, but {run.path.name} says "
+            f"{tested:.6g}; {again}"
+        )
 
 
 def ablation_file(run: Result) -> Path:
@@ -406,11 +440,17 @@ def ablations_of(results: list[Result]) -> list[tuple[Result, dict[str, Any]]]:
             for i, choice in enumerate(data["choices"]):
                 numbers = dict.fromkeys(("test_ppl", "temperature", "test_ppl_tempered"), (int, float))
                 _require(file, choice, f"choices[{i}]", mean=str, masks=(str, type(None)), samples=int, **numbers)
-            if data["tested_epoch"] != run.tested_epoch:
+            again = "delete the file and run `make ablation` again"
+            date = run.provenance["date"]
+            begun = data["provenance"]["run"][0]["date"] if data["provenance"].get("run") else date
+            if (data["tested_epoch"], begun) != (run.tested_epoch, date):
                 raise ResultError(
-                    f"{file}: of the weights after epoch {data['tested_epoch']}, but {run.path.name} was tested after "
-                    f"epoch {run.tested_epoch}; delete the file and run `make ablation` anew"
+                    f"{file}: of the weights after epoch {data['tested_epoch']}, of a run begun {begun}, but "
+                    f"{run.path.name} was tested after epoch {run.tested_epoch} of one begun {date}; {again}"
                 )
+            for choice in data["choices"]:
+                if choice["mean"] == "approximation":
+                    _check_perplexity(file, choice["test_ppl"], run, again)
             ablations.append((run, data))
     return ablations
 

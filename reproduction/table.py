@@ -456,7 +456,7 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
         ]
         origins = [
             f"{size}, {LABELS.get(row, row)}, ensemble of seeds {', '.join(map(str, ensemble['seeds']))}: predicted by "
-            f"{', '.join(dict.fromkeys(map(_commit, ensemble['provenance'])))}; the seeds' own lines are above"
+            f"{', '.join(dict.fromkeys(map(commit_of, ensemble['provenance'])))}; the seeds' own lines are above"
             for size, row, ensemble in ensembles_of(results)
             if not sizes or size in sizes
         ]
@@ -464,7 +464,7 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
         parts.append(Section("ptb_ensembles", heading, table, remarks, origins))
     if experiment == "ptb" and len(table := ablation_table(results, sizes)):
         origins = [
-            f"{run.group}, {run.label}, seed {run.seed}: evaluated by {_commit(ablation['provenance'])}; "
+            f"{run.group}, {run.label}, seed {run.seed}: evaluated by {commit_of(ablation['provenance'])}; "
             "the run's own line is above"
             for run, ablation in ablations_of(results)
             if not sizes or run.group in sizes
@@ -750,7 +750,7 @@ def origin_of(run: Result) -> str:
     hours, minutes = divmod(minutes, 60)
     return ", ".join(
         [
-            _commit(origin),
+            commit_of(origin),
             origin["date"][:10],
             _hardware(run),
             f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s",
@@ -764,7 +764,8 @@ def origin_of(run: Result) -> str:
     ) + (f"; unlike its configuration: {changes}" if changes else "")
 
 
-def _commit(origin: dict[str, Any]) -> str:
+def commit_of(origin: dict[str, Any]) -> str:
+    """The commit that something was made with, in words."""
     commit = f"commit {origin['commit'][:7]}" if origin.get("commit") else "no commit"
     return commit + (" with uncommitted changes" if origin["dirty"] else "")
 
