@@ -172,10 +172,10 @@ class Shareable(ModelHubMixin):
                     raise ValueError(f"{READER} has {len(model.reader.vocabulary)} words, more than vocab_size")
             load_model(model, folder / WEIGHTS)  # type: ignore[arg-type]
             model.saved_run = config.get("run")
-            found = {"reader_sha256": model.reader and json_sha256(model.reader.state())}
-            found["weights_sha256"] = weights_sha256(model)  # type: ignore[arg-type]
-            for name, file in (("reader_sha256", READER), ("weights_sha256", WEIGHTS)):
-                if name in config and config[name] != found[name]:  # older folders lack them
+            of_reader = model.reader and json_sha256(model.reader.state())
+            of_weights = weights_sha256(model)  # type: ignore[arg-type]
+            for file, key, found in ((READER, "reader_sha256", of_reader), (WEIGHTS, "weights_sha256", of_weights)):
+                if config.get(key, found) != found:  # older folders lack it
                     raise ValueError(f"{file} is not the one that was saved with {CONFIG}, or damaged: take that one")
         except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())  # torch's has lines
