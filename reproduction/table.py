@@ -378,9 +378,17 @@ def baselines(experiment: str, group: str, results: list[Result], folder: Path |
     if not file.is_file():
         published = {"train, all": PUBLISHED["constant_predictor"]["train_rmse"], "test": constant}
         return {} if split != "0" else {"Constant predictor": published}
-    measured = read_json(file)["splits"].get(split, {})
     labels = {"constant": "Constant predictor", "ridge": "Ridge regression on words"}
-    return {labels[name]: {column: errors[key] for column, key in names.items()} for name, errors in measured.items()}
+    try:
+        measured = read_json(file)["splits"].get(split, {})
+        return {
+            labels[name]: {column: float(errors[key]) for column, key in names.items()}
+            for name, errors in measured.items()
+        }
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise ResultError(
+            f"{file} is damaged ({type(error).__name__} {error}): delete it; `make reproduce-sentiment` makes it again"
+        ) from error
 
 
 def constant_rmse(experiment: str, results: list[Result]) -> float | None:
@@ -433,7 +441,10 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
         own = [run for run in runs if run.group == group]  # of those beside it more is said where they are at home
         notes = own[0].path.parents[1] / "notes.md" if own else None
         if notes and notes.is_file():
-            first, *more = notes.read_text(encoding="utf-8").strip().split("\n\n")
+            try:
+                first, *more = notes.read_text(encoding="utf-8").strip().split("\n\n")
+            except (ValueError, OSError) as error:
+                raise ResultError(f"{notes} cannot be read as text: {error}") from error
             remarks.append(first)
         origins = [f"{run.label}, seed {run.seed}: {origin_of(run)}" for run in own]
         parts.append(Section(f"{experiment}_{group}", title(experiment, group), table, remarks, origins, more))

@@ -12,6 +12,7 @@ import torch
 
 from reproduction.ensemble import ensemble_perplexities, load_predictions, main
 from reproduction.results import ensembles_of, load_results
+from tests.tiny import CONFIGS, tiny_run
 
 
 def test_an_ensemble_averages_probabilities_word_by_word() -> None:
@@ -272,3 +273,56 @@ def test_an_ensemble_that_cannot_be_written_ends_with_one_message(
     with pytest.raises(SystemExit, match=r"ensemble\.json cannot be written .*No space left on device"):
         main([*map(str, predictions), "--output", str(output)])
     assert sorted(file.name for file in output.parent.iterdir()) == ["seed0.json", "seed1.json"]
+
+
+def test_what_a_run_predicts_is_tied_to_its_result_and_averaged(
+    call: Callable[..., Any], tiny_treebank: Path, tmp_path: Path
+) -> None:
+    results, files = [], []
+    for seed in range(2):
+        root = ("--trainer.default_root_dir", str(tmp_path / f"run{seed}"), "--seed_everything", str(seed))
+        results.append(tmp_path / f"results/ptb/small/variational_tied/seed{seed}.json")
+        trained = call("reproduce", *tiny_run(tmp_path, "--epochs", "2", "--result", str(results[-1])), *root)
+        assert trained.status == 0, trained.err
+        last = tmp_path / f"run{seed}/checkpoints/last.ckpt"
+        predicted = call("predict", *tiny_run(tmp_path, "--ckpt_path", str(last)), *root)
+        assert predicted.status == 0, predicted.err
+        files.append(last.parents[1] / "predictions.pt")
+    report = json.loads(results[0].read_text())
+    content = torch.load(files[0], weights_only=True)
+    assert (content["epoch"], content["seed"], content["mc_samples"]) == (2, 0, 3)
+    assert content["provenance"]["weights_sha256"] == report["provenance"]["weights_sha256"]
+    assert content["provenance"]["corpus"] == report["provenance"]["corpus"]
+    assert content["provenance"]["run"][0]["date"] == report["provenance"]["date"]
+    assert content["config"]["model"] == report["config"]["model"]
+
+    output = results[0].with_name("ensemble.json")
+    main([*map(str, files), "--output", str(output)])
+    metrics = json.loads(output.read_text())["metrics"]
+    assert metrics["test_ppl"][0] == pytest.approx(report["metrics"]["test_ppl"], rel=1e-6)
+    assert metrics["test_ppl_mc"][0] == pytest.approx(report["metrics"]["test_ppl_mc"], rel=1e-6)
+
+    best = call("predict", *tiny_run(tmp_path, "--ckpt_path", str(tmp_path / "run1/checkpoints/last.ckpt")))
+    assert best.status == 0, best.err
+    (tmp_path / "run/predictions.pt").replace(files[0])  # says that it is of seed 0, but is of the run of seed 1
+    with pytest.raises(SystemExit, match="or other weights of the same epoch|of a run begun"):
+        main([*map(str, files), "--output", str(output)])
+
+
+def test_ratings_are_predicted_on_one_device_or_a_part_of_them_would_be_written(
+    call: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "texts.csv").write_text("text,rating\n" + "".join(f"a b c{i},{i}\n" for i in range(40)))
+    data = ("--data", "datamodules.RatedText", "--data.init_args.source", str(tmp_path / "texts.csv"))
+    configuration = ("--config", str(CONFIGS / "demo/sentiment/variational.yaml"))
+    root = ("--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.logger", "false")
+    trained = call("fit", *configuration, *data, *root, "--trainer.max_epochs", "1")
+    assert trained.status == 0, trained.err
+    last = ("--ckpt_path", str(tmp_path / "run/checkpoints/last.ckpt"))
+    several = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu")
+    refused = call("predict", *configuration, *data, *root, *last, *several)
+    assert refused.status == 2
+    assert "predict runs on one device, got 2 processes: use --trainer.devices 1" in refused.err
+    assert not (tmp_path / "run/predictions.pt").exists()
+    assert call("predict", *configuration, *data, *root, *last).status == 0
+    assert sum(len(batch["approximation"]) for batch in torch.load(tmp_path / "run/predictions.pt")["predictions"]) > 0
