@@ -222,7 +222,9 @@ OTHERS = ("<unk>", "<eos>", "other", *map(str, range(1, 9)))
 )
 def test_a_reader_of_another_model_is_refused(exchange: Callable[[Path], Any], folder: Path) -> None:
     exchange(folder)
-    with pytest.raises(ValueError, match=r"saved cannot be .* reader\.json is not the one that was saved with config\.j"):
+    with pytest.raises(
+        ValueError, match=r"saved cannot be .* reader\.json is not the one that was saved with config\.j"
+    ):
         load(folder)
     load(without_hashes(folder))
 
@@ -246,7 +248,9 @@ def test_a_bit_that_is_turned_over_anywhere_in_the_parameters_is_found(folder: P
     start = 8 + int.from_bytes(content[:8], "little")
     for bit in range(8 * start, 8 * len(content), 97):
         file.write_bytes(with_a_bit_turned_over(content, bit))
-        with pytest.raises(ValueError, match=r"model\.safetensors is not the one that was saved with config\.json, or dam"):
+        with pytest.raises(
+            ValueError, match=r"model\.safetensors is not the one that was saved with config\.json, or dam"
+        ):
             load(folder)
     file.write_bytes(content)
     assert load(folder).reader == READER

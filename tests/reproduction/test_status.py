@@ -84,8 +84,21 @@ def test_a_finished_run_that_is_continued_is_running(
 
 
 DAMAGES = {
-    "config.yaml": ["", "trainer: {max_epochs", "trainer: 3", "[]", "trainer: {}", "trainer: {max_epochs: ten}", b"\xff"],
-    "csv/version_0/metrics.csv": [b"\x00\xff\xfe" * 9, "train_ppl\n3.5\n", "epoch,train_ppl\nthree,80.5\n", "a,b\n1,2,3\n"],
+    "config.yaml": [
+        "",
+        "trainer: {max_epochs",
+        "trainer: 3",
+        "[]",
+        "trainer: {}",
+        "trainer: {max_epochs: ten}",
+        b"\xff",
+    ],
+    "csv/version_0/metrics.csv": [
+        b"\x00\xff\xfe" * 9,
+        "train_ppl\n3.5\n",
+        "epoch,train_ppl\nthree,80.5\n",
+        "a,b\n1,2,3\n",
+    ],
 }
 
 

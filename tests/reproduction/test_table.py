@@ -686,10 +686,14 @@ def test_an_ablation_of_other_weights_or_that_cannot_be_read_ends_with_one_messa
     write_ablation(path, 1.0, ("approximation", None, 0, 85.0))
     assert "test-time choices" in to_markdown(load_results(folder), ["ptb"])
     set_test_perplexity(path, 87.0)
-    with pytest.raises(SystemExit, match=r"ablation_seed0\.json: the test perplexity of seed 0 alone is 85, .* says 87"):
+    with pytest.raises(
+        SystemExit, match=r"ablation_seed0\.json: the test perplexity of seed 0 alone is 85, .* says 87"
+    ):
         main(["--results", str(folder)])
     write_ablation(path, 1.0, provenance={"dirty": False, "run": [{"date": "2016-01-01"}]})
-    with pytest.raises(SystemExit, match=r"ablation_seed0\.json: .* of a run begun 2016-01-01, but .* begun 2026-01-02"):
+    with pytest.raises(
+        SystemExit, match=r"ablation_seed0\.json: .* of a run begun 2016-01-01, but .* begun 2026-01-02"
+    ):
         main(["--results", str(folder)])
     write_ablation(path, 1.0, tested_epoch=2)
     with pytest.raises(SystemExit, match=r"ablation_seed0\.json: of the weights after epoch 2, .* run `make ablation`"):
