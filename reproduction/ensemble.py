@@ -41,7 +41,8 @@ def load_predictions(file: Path) -> dict[str, Any]:
             f"{file} is damaged, or holds something other than tensors and plain values, which is refused: "
             "delete it and run `main.py predict` again"
         ) from error
-    test, validation = content.get("predictions"), content.get("validation", [])
+    test: Any = content.get("predictions")
+    validation = content.get("validation", [])
     if not _are_windows(test) or (validation and not _are_windows(validation)):
         raise ValueError(f"{file}: not the predictions of a language model; run `main.py predict` for it")
     if test[0]["approximation"].dim() != 2:
