@@ -29,7 +29,16 @@ from lightning_modules import export, predict
 from lightning_modules.checkpoints import LAST, PREVIOUS, checkpoints
 from lightning_modules.parser import COMMANDS, Parser, check_config, in_short
 from lightning_modules.progress import Progress
-from lightning_modules.tracking import FOLDER, LOCKS, LoggersOfARun, RunWandbLogger, default_loggers, hold, is_running
+from lightning_modules.tracking import (
+    FOLDER,
+    LOCKS,
+    LoggersOfARun,
+    RunWandbLogger,
+    default_loggers,
+    hold,
+    is_running,
+    log_lost_epochs,
+)
 from lightning_modules.trainer import Trainer, check_writable, kept_options, provenance, write_atomically
 from reproduction import print_any_text
 
@@ -70,6 +79,11 @@ class SaveRunConfig(SaveConfigCallback):
             else:
                 logger.log_hyperparams({"config": trainer.run_config})
         write_atomically(folder / "config.yaml", yaml.safe_dump(trainer.run_config, sort_keys=False))
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Log again what a process that was killed has lost."""
+        log_lost_epochs(Path(trainer.default_root_dir), trainer, pl_module.curve)
 
 
 class CommandLine(LightningCLI):
@@ -160,9 +174,12 @@ class CommandLine(LightningCLI):
         kwargs["callbacks"] = callbacks
         if is_logged:
             is_begun = any((root / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
-            is_resumed = bool(config.get("ckpt_path")) if self.subcommand == "fit" else is_begun
+            if self.subcommand == "fit":
+                is_new = is_begun and not config.get("ckpt_path")
+            else:
+                is_new = self.subcommand == "reproduce" and not is_begun and config.result.is_file()
             cell = config.model.init_args.get("cell", "lstm")
-            loggers = default_loggers(root, config.get("result"), str(self.subcommand), is_resumed, cell)
+            loggers = default_loggers(root, config.get("result"), str(self.subcommand), is_new, cell)
             callbacks.insert(0, LoggersOfARun(loggers))
             kwargs["logger"] = False
         trainer: Any = super().instantiate_trainer(**kwargs)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
@@ -26,15 +27,17 @@ from reproduction.model_card import model_card
 from reproduction.results import load_result
 
 CONFIG, WEIGHTS, READER = "config.json", "model.safetensors", "reader.json"
+KEYS = {"model", "options", "noise", "run", "reader_sha256", "weights_sha256", "sha256"}  # of config.json
 SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin", ".json")  # of files, not of models on the hub
 
 
 class Shareable(ModelHubMixin):
     """Base of models that are saved in a folder, shared on the Hugging Face hub, and loaded from either.
 
-    A folder has the class, its options, measured noise and the hash of the reader in `config.json`, the parameters
-    in `model.safetensors`, the vocabulary and how texts are split in `reader.json`, and a model card in
-    `README.md`. `push_to_hub("OWNER/NAME")` is the mixin's.
+    A folder has the class, its options, measured noise and the run that trained it in `config.json`, the parameters in
+    `model.safetensors`, the vocabulary and how texts are split in `reader.json`, and a model card in `README.md`.
+    `config.json` also holds the SHA-256 of the parameters, of the reader and of itself, with which loading compares
+    what it has read. `push_to_hub("OWNER/NAME")` is the mixin's.
     Not its PyTorchModelHubMixin, which takes a pickle where there are no safetensors, and leaves out what it does not
     know of a configuration.
     """
@@ -43,7 +46,18 @@ class Shareable(ModelHubMixin):
     reader: Reader | None
     noise: dict[str, float]
     curve: list[dict[str, float]]
+    provenance: list[dict[str, Any]]
     hparams: Any
+    saved_run: dict[str, Any] | None = None
+    """The run that trained a model which was loaded from a folder, if the folder names it."""
+
+    @property
+    def run(self) -> dict[str, Any] | None:
+        """The run that trained the parameters: epochs, start, and commit; None if it is not known."""
+        if not self.provenance:
+            return self.saved_run
+        begun = self.provenance[0]
+        return {"epoch": len(self.curve), **{name: begun.get(name) for name in ("date", "commit", "dirty")}}
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write the model into a folder, which is there as a whole or not at all.
@@ -74,10 +88,12 @@ class Shareable(ModelHubMixin):
     def _save_pretrained(self, save_directory: Path) -> None:
         options = {name: value for name, value in self.hparams.items() if not name.startswith("_")}  # Lightning's
         config = {"model": type(self).__name__, "options": options, "noise": getattr(self, "noise", {})}
+        config |= {"run": self.run, "weights_sha256": weights_sha256(self)}  # type: ignore[arg-type]
+        config["reader_sha256"] = self.reader and json_sha256(self.reader.state())
         contents: dict[str, Any] = {CONFIG: config}
         if self.reader:
-            config["reader_sha256"] = reader_sha256(self.reader)
             contents[READER] = self.reader.state()
+        config["sha256"] = json_sha256(config)
         for name, content in contents.items():
             text = json.dumps(content, indent=1, ensure_ascii=False)
             (save_directory / name).write_text(text + "\n", encoding="utf-8")
@@ -98,7 +114,7 @@ class Shareable(ModelHubMixin):
                     f"{result} is not of this model: what was tested there, after epoch {run.tested_epoch}, has "
                     "another curve. Give the result of the run that wrote the checkpoint, and the checkpoint it tested."
                 )
-        return model_card(type(self).__name__, dict(self.hparams), self.reader, run)
+        return model_card(type(self).__name__, dict(self.hparams), self.reader, run, self.run)
 
     @classmethod
     def from_pretrained(
@@ -141,8 +157,11 @@ class Shareable(ModelHubMixin):
             raise ValueError(f"{folder / CONFIG} has options that {name} does not know: {quoted(unknown)}")
         try:
             with safe_open(folder / WEIGHTS, framework="pt") as parameters:
-                check_sizes(saved, [parameters.get_slice(key).get_shape() for key in parameters.keys()])  # noqa: SIM118
+                slices = [parameters.get_slice(key) for key in parameters.keys()]  # noqa: SIM118
+                check_sizes(saved, [part.get_shape() for part in slices])
             model = cls(**saved | options)
+            if {part.get_dtype() for part in slices} == {"F64"}:
+                model.double()  # type: ignore[attr-defined]
             model.noise = {key: float(value) for key, value in config["noise"].items()}
             if not all(0 < tau < math.inf for tau in model.noise.values()):
                 raise ValueError(f"the noise in {CONFIG} must be positive and finite, got {model.noise}")
@@ -152,10 +171,13 @@ class Shareable(ModelHubMixin):
                     raise ValueError(f"{READER} is of a model of the other kind")
                 if len(model.reader.vocabulary) > model.hparams.vocab_size:
                     raise ValueError(f"{READER} has {len(model.reader.vocabulary)} words, more than vocab_size")
-            expected = config.get("reader_sha256")  # older folders have none
-            if expected is not None and (model.reader is None or reader_sha256(model.reader) != expected):
-                raise ValueError(f"{READER} is not the one that was saved with it: take that one")
             load_model(model, folder / WEIGHTS)  # type: ignore[arg-type]
+            model.saved_run = config.get("run")
+            of_reader = model.reader and json_sha256(model.reader.state())
+            of_weights = weights_sha256(model)  # type: ignore[arg-type]
+            for file, key, found in ((READER, "reader_sha256", of_reader), (WEIGHTS, "weights_sha256", of_weights)):
+                if config.get(key, found) != found:  # older folders lack it
+                    raise ValueError(f"{file} is not the one that was saved with {CONFIG}, or damaged: take that one")
         except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())  # torch's has lines
             raise ValueError(f"{folder} cannot be loaded as {name}: {reason}") from error
@@ -163,9 +185,21 @@ class Shareable(ModelHubMixin):
         return model.eval()  # type: ignore[attr-defined]
 
 
-def reader_sha256(reader: Reader) -> str:
-    """SHA-256 of a reader's content, in hexadecimal."""
-    return hashlib.sha256(json.dumps(reader.state(), sort_keys=True).encode()).hexdigest()
+def json_sha256(content: dict[str, Any]) -> str:
+    """SHA-256 of what a JSON file says, however it is written, in hexadecimal."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 of all parameters and buffers of a model, in hexadecimal: by it artefacts name the weights they are of.
+
+    It is the same on every device.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def check_sizes(options: dict[str, Any], shapes: Iterable[Sequence[int]]) -> None:
@@ -253,9 +287,19 @@ def saved_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         is_known = [type(config[name]) for name in ("model", "options", "noise")] == [str, dict, dict]
+        is_whole = "sha256" not in config or config["sha256"] == json_sha256(
+            {name: value for name, value in config.items() if name != "sha256"}
+        )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{folder / CONFIG} is not of a model of this repository ({reason})") from error
     if not is_known:
         raise ValueError(f"{folder / CONFIG} is not of a model of this repository: it has other kinds of values")
+    if unknown := sorted(config.keys() - KEYS):
+        raise ValueError(f"{folder / CONFIG} is damaged, or of a newer version: it has {quoted(unknown)}")
+    if not is_whole:
+        raise ValueError(
+            f"{folder / CONFIG} is damaged or was edited, since its SHA-256 is another than was saved: save the model "
+            "again, and give other options to from_pretrained"
+        )
     return config

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import json
+import logging
 import os
 import re
 import subprocess
@@ -10,6 +12,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +22,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_modules.checkpoints import read_checkpoint
 from reproduction import print_any_text
 
 PROJECT = "variational-rnn"
@@ -26,7 +30,7 @@ FAILURES = (wandb.errors.Error, OSError)  # of W&B, its process, its server, the
 # Curves; other metrics have one value. W&B keeps one definition of a metric, any one: no two patterns may fit it.
 LOWER_IS_BETTER = ("train_*", "valid_*", "test_ppl*", "test_rmse*")
 BY_STEP = ("gradient_norm", "learning_rate", "words_per_s")
-ID_FILE, LOCK_FILE = "wandb_id", "lock"  # in the run's folder
+ID_FILE, LOCK_FILE, RECORDED_FILE = "wandb_id", "lock", "recorded_epochs"  # in the run's folder
 FOLDER = "--trainer.default_root_dir; RUNS=... for make"  # how that is chosen
 
 SETTINGS: dict[str, Any] = {
@@ -35,6 +39,7 @@ SETTINGS: dict[str, Any] = {
     "x_transaction_log_flush_interval": 1.0,  # what a run that is killed can lose
 }
 TEARDOWN_TIMEOUT = 10.0  # seconds
+FLUSHED = 10.0  # seconds after which W&B has written a row, generously
 DROPOUT = ("word_dropout", "input_dropout", "recurrent_dropout", "memory_dropout", "output_dropout")
 
 
@@ -49,6 +54,11 @@ def start(**init: Any) -> Any:
     """
     where = Path(init["dir"]).absolute() / "wandb"
     os.environ.setdefault("WANDB_DATA_DIR", str(where))  # of artifacts until they are uploaded; else in the home folder
+    # What W&B says of itself is for its log. Without a disk for that, or a process, Python would print tracebacks.
+    logging.raiseExceptions = False
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+    home = os.path.expanduser("~")  # W&B's process prints its log where there is none
+    os.environ["HOME"] = home if os.path.isdir(home) else str(where)
     reason = "no account is logged in."
     try:
         where.mkdir(parents=True, exist_ok=True)
@@ -71,7 +81,12 @@ def start(**init: Any) -> Any:
 
 def teardown() -> None:
     """`wandb.teardown`, which waits for all that W&B's process has still to ask of a server, but not for ever."""
-    thread = threading.Thread(target=wandb.teardown, daemon=True)
+
+    def end() -> None:
+        with suppress(*FAILURES):  # the process may have ended before
+            wandb.teardown()
+
+    thread = threading.Thread(target=end, daemon=True)
     thread.start()
     thread.join(TEARDOWN_TIMEOUT)
 
@@ -81,6 +96,7 @@ def without_records(error: Exception) -> Any:
     print(
         f"W&B: {_first_line(error)} Nothing more is recorded there; result file and CSV are not concerned.", flush=True
     )
+    teardown()  # or a traceback follows at the end of the process, if that of W&B has ended
     return wandb.init(mode="disabled")
 
 
@@ -161,7 +177,7 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
         root: folder of the run.
         result: its result file, which names and groups it; or None.
         kind: "fit" or "reproduce", whose runs keep their id in the folder; any other is a run of its own.
-        is_resumed: whether it goes on from a checkpoint: then under the id of the first attempt.
+        is_new: whether it replaces the run that is in the folder; otherwise it has the id of that one.
         cell: "lstm" or "gru", for the tags.
 
     Raises:
@@ -173,7 +189,7 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
         root: Path,
         result: Path | None = None,
         kind: str = "reproduce",
-        is_resumed: bool = False,
+        is_new: bool = False,
         cell: str = "lstm",
     ) -> None:
         named: dict[str, Any] = {} if kind in ("fit", "reproduce") else {"job_type": kind}
@@ -186,16 +202,23 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
                 "name": f"{row}-seed{seed}",
                 "group": f"{experiment}/{group}",
                 "job_type": row,
-                "tags": list(dict.fromkeys([experiment, group, scheme, cell, *table, *beyond])),
+                "tags": [
+                    tag[:64]  # W&B refuses longer ones
+                    for tag in dict.fromkeys([experiment, group, scheme, cell, *table, *beyond])
+                ],
             }
+        self._kind = kind
         self._id_file = root / ID_FILE if kind in ("fit", "reproduce") else None
-        known = is_resumed and self._id_file is not None and self._id_file.is_file()
+        self._epochs = 0  # the last one that was logged
+        self._saved_id = ""
+        if self._id_file is not None and self._id_file.is_file() and not is_new:
+            self._saved_id = self._id_file.read_text(errors="replace").strip()
+            if not re.fullmatch(r"[\w-]{1,64}", self._saved_id, flags=re.ASCII):
+                self._saved_id = ""
         super().__init__(
             project=PROJECT,
             save_dir=root,
-            id=(root / ID_FILE).read_text(encoding="utf-8").strip()
-            if known
-            else os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8],
+            id=os.environ.get("WANDB_RUN_ID") or self._saved_id or uuid.uuid4().hex[:8],
             **named,
         )
         self._wandb_init.pop("anonymous", None)  # of which wandb would say that it has no effect
@@ -205,10 +228,11 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
     def experiment(self) -> Any:
         """The W&B run, started by the first use."""
         if self._experiment is None:
-            self._experiment = start(**self._wandb_init)
-            if self._id_file is not None and not self._experiment.disabled:
-                hold(self._id_file.parent)
-                self._id_file.write_text(f"{self._id}\n", encoding="utf-8")
+            try:
+                self._save_id()  # before W&B knows the run: one that is killed now comes back under it
+                self._experiment = start(**self._wandb_init)
+            except OSError as error:
+                self._experiment = without_records(error)
             self._experiment.define_metric("trainer/global_step")
             self._experiment.define_metric("epoch")
             for name in BY_STEP:
@@ -217,11 +241,25 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
                 self._experiment.define_metric(errors, step_metric="epoch", summary="min,last")
         return self._experiment
 
+    def _save_id(self) -> None:
+        if self._id_file is not None and self._id != self._saved_id:
+            self._id_file.parent.mkdir(parents=True, exist_ok=True)
+            hold(self._id_file.parent)
+            (self._id_file.parent / RECORDED_FILE).unlink(missing_ok=True)
+            self._id_file.write_text(f"{self._id}\n")
+
+    def _save_epochs(self) -> None:
+        """Note the epochs whose rows are recorded, so that none is logged again by `log_lost_epochs`."""
+        if self._id_file is not None and self._epochs and self._experiment and not self._experiment.disabled:
+            (self._id_file.parent / RECORDED_FILE).write_text(f"{self._epochs}\n")
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log them, as long as W&B can be reached."""
         try:
             super().log_metrics(metrics, step)
+            if "learning_rate" in metrics:  # with what training has measured, at the end of an epoch
+                self._epochs = int(metrics["epoch"]) + 1
         except FAILURES as error:  # W&B's own process has died
             self._experiment = without_records(error)
 
@@ -236,33 +274,42 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
         self.experiment.summary.update({"parameters": parameters} | dropout)
 
     @rank_zero_only
-    def log_result(
-        self, result: Path, checkpoints: Mapping[str, Path], corpus: tuple[str, dict[str, str]] | None
-    ) -> None:
-        """Log the result file and checkpoints as artifacts, with the corpus that they come from.
+    def log_result(self, result: Path, checkpoints: Mapping[str, Path]) -> None:
+        """Log the result file and checkpoints as artifacts, with run, epoch, commit and corpus that they come from.
 
         Args:
             result: file.
             checkpoints: files by their alias, "best" and "last".
-            corpus: its name, and the SHA-256 of its files, which are not uploaded; or None.
         """
         if self.experiment.disabled:
             return
         name = "-".join(map(str, place(result)[:3])) + f"-{result.stem}"
-        origin = {"corpus": corpus[0], "sha256": corpus[1]} if corpus else {}
         files = [("result", result, []), *(("model", path, [alias]) for alias, path in checkpoints.items())]
         try:
+            report = json.loads(result.read_text(encoding="utf-8"))
+            corpus = report["provenance"].get("corpus")
+            run = "/".join(map(str, place(result)[:3])) + f"/{result.stem}"
+            origin = {"run": run, "commit": report["provenance"]["commit"], "dirty": report["provenance"]["dirty"]}
+            origin |= {"corpus": corpus["name"], "sha256": corpus["sha256"]} if corpus else {}
             if corpus and not self.experiment.offline:  # W&B knows no used artifacts of an offline run
-                used = wandb.Artifact(re.sub(r"[^\w.-]", "-", corpus[0], flags=re.ASCII), "dataset", metadata=origin)
+                used = wandb.Artifact(
+                    artifact_name(corpus["name"]), "dataset", metadata={n: origin[n] for n in ("corpus", "sha256")}
+                )
                 with used.new_file("SHA256SUMS") as file:
-                    file.writelines(f"{digest}  {path}\n" for path, digest in corpus[1].items())
+                    file.writelines(f"{digest}  {path}\n" for path, digest in corpus["sha256"].items())
                 self.experiment.use_artifact(used)
             for kind, path, aliases in files:
-                artifact = wandb.Artifact(f"{name}-{kind}", type=kind, metadata=origin)
+                of_epoch = report["tested_epoch"] if kind == "result" else len(read_checkpoint(path)["curve"])
+                artifact = wandb.Artifact(
+                    artifact_name(f"{name}-{kind}"), type=kind, metadata=origin | {"epoch": of_epoch}
+                )
                 artifact.add_file(str(path))
                 self.experiment.log_artifact(artifact, aliases=["latest", *aliases])
+            self._save_epochs()
         except (*FAILURES, ValueError) as error:  # the result is there, whatever happens here
             print(f"W&B: {_first_line(error)} Result file and checkpoints are not all logged as artifacts.", flush=True)
+            if isinstance(error, (ConnectionError, wandb.errors.Error)):
+                teardown()  # of W&B's process, which has ended: or a traceback follows at the end of this one
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Nothing: checkpoints are logged at the end."""
@@ -271,9 +318,11 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
     def finalize(self, status: str) -> None:
         """End the records of a run that failed or was stopped, or what is buffered would be lost with the process."""
         super().finalize(status)
-        if status == "failed" and self._experiment is not None:
+        is_end = status == "failed" or (status == "success" and self._kind == "fit")  # a test follows `reproduce`'s
+        if is_end and self._experiment is not None:
             try:
-                self._experiment.finish(exit_code=1)
+                self._experiment.finish(exit_code=int(status == "failed"))
+                self._save_epochs()
             except FAILURES as error:
                 self._experiment = without_records(error)
 
@@ -294,9 +343,40 @@ class LoggersOfARun(Callback):
             trainer.loggers = self.loggers
 
 
-def default_loggers(root: Path, result: Path | None, kind: str, is_resumed: bool, cell: str) -> list[Any]:
+def default_loggers(root: Path, result: Path | None, kind: str, is_new: bool, cell: str) -> list[Any]:
     """W&B and a CSV file, below the run's folder."""
-    return [RunWandbLogger(root, result, kind, is_resumed, cell), RunCSVLogger(root, name="csv")]
+    return [RunWandbLogger(root, result, kind, is_new, cell), RunCSVLogger(root, name="csv")]
+
+
+def artifact_name(name: str) -> str:
+    """A name that W&B takes for an artifact: of its letters, and not too long."""
+    return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)[-128:]
+
+
+def log_lost_epochs(root: Path, trainer: Any, curve: list[dict[str, float]]) -> None:
+    """Log again the last epochs of a checkpoint, whose rows were lost if the process was killed just after them.
+
+    Args:
+        root: folder of the run, which says how many epochs are recorded for certain.
+        trainer: with the loggers, about to train.
+        curve: of the checkpoint.
+    """
+    recorded = 0
+    with suppress(OSError, ValueError):
+        recorded = int((root / RECORDED_FILE).read_text())
+    lost, age = [], 0.0
+    for entry in reversed(curve):
+        if entry["epoch"] <= recorded or age > FLUSHED:
+            break
+        lost.append(entry)
+        age += entry["seconds"]
+    steps = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
+    for entry in reversed(lost):
+        epoch = int(entry["epoch"]) - 1  # Lightning's number
+        metrics = {name: value for name, value in entry.items() if name != "seconds"} | {"epoch": epoch}
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, steps * (epoch + 1) - 1)
+            logger.save()
 
 
 def is_running(root: Path) -> bool:

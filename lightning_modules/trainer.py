@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging, Timer
 
 from datamodules.checks import check_count, check_number
+from datamodules.rated_sequences import RatedSequences
 from datamodules.streams import TokenStreams
 from lightning_modules.ablation import test_time_choices
 from lightning_modules.checkpoints import (
@@ -35,6 +37,7 @@ from lightning_modules.checkpoints import (
 from lightning_modules.experiment import Experiment
 from lightning_modules.language_model import LanguageModel
 from lightning_modules.sentiment_regressor import SentimentRegressor
+from lightning_modules.sharing import weights_sha256
 from lightning_modules.tracking import FOLDER, RunWandbLogger, hold, place
 from reproduction.results import ablation_file, load_result
 from reproduction.settings import MC, settings
@@ -177,7 +180,6 @@ class Trainer(L.Trainer):
             return
         if isinstance(model, SentimentRegressor) and model.noise:
             add_to_checkpoint(Path(best or folder / LAST), {"noise": model.noise})
-        corpus = getattr(datamodule, "corpus", None)
         report = {
             "experiment": experiment,
             "group": group,
@@ -191,15 +193,19 @@ class Trainer(L.Trainer):
             "curve": [_finite(entry) for entry in curve],
             "config": _without_paths(self.run_config),
             "provenance": attempts[0]
-            | ({"corpus": {"name": corpus[0], "sha256": corpus[1]}} if corpus else {})
-            | {"wall_time_s": sum(entry["seconds"] for entry in curve) + test_seconds, "resumed": attempts[1:]},
+            | _corpus(datamodule)
+            | {
+                "weights_sha256": weights_sha256(model),
+                "wall_time_s": sum(entry["seconds"] for entry in curve) + test_seconds,
+                "resumed": attempts[1:],
+            },
         }
         write_atomically(result, json.dumps(report, indent=2) + "\n")
         self.print(f"wrote {result}")
         for logger in self.loggers:
             if isinstance(logger, RunWandbLogger):
                 saved = {"best": Path(checkpoints.best_model_path), "last": folder / LAST}
-                logger.log_result(result, {name: file for name, file in saved.items() if file.is_file()}, corpus)
+                logger.log_result(result, {name: file for name, file in saved.items() if file.is_file()})
 
     def _check_is_whole(self) -> None:
         """Refuse options by which a result would be of less than the whole epochs and data of its configuration."""
@@ -297,14 +303,17 @@ class Trainer(L.Trainer):
                 f"{mean}  test_ppl {choice['test_ppl']:.2f}, {choice['test_ppl_tempered']:.2f} at the temperature "
                 f"{choice['temperature']:g}"
             )
-        corpus = getattr(datamodule, "corpus", None)
         report = {
             "tested_epoch": run.tested_epoch,
             "choices": choices,
             "config": _without_paths(self.run_config),
             "provenance": origin
-            | ({"corpus": {"name": corpus[0], "sha256": corpus[1]}} if corpus else {})
-            | {"wall_time_s": time.perf_counter() - start, "run": model.provenance},
+            | _corpus(datamodule)
+            | {
+                "wall_time_s": time.perf_counter() - start,
+                "run": model.provenance,
+                "weights_sha256": weights_sha256(model),
+            },
         }
         write_atomically(output, json.dumps(report, indent=2) + "\n")
         self.print(f"wrote {output}")
@@ -312,31 +321,37 @@ class Trainer(L.Trainer):
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Lightning's predict, which also writes predictions.pt below default_root_dir.
 
-        A dictionary: `predictions` of each batch of the test data, those of the `validation` data if they are
-        predicted too, `seed`, `mc_samples`, and `provenance` of the predictions.
+        The file holds a dictionary: `predictions` of each batch of the test data, those of the `validation` data if
+        they are predicted too, `seed`, `mc_samples`, the `epoch` after which the weights were saved, `config`, and
+        `provenance`: where the predictions were made, where the run was trained, and SHA-256 of weights and corpus.
 
         Raises:
             OSError: that file cannot be written.
+            ValueError: ratings would be predicted by several processes, each of which has a part of them.
         """
         file = Path(self.default_root_dir) / "predictions.pt"
         check_writable(file, FOLDER)
+        datamodule = kwargs.get("datamodule")
+        if isinstance(datamodule, RatedSequences) and self.world_size > 1:
+            raise ValueError(f"predict runs on one device, got {self.world_size} processes: use --trainer.devices 1")
         predictions = super().predict(*args, **kwargs)
         if predictions is not None and self.is_global_zero:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            model: Any = self.lightning_module
             test, *validation = predictions if predictions and isinstance(predictions[0], list) else [predictions]
             content = {
                 "predictions": test,
                 **({"validation": validation[0]} if validation else {}),
                 "seed": self.run_config.get("seed_everything"),
-                "mc_samples": getattr(self.lightning_module, "mc_samples", 0),
-                "provenance": provenance(self.strategy.root_device, self.world_size),
+                "mc_samples": model.mc_samples,
+                "epoch": len(model.curve),
+                "config": _without_paths(self.run_config),
+                "provenance": provenance(self.strategy.root_device, self.world_size)
+                | _corpus(datamodule)
+                | {"run": model.provenance, "weights_sha256": weights_sha256(model)},
             }
-            part = file.with_suffix(".part")
-            try:
-                torch.save(content, part)
-                part.replace(file)
-            finally:
-                part.unlink(missing_ok=True)
+            buffer = io.BytesIO()
+            torch.save(content, buffer)
+            write_atomically(file, buffer.getvalue())
             self.print(f"wrote {file}, a dictionary whose 'predictions' are those of each batch")
         return predictions
 
@@ -371,6 +386,12 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
         for name, value in config.items()
         if name not in folders
     }
+
+
+def _corpus(datamodule: Any) -> dict[str, Any]:
+    """Name of the corpus and SHA-256 of its files, where the data module knows them."""
+    corpus = getattr(datamodule, "corpus", None)
+    return {"corpus": {"name": corpus[0], "sha256": corpus[1]}} if corpus else {}
 
 
 def provenance(device: torch.device, devices: int) -> dict[str, Any]:
@@ -430,12 +451,16 @@ def check_writable(path: Path, option: str) -> None:
         ) from error
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is either there as a whole or not at all."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is either there as a whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".part{os.getpid()}")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
         part.replace(path)
     except OSError as error:
         raise OSError(f"{path} cannot be written ({error}): make room there, then start the same again") from error

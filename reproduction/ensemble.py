@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from pickle import UnpicklingError
@@ -10,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_modules.checkpoints import read_checkpoint
+from lightning_modules.trainer import write_atomically
 from reproduction import print_any_text
-from reproduction.results import Result, ResultError, alike, kept, load_results
+from reproduction.results import SAME_PERPLEXITY, Result, ResultError, alike, kept, load_results
+from reproduction.settings import MC, settings
 
 # What `main.py predict` calls its surprisals, and the perplexity that a test makes of them.
 METRICS = {
@@ -28,24 +32,78 @@ def load_predictions(file: Path) -> dict[str, Any]:
     The kinds are those of the test text, and `validation`, that text by the approximation.
 
     Raises:
-        ValueError: the file is not of that kind.
+        ValueError: the file is damaged, not of that kind, or does not say which run it is of.
+        OSError: it cannot be opened.
     """
     try:
-        content = torch.load(file, weights_only=True)
-    except (UnpicklingError, RuntimeError) as error:
+        content = read_checkpoint(file)  # which compares it with its checksums
+    except (UnpicklingError, ValueError) as error:
         raise ValueError(
             f"{file} is damaged, or holds something other than tensors and plain values, which is refused: "
-            "run `main.py predict` anew"
+            "delete it and run `main.py predict` again"
         ) from error
-    windows = content.get("predictions") if isinstance(content, dict) else None
-    if not isinstance(windows, list) or not all(isinstance(w, dict) and "approximation" in w for w in windows):
+    test: Any = content.get("predictions")
+    validation = content.get("validation", [])
+    if not _are_windows(test) or (validation and not _are_windows(validation)):
         raise ValueError(f"{file}: not the predictions of a language model; run `main.py predict` for it")
-    if windows[0]["approximation"].dim() != 2:
+    if test[0]["approximation"].dim() != 2:
         raise ValueError(f"{file}: these are ratings; ensembles are of language models")
-    surprisals = {kind: torch.cat([window[kind] for window in windows]).flatten().double() for kind in windows[0]}
-    if validation := content.get("validation"):
+    try:
+        origin = {
+            "begun": content["provenance"]["run"][0]["date"],
+            "weights_sha256": content["provenance"]["weights_sha256"],
+            "mc": {name: settings(content["config"]).get(name) for name in MC} | {"mc_samples": content["mc_samples"]},
+            "epoch": content["epoch"],
+            "seed": content["seed"],
+        }
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file} does not say which run it is of: delete it and run `main.py predict` again (it has no {error})"
+        ) from error
+    surprisals = {kind: torch.cat([window[kind] for window in test]).flatten().double() for kind in test[0]}
+    if validation:
         surprisals["validation"] = torch.cat([window["approximation"] for window in validation]).flatten().double()
-    return content | {"predictions": surprisals}
+    return content | origin | {"predictions": surprisals, "file": file}
+
+
+def _are_windows(windows: Any) -> bool:
+    """Whether these are predictions of at least one window, of equal kinds, all of them for each of its words."""
+    return (
+        isinstance(windows, list)
+        and bool(windows)
+        and all(
+            isinstance(window, dict)
+            and "approximation" in window
+            and window.keys() == windows[0].keys()
+            and all(
+                isinstance(surprisal, Tensor) and surprisal.shape == window["approximation"].shape
+                for surprisal in window.values()
+            )
+            for window in windows
+        )
+    )
+
+
+def check_run(model: dict[str, Any], run: Result) -> None:
+    """Check that predictions are those of the weights which a finished run has tested.
+
+    Raises:
+        ValueError: they are of another run, epoch or checkpoint, or their perplexity is not that of the run's test.
+    """
+    file, weights = model["file"], model["weights_sha256"]
+    of_test = run.provenance.get("weights_sha256", weights)  # older results lack it
+    if (model["begun"], model["epoch"], weights) != (run.provenance["date"], run.tested_epoch, of_test):
+        raise ValueError(
+            f"{file} is of weights after epoch {model['epoch']} of a run begun {model['begun']}, but {run.path} tested "
+            f"those after epoch {run.tested_epoch} of one begun {run.provenance['date']}, or other weights of the same "
+            "epoch: delete the file and run `make ensemble` again"
+        )
+    found, expected = model["predictions"]["approximation"].mean().exp().item(), run.metrics.get("test_ppl", math.nan)
+    if not math.isclose(found, expected, rel_tol=SAME_PERPLEXITY):
+        raise ValueError(
+            f"{file} has a test perplexity of {found:.6g}, but {run.path} says {expected:.6g}: an ensemble needs runs "
+            "that were tested on the whole text, and what they predicted. Delete the file and run `make ensemble` again"
+        )
 
 
 def ensemble_perplexities(surprisals_MN: Tensor) -> list[float]:
@@ -92,25 +150,31 @@ def main(arguments: list[str] | None = None) -> None:
         models = [load_predictions(file) for file in options.predictions]
     except (ValueError, OSError) as error:
         sys.exit(str(error))
-    lengths = {len(model["predictions"]["approximation"]) for model in models}
-    if len(lengths) > 1:
-        sys.exit(f"the predictions are of texts of different lengths: {', '.join(map(str, sorted(lengths)))} words")
+    for kind in METRICS:
+        lengths = {len(model["predictions"][kind]) for model in models if kind in model["predictions"]}
+        if len(lengths) > 1:
+            sys.exit(f"the predictions are of texts of different lengths: {', '.join(map(str, sorted(lengths)))} words")
     seeds = [model["seed"] for model in models]
     if len(set(seeds)) < len(seeds):
         sys.exit(f"the seeds of the models are {', '.join(map(str, seeds))}: each must be another model")
-    if len({model["mc_samples"] for model in models}) > 1:
-        sys.exit(
-            f"the models differ in mc_samples: {', '.join(str(model['mc_samples']) for model in models)}; "
-            "delete the predictions of other numbers, and predict anew"
-        )
+    for name in MC:
+        of_each = [model["mc"][name] for model in models]
+        if len(set(of_each)) > 1:
+            sys.exit(
+                f"the models differ in {name}: {', '.join(map(str, of_each))}; delete the predictions that differ, and "
+                "predict again"
+            )
     epochs, diverged = "", []
     if options.output:
         try:
             runs = finished_runs(options.output.parent, seeds)
-        except ResultError as error:
+            diverged = [run.seed for run in runs if run not in kept(runs)]
+            for model, run in zip(models, runs, strict=True):
+                if run.seed not in diverged:
+                    check_run(model, run)
+        except ValueError as error:
             sys.exit(str(error))
         epochs = runs[0].length
-        diverged = [run.seed for run in runs if run not in kept(runs)]
         if diverged:
             print(f"left out, since they diverged: seeds {', '.join(map(str, diverged))}")
             models = [model for model in models if model["seed"] not in diverged]
@@ -130,9 +194,10 @@ def main(arguments: list[str] | None = None) -> None:
             "metrics": metrics,
             "provenance": [model["provenance"] for model in models],
         }
-        temporary = options.output.with_name(options.output.name + ".tmp")
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(options.output)
+        try:
+            write_atomically(options.output, json.dumps(report, indent=2) + "\n")
+        except OSError as error:
+            sys.exit(str(error))
         print(f"wrote {options.output}")
 
 

@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
                     f"`make grid NAME={chosen.name}` needs no account."
                 )
         elif chosen.results:
-            Console().print(table(chosen.name, chosen.results))
+            Console(markup=False).print(table(chosen.name, chosen.results))
         elif chosen.point:
             print(*options(sweep, chosen.point))
         else:

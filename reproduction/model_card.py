@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from datamodules.penn_treebank import HUB_REPOSITORY
 from datamodules.reader import Reader
 from reproduction.results import Result, title
-from reproduction.table import PUBLISHED, origin_of, published_figure
+from reproduction.table import PUBLISHED, commit_of, origin_of, published_figure
 
 PAPER = "[Gal & Ghahramani (2016)](https://arxiv.org/abs/1512.05287)"
 
@@ -67,7 +67,9 @@ model = load("OWNER/NAME")  # or a folder; in eval mode
 """
 
 
-def model_card(kind: str, options: dict[str, Any], reader: Reader | None, result: Result | None) -> ModelCard:
+def model_card(
+    kind: str, options: dict[str, Any], reader: Reader | None, result: Result | None, run: dict[str, Any] | None
+) -> ModelCard:
     """Describe a model: what it is, how it is used, what it reaches beside what was published, and its limits.
 
     Args:
@@ -75,6 +77,7 @@ def model_card(kind: str, options: dict[str, Any], reader: Reader | None, result
         options: that the model was built with.
         reader: with the model's vocabulary, if the model comes with it.
         result: of the run that trained it; without it, the card has no figures.
+        run: that trained it, as far as the model knows: epochs, start, and commit.
     """
     is_language = kind == "LanguageModel"
     what = "A word-level language model" if is_language else "A regression of ratings on texts"
@@ -90,7 +93,9 @@ def model_card(kind: str, options: dict[str, Any], reader: Reader | None, result
         tags=["pytorch", options["cell"], "variational-dropout", task],
         metrics=[metric],
     )
-    heading, figures = kind, "No result file was given, so that nothing is said here about its training."
+    heading, figures = kind, "No result file was given, so that no figures are shown here."
+    if run:
+        figures += f" Trained for {run['epoch']} epochs in a run of {run['date'][:10]}, {commit_of(run)}."
     if result:
         heading = f"{title(result.experiment, result.group)}: {result.label}"
         figures = _figures(result)

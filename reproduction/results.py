@@ -65,8 +65,13 @@ GRU_ROWS = [f"{row}_gru" for row in DEMO_ROWS]
 PTB_WORDS = 929_589
 """Training words of Penn Treebank (protocol 1.1)."""
 
+NUMBER = (int, float)
+
 LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
 """Options of the trainer that make a run less than it seems."""
+
+SAME_PERPLEXITY = 1e-4
+"""Relative difference up to which two evaluations of the same weights are equal: processors round differently."""
 
 
 @dataclass(frozen=True)
@@ -315,16 +320,15 @@ def load_result(path: Path) -> Result:
             f"{path}: not the result of one run: that is EXPERIMENT/GROUP/ROW/seedK.json, as a run wrote it"
         )
     _require(path, data, "the file", **_KINDS)
+    origin = data["provenance"]
+    _require_origin(path, origin, "provenance")
     _require(
-        path,
-        data["provenance"],
-        "provenance",
-        date=str,
-        dirty=(bool, type(None)),
-        wall_time_s=(int, float),
-        hardware=dict,
+        path, origin, "provenance", {"corpus": dict, "versions": dict}, date=str, wall_time_s=NUMBER, hardware=dict
     )
-    _require(path, {"trainer": None} | data["config"], "config", trainer=(dict, type(None)))
+    _require(path, origin["hardware"], "hardware", {"devices": int})
+    if origin.get("corpus"):
+        _require(path, origin["corpus"], "corpus", name=str, sha256=dict)
+    _require_config(path, data["config"])
     for i, entry in enumerate(data["curve"]):
         _require(path, entry, f"curve[{i}]", epoch=int)
     kinds = {"valid_ppl", "test_rmse"} & data["metrics"].keys()
@@ -374,7 +378,7 @@ def ensembles_of(results: list[Result]) -> list[tuple[str, str, dict[str, Any]]]
     """Size, row and content of every `ensemble.json` beside the results of a Penn Treebank row.
 
     Raises:
-        ResultError: such a file is unreadable or incomplete.
+        ResultError: such a file is unreadable or incomplete, or of other runs than the results beside it.
     """
     ensembles = []
     for folder in dict.fromkeys(run.path.parent for run in results if run.experiment == "ptb"):
@@ -382,8 +386,41 @@ def ensembles_of(results: list[Result]) -> list[tuple[str, str, dict[str, Any]]]
         if file.is_file():
             data = read_json(file)
             _require(file, data, "the file", seeds=list, epochs=str, mc_samples=int, metrics=dict, provenance=list)
+            _check_members(file, data, {run.seed: run for run in results if run.path.parent == folder})
             ensembles.append((folder.parent.name, folder.name, data))
     return ensembles
+
+
+def _check_members(file: Path, data: dict[str, Any], runs: dict[int, Result]) -> None:
+    """Check that an ensemble is of the runs whose results lie beside it, as far as both say which they are."""
+    again = "delete the file and run `make ensemble` again"
+    if not data["seeds"] or len(data["seeds"]) != len(data["provenance"]):
+        raise _wrong(file, "it has not one provenance for each of its seeds")
+    _require(file, {str(seed): seed for seed in data["seeds"]}, "seeds", **{str(seed): int for seed in data["seeds"]})
+    for i, (seed, origin) in enumerate(zip(data["seeds"], data["provenance"], strict=True)):
+        _require_origin(file, origin, f"provenance[{i}]")
+        begun = origin["run"][0]["date"] if origin.get("run") else None  # older ensembles lack it
+        if begun and seed in runs and begun != (date := runs[seed].provenance["date"]):
+            raise ResultError(
+                f"{file}: seed {seed} is of a run begun {begun}, but its result of one begun {date}; {again}"
+            )
+    for metric, values in data["metrics"].items():
+        if not isinstance(values, list) or len(values) != len(data["seeds"]):
+            raise _wrong(file, f"{metric!r} has not one value for each number of models")
+        _require(file, dict(enumerate(values)), metric, dict.fromkeys(range(len(values)), NUMBER))
+    alone = runs.get(data["seeds"][0])
+    if alone and "test_ppl" in data["metrics"]:
+        _check_perplexity(file, data["metrics"]["test_ppl"][0], alone, again)
+
+
+def _check_perplexity(file: Path, found: float, run: Result, again: str) -> None:
+    """Check that a test perplexity by the approximation is the one that the run has tested."""
+    tested = run.metrics.get("test_ppl", math.nan)
+    if not math.isclose(found, tested, rel_tol=SAME_PERPLEXITY):
+        raise ResultError(
+            f"{file}: the test perplexity of seed {run.seed} alone is {found:.6g}, but {run.path.name} says "
+            f"{tested:.6g}; {again}"
+        )
 
 
 def ablation_file(run: Result) -> Path:
@@ -404,13 +441,21 @@ def ablations_of(results: list[Result]) -> list[tuple[Result, dict[str, Any]]]:
             data = read_json(file)
             _require(file, data, "the file", tested_epoch=int, choices=list, provenance=dict)
             for i, choice in enumerate(data["choices"]):
-                numbers = dict.fromkeys(("test_ppl", "temperature", "test_ppl_tempered"), (int, float))
+                numbers = dict.fromkeys(("test_ppl", "temperature", "test_ppl_tempered"), NUMBER)
                 _require(file, choice, f"choices[{i}]", mean=str, masks=(str, type(None)), samples=int, **numbers)
-            if data["tested_epoch"] != run.tested_epoch:
+            _require_origin(file, data["provenance"], "provenance")
+            _require_config(file, data.get("config", {}))
+            again = "delete the file and run `make ablation` again"
+            date = run.provenance["date"]
+            begun = data["provenance"]["run"][0]["date"] if data["provenance"].get("run") else date
+            if (data["tested_epoch"], begun) != (run.tested_epoch, date):
                 raise ResultError(
-                    f"{file}: of the weights after epoch {data['tested_epoch']}, but {run.path.name} was tested after "
-                    f"epoch {run.tested_epoch}; delete the file and run `make ablation` anew"
+                    f"{file}: of the weights after epoch {data['tested_epoch']}, of a run begun {begun}, but "
+                    f"{run.path.name} was tested after epoch {run.tested_epoch} of one begun {date}; {again}"
                 )
+            for choice in data["choices"]:
+                if choice["mean"] == "approximation":
+                    _check_perplexity(file, choice["test_ppl"], run, again)
             ablations.append((run, data))
     return ablations
 
@@ -465,11 +510,13 @@ def read_json(path: Path) -> Any:
     """The content of a result file.
 
     Raises:
-        ResultError: it is no JSON.
+        ResultError: it cannot be read, or is no JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except OSError as error:
+        raise ResultError(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
         raise _wrong(path, f"not valid JSON ({error})") from error
 
 
@@ -511,14 +558,29 @@ _KINDS: dict[str, Any] = {
 }
 
 
-def _require(path: Path, data: Any, where: str, /, **kinds: Any) -> None:
+def _require(path: Path, data: Any, where: str, optional: dict[Any, Any] | None = None, /, **kinds: Any) -> None:
+    """Check that what a file says is a JSON object with values of these kinds; optional ones may be absent or null."""
     if not isinstance(data, dict):
         raise _wrong(path, f"{where} is not a JSON object")
-    for key, kind in kinds.items():
-        if key not in data:
+    for key, kind in {**(optional or {}), **kinds}.items():
+        if key in kinds and key not in data:
             raise _wrong(path, f"{where} has no {key!r}")
-        if not isinstance(data[key], kind):
-            raise _wrong(path, f"{key!r} of {where} has the wrong type: {data[key]!r}")
+        is_right = isinstance(data.get(key), kind) or (key not in kinds and data.get(key) is None)
+        if not is_right:
+            raise _wrong(path, f"{key!r} of {where} has the wrong type: {repr(data[key])[:80]}")
+
+
+def _require_origin(path: Path, origin: Any, where: str) -> None:
+    _require(path, origin, where, {"commit": str, "run": list}, dirty=(bool, type(None)))
+    for attempt in origin.get("run") or []:
+        _require(path, attempt, f"run of {where}", date=str)
+
+
+def _require_config(path: Path, config: Any) -> None:
+    _require(path, config, "config", dict.fromkeys(("trainer", "model", "data"), dict))
+    for part in ("model", "data"):
+        if given := config.get(part):
+            _require(path, given, f"{part} of config", {"class_path": str, "init_args": dict})
 
 
 def _wrong(path: Path, what: str) -> ResultError:
@@ -527,5 +589,5 @@ def _wrong(path: Path, what: str) -> ResultError:
 
 def _computed(path: Path, values: dict[str, Any], where: str) -> dict[str, float]:
     """The numbers; what was not computed is null."""
-    _require(path, values, where, **dict.fromkeys(values, (int, float, type(None))))
+    _require(path, values, where, **dict.fromkeys(values, (*NUMBER, type(None))))
     return {key: value for key, value in values.items() if value is not None}

@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reproduction import print_any_text
+from reproduction.results import load_result
 from reproduction.slurm import Job, queue
 
 
@@ -27,44 +27,69 @@ class Status(NamedTuple):
 
 
 def status(result: Path, folder: Path, job: Job | None) -> Status:
-    """Of one run.
+    """State of one run; "damaged", with what is wrong, where its result, configuration or log cannot be read.
 
     Args:
         result: its result file.
         folder: of its checkpoints and logs.
         job: its job in Slurm's queue, if there is one.
     """
-    report = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
-    finished = report.get("epochs", 0), report.get("planned_epochs", 0)
+    try:
+        run = load_result(result) if result.is_file() else None
+        made = _epochs(folder)
+    except (ValueError, OSError) as error:
+        return Status("damaged", where=f"job {job.id}; {error}" if job else str(error))
     log = folder / "slurm.log"
     if job is not None:
-        return Status("running" if job.is_running else "queued", *_epochs(folder), f"job {job.id}")
-    if report and finished[0] == finished[1]:
-        return Status("done", *finished)
+        return Status("running" if job.is_running else "queued", *made, f"job {job.id}")
+    if run and not run.shortened:
+        return Status("done", run.epochs, run.planned_epochs)
     if folder.is_dir():
         from lightning_modules.tracking import is_running  # here, since it takes seconds to load
 
         if is_running(folder):
-            return Status("running", *_epochs(folder))
-    if report:
-        return Status("done", *finished)
+            return Status("running", *made)
+    if run:
+        return Status("done", run.epochs, run.planned_epochs)
     if log.exists():
-        return Status("failed", *_epochs(folder), str(log))
-    return Status("stopped" if folder.is_dir() else "not run", *_epochs(folder))
+        return Status("failed", *made, str(log))
+    return Status("stopped" if folder.is_dir() else "not run", *made)
 
 
 def _epochs(folder: Path) -> tuple[int, int]:
-    """Epochs in a run's CSV log, and those that it is to make."""
-    if not (folder / "config.yaml").is_file():
+    """Epochs in a run's CSV log, and those that it is to make.
+
+    Raises:
+        ValueError: a file is damaged; names it.
+    """
+    file = folder / "config.yaml"
+    if not file.is_file():
         return 0, 0
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    planned = config["trainer"]["max_epochs"]
-    made = 0
-    for log in folder.glob("csv/*/metrics.csv"):
-        with log.open(encoding="utf-8") as file:
-            ended = [row for row in csv.DictReader(file) if any(row[name] for name in row if name.startswith("train_"))]
-        made = max([made, *(int(row["epoch"]) for row in ended)])
-    return made, min(config.get("epochs") or planned, planned)
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        planned = max(0, config["trainer"]["max_epochs"] or 0)  # it may be without a limit
+        planned = min(config.get("epochs") or planned, planned)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} is damaged: {_in_a_line(error)}") from error
+    return max([0, *map(_ended_epochs, folder.glob("csv/*/metrics.csv"))]), planned
+
+
+def _ended_epochs(log: Path) -> int:
+    """The last epoch that has ended by a CSV log.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        *lines, _ = log.read_text(encoding="utf-8").split("\n")  # of a running run the last line may be half written
+        rows = list(csv.DictReader(lines, strict=True))
+        return max([0, *(int(row["epoch"]) for row in rows if any(row[n] for n in row if n.startswith("train_")))])
+    except (ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:
+        raise ValueError(f"{log} is damaged: {_in_a_line(error)}") from error
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__} {error}".split())
 
 
 def _jobs_below(results: Path) -> dict[Path, Job]:
@@ -106,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of result files")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of checkpoints and logs")
     chosen = parser.parse_args(arguments)
-    Console().print(table(chosen.names, chosen.results, chosen.runs))
+    Console(markup=False).print(table(chosen.names, chosen.results, chosen.runs))
 
 
 if __name__ == "__main__":

@@ -379,9 +379,17 @@ def baselines(experiment: str, group: str, results: list[Result], folder: Path |
     if not file.is_file():
         published = {"train, all": PUBLISHED["constant_predictor"]["train_rmse"], "test": constant}
         return {} if split != "0" else {"Constant predictor": published}
-    measured = read_json(file)["splits"].get(split, {})
     labels = {"constant": "Constant predictor", "ridge": "Ridge regression on words"}
-    return {labels[name]: {column: errors[key] for column, key in names.items()} for name, errors in measured.items()}
+    try:
+        measured = read_json(file)["splits"].get(split, {})
+        return {
+            labels[name]: {column: float(errors[key]) for column, key in names.items()}
+            for name, errors in measured.items()
+        }
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise ResultError(
+            f"{file} is damaged ({type(error).__name__} {error}): delete it; `make reproduce-sentiment` makes it again"
+        ) from error
 
 
 def constant_rmse(experiment: str, results: list[Result]) -> float | None:
@@ -434,7 +442,10 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
         own = [run for run in runs if run.group == group]  # of those beside it more is said where they are at home
         notes = own[0].path.parents[1] / "notes.md" if own else None
         if notes and notes.is_file():
-            first, *more = notes.read_text(encoding="utf-8").strip().split("\n\n")
+            try:
+                first, *more = notes.read_text(encoding="utf-8").strip().split("\n\n")
+            except (ValueError, OSError) as error:
+                raise ResultError(f"{notes} cannot be read as text: {error}") from error
             remarks.append(first)
         origins = [f"{run.label}, seed {run.seed}: {origin_of(run)}" for run in own]
         parts.append(Section(f"{experiment}_{group}", title(experiment, group), table, remarks, origins, more))
@@ -457,7 +468,7 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
         ]
         origins = [
             f"{size}, {LABELS.get(row, row)}, ensemble of seeds {', '.join(map(str, ensemble['seeds']))}: predicted by "
-            f"{', '.join(dict.fromkeys(map(_commit, ensemble['provenance'])))}; the seeds' own lines are above"
+            f"{', '.join(dict.fromkeys(map(commit_of, ensemble['provenance'])))}; the seeds' own lines are above"
             for size, row, ensemble in ensembles_of(results)
             if not sizes or size in sizes
         ]
@@ -465,7 +476,7 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
         parts.append(Section("ptb_ensembles", heading, table, remarks, origins))
     if experiment == "ptb" and len(table := ablation_table(results, sizes)):
         origins = [
-            f"{run.group}, {run.label}, seed {run.seed}: evaluated by {_commit(ablation['provenance'])}; "
+            f"{run.group}, {run.label}, seed {run.seed}: evaluated by {commit_of(ablation['provenance'])}; "
             "the run's own line is above"
             for run, ablation in ablations_of(results)
             if not sizes or run.group in sizes
@@ -751,7 +762,7 @@ def origin_of(run: Result) -> str:
     hours, minutes = divmod(minutes, 60)
     return ", ".join(
         [
-            _commit(origin),
+            commit_of(origin),
             origin["date"][:10],
             _hardware(run),
             f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s",
@@ -765,7 +776,8 @@ def origin_of(run: Result) -> str:
     ) + (f"; unlike its configuration: {changes}" if changes else "")
 
 
-def _commit(origin: dict[str, Any]) -> str:
+def commit_of(origin: dict[str, Any]) -> str:
+    """The commit that something was made with, in words."""
     commit = f"commit {origin['commit'][:7]}" if origin.get("commit") else "no commit"
     return commit + (" with uncommitted changes" if origin["dirty"] else "")
 

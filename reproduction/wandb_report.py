@@ -175,13 +175,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         results = load_results(options.results)
+        if options.dry_run:
+            entity = options.entity or "ENTITY"
+            spec = {"report": report(results, entity), "workspace": workspace(entity)}
+            print(json.dumps({k: TypeAdapter(type(v)).dump_python(v, mode="json") for k, v in spec.items()}, indent=1))
+            return
     except ResultError as error:
         sys.exit(str(error))
-    if options.dry_run:
-        entity = options.entity or "ENTITY"
-        spec = {"report": report(results, entity), "workspace": workspace(entity)}
-        print(json.dumps({k: TypeAdapter(type(v)).dump_python(v, mode="json") for k, v in spec.items()}, indent=1))
-        return
     try:
         entity = str(options.entity or wandb.Api().default_entity)
     except Exception as error:  # whatever is between here and the server: there is nothing to undo

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +23,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from datamodules import FilmReviews, PennTreebank, film_reviews, penn_treebank
 from lightning_modules import LanguageModel, tracking
-from lightning_modules.tracking import ID_FILE, RunWandbLogger
-from tests.tiny import tiny_run
+from lightning_modules.tracking import ID_FILE, RECORDED_FILE, RunWandbLogger
+from tests.tiny import tiny_program, tiny_run
 from tests.wandb_server import running
 
 Call = Callable[..., Any]
@@ -205,10 +206,34 @@ def test_result_and_checkpoints_are_artifacts_that_name_the_corpus_by_its_hash(
         ("result", f"{name}-result", ["latest"]),
     ]
     hashes = {name: penn_treebank.SHA256[split] for split, name in penn_treebank.FILES.items()}
+    origin = json.loads(result.read_text())["provenance"]
     for artifact in artifacts:
-        assert json.loads(artifact["metadata"]) == {"corpus": "penn-treebank", "sha256": hashes}
+        assert json.loads(artifact["metadata"]) == {
+            "run": "ptb/small/variational_tied/seed0",
+            "epoch": 1,
+            "commit": origin["commit"],
+            "dirty": origin["dirty"],
+            "corpus": "penn-treebank",
+            "sha256": hashes,
+        }
         [file] = artifact["manifest"]["contents"]
         assert file["local_path"].startswith(str(tmp_path / "run")), "what is to be uploaded lies in the run's folder"
+
+
+@pytest.mark.parametrize("row", ["my row", "größer", "long" * 40])
+def test_artifacts_of_a_row_of_any_name_are_logged(row: str, call: Call, tiny_treebank: Path, tmp_path: Path) -> None:
+    result = tmp_path / "results/ptb/small" / row / "seed0.json"
+    outcome = call("reproduce", *tiny_run(tmp_path, "--epochs", "1", logger=()), "--result", str(result))
+    end_of_process()
+    assert outcome.status == 0, outcome.err
+    assert "not all logged" not in outcome.out
+    [folder] = offline_runs(tmp_path / "run")
+    artifacts = records(folder, "artifact")
+    assert sorted(artifact["type"] for artifact in artifacts) == ["model", "model", "result"]
+    assert {json.loads(artifact["metadata"])["run"] for artifact in artifacts} == {f"ptb/small/{row}/seed0"}
+    names = {"my row": "ptb-small-my-row-seed0-result", "größer": "ptb-small-gr--er-seed0-result"}
+    [name] = [artifact["name"] for artifact in artifacts if artifact["type"] == "result"]
+    assert name == names.get(row, f"ptb-small-{row}-seed0-result"[-128:])
 
 
 def test_corpora_are_named_by_the_hashes_of_their_published_files() -> None:
@@ -227,6 +252,190 @@ def test_a_resumed_run_goes_on_under_its_id_and_a_new_one_has_another(train: Cal
     shutil.rmtree(tmp_path / "run/checkpoints")
     train(1)
     assert records(offline_runs(tmp_path / "run")[2], "run")[0]["run_id"] != ids[0]
+
+
+def test_rows_that_a_killed_process_lost_are_logged_again_from_the_checkpoint(
+    train: Call, tmp_path: Path, result: Path
+) -> None:
+    train(2)
+    whole = rows(offline_runs(tmp_path / "run")[0])
+    shutil.rmtree(tmp_path / "run/wandb")
+    shutil.rmtree(tmp_path / "run/csv")
+    (tmp_path / "run" / RECORDED_FILE).unlink()  # what is left of a process that was killed just after its last epoch
+    train(3)
+    curve = json.loads(result.read_text())["curve"]
+    again = rows(offline_runs(tmp_path / "run")[0])
+    [table] = (tmp_path / "run/csv").rglob("metrics.csv")
+    logged = list(csv.DictReader(table.open()))
+    for name in ("valid_ppl", "train_ppl", "learning_rate", "gradient_norm", "words_per_s"):
+        expected = {entry["epoch"]: entry[name] for entry in curve}
+        assert {row["epoch"]: row[name] for row in again if name in row} == pytest.approx(expected, rel=1e-6), name
+        of_csv = {int(row["epoch"]): float(row[name]) for row in logged if row[name]}
+        assert of_csv == pytest.approx(expected, rel=1e-6), name
+    steps = {row["epoch"]: row["trainer/global_step"] for row in whole if "train_ppl" in row}
+    assert {row["epoch"]: row["trainer/global_step"] for row in again if row["epoch"] in (1, 2)} == steps
+
+
+def test_rows_that_are_recorded_for_certain_are_not_logged_again(tmp_path: Path) -> None:
+    logger = SimpleNamespace(rows=[], save=lambda: None)
+    logger.log_metrics = lambda metrics, step: logger.rows.append((metrics, step))
+    trainer = SimpleNamespace(loggers=[logger], num_training_batches=12, accumulate_grad_batches=1)
+    curve = [{"epoch": epoch, "valid_ppl": 90.0 - epoch, "seconds": 6.0} for epoch in range(1, 7)]
+    (tmp_path / RECORDED_FILE).write_text("5\n")
+    tracking.log_lost_epochs(tmp_path, trainer, curve)
+    assert logger.rows == [({"epoch": 5, "valid_ppl": 84.0}, 71)]  # Lightning's number of the sixth
+    for damaged in ("", "two", None):
+        logger.rows.clear()
+        if damaged is None:
+            (tmp_path / RECORDED_FILE).unlink()
+        else:
+            (tmp_path / RECORDED_FILE).write_text(damaged)
+        tracking.log_lost_epochs(tmp_path, trainer, curve)
+        assert [metrics["epoch"] for metrics, _ in logger.rows] == [4, 5], "W&B has written what is older than 10 s"
+
+
+def test_a_run_has_one_id_from_its_first_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(**_: Any) -> None:
+        raise Killed
+
+    killed = RunWandbLogger(tmp_path)
+    monkeypatch.setattr(tracking, "start", die)
+    with pytest.raises(Killed):
+        killed.log_metrics({"epoch": 0, "valid_ppl": 3.0}, 1)
+    assert (tmp_path / ID_FILE).read_text().strip() == killed.version
+    assert RunWandbLogger(tmp_path).version == killed.version
+    assert RunWandbLogger(tmp_path, is_new=True).version != killed.version
+    (tmp_path / ID_FILE).write_bytes(b"\xff /")
+    assert RunWandbLogger(tmp_path).version not in (killed.version, "")
+
+
+KILLED = """
+import os, signal
+from lightning_modules.checkpoints import LastCheckpoint
+hook = getattr(LastCheckpoint, {hook!r})
+def killed(callback, trainer, *more):
+    hook(callback, trainer, *more)
+    if trainer.current_epoch == {epoch}:
+        os.killpg(0, signal.SIGKILL)
+setattr(LastCheckpoint, {hook!r}, killed)
+"""
+
+
+def test_a_replaced_run_of_fit_has_another_id(call: Call, tiny_treebank: Path, tmp_path: Path) -> None:
+    ids = []
+    for more in ((), (), ("--ckpt_path", str(tmp_path / "run/checkpoints/last.ckpt"), "--trainer.max_epochs", "2")):
+        fit = tiny_run(tmp_path, "--trainer.max_epochs", "1", *more, logger=())
+        assert call("fit", *fit).status == 0
+        end_of_process()
+        ids.append((tmp_path / "run" / ID_FILE).read_text())
+    assert ids[0] != ids[1] == ids[2]
+    epochs = [[row["epoch"] for row in rows(run) if "train_ppl" in row] for run in offline_runs(tmp_path / "run")]
+    assert epochs == [[1], [1], [2]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hook", "epoch"), [("on_train_start", 0), ("on_train_epoch_end", 1)])
+def test_a_run_that_is_killed_comes_back_under_its_id_and_no_row_is_missing(
+    hook: str, epoch: int, tiny_treebank: Path, tmp_path: Path, result: Path
+) -> None:
+    run = ["reproduce", *tiny_run(tmp_path, "--epochs", "3", "--result", str(result), logger=())]
+    program = tiny_program(tmp_path)
+    script = Path(program[-1])
+    plain = script.read_text()
+    killing = plain.replace("import main\n", f"import main\n{KILLED.format(hook=hook, epoch=epoch)}")
+    statuses = []
+    for content in (killing, plain):
+        script.write_text(content)
+        process = subprocess.run(
+            [*program, *run],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "cache"), "HF_DATASETS_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            start_new_session=True,
+            timeout=180,
+        )
+        statuses.append(process.returncode)
+    assert statuses == [-signal.SIGKILL, 0], process.stderr
+    run_id = (tmp_path / "run" / ID_FILE).read_text().strip()
+    found: dict[int, float] = {}
+    for folder in offline_runs(tmp_path / "run"):
+        assert all(record["run_id"] == run_id for record in records(folder, "run"))
+        found |= {row["epoch"]: row["train_ppl"] for row in rows(folder) if "train_ppl" in row}
+    curve = json.loads(result.read_text())["curve"]
+    assert found == pytest.approx({entry["epoch"]: entry["train_ppl"] for entry in curve}, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_cancelled_with_all_its_processes_ends_with_its_message(
+    tiny_treebank: Path, tmp_path: Path, result: Path
+) -> None:
+    program = tiny_program(tmp_path)
+    script = Path(program[-1])
+    cancelled = KILLED.format(hook="on_train_epoch_end", epoch=1).replace(
+        "os.killpg(0, signal.SIGKILL)", "os.kill(os.getpid(), signal.SIGTERM); end_wandb()"
+    )
+    script.write_text(
+        script.read_text().replace(
+            "import main\n",
+            f"import main\n{cancelled}\n"
+            "from pathlib import Path\n"
+            "def end_wandb():\n"
+            "    for file in Path('/proc').glob('[0-9]*/cmdline'):\n"
+            "        if file.exists() and f'--pid\\0{os.getpid()}'.encode() in file.read_bytes():\n"
+            "            os.kill(int(file.parent.name), signal.SIGKILL)\n",
+        )
+    )
+    run = ["reproduce", *tiny_run(tmp_path, "--epochs", "9", "--result", str(result), logger=())]
+    environment = {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "cache"), "HF_DATASETS_OFFLINE": "1"}
+    ended = subprocess.run([*program, *run], env=os.environ | environment, capture_output=True, text=True, timeout=180)
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    assert f"stopped by SIGTERM: the same command goes on from {last}" in ended.stdout
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout.count("W&B: ") <= 2, "where it is recorded, and that nothing more is"
+
+
+@pytest.mark.slow
+def test_without_a_home_folder_the_log_of_wandb_is_not_printed(
+    tiny_treebank: Path, tmp_path: Path, result: Path
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HOME", "XDG", "WANDB"))}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "cache"), "HF_DATASETS_OFFLINE": "1"}
+    environment |= {"WANDB_MODE": "offline"}  # with the home folder of the system's list, there may be an account
+    run = ["reproduce", *tiny_run(tmp_path, "--epochs", "1", "--result", str(result), logger=())]
+    ended = subprocess.run(
+        [*tiny_program(tmp_path), *run], env=environment, capture_output=True, text=True, timeout=180
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "INFO" not in ended.stdout + ended.stderr
+    assert "ERROR" not in ended.stdout + ended.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk for some checkpoints, not for the records of W&B."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=140k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("no right to mount a small tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_is_answered_with_messages_alone(
+    small_disk: Path, tiny_treebank: Path, tmp_path: Path, result: Path
+) -> None:
+    environment = {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "cache"), "HF_DATASETS_OFFLINE": "1"}
+    run = ["reproduce", *tiny_run(tmp_path, "--epochs", "13", "--result", str(result), logger=())]
+    ended = subprocess.run(
+        [*tiny_program(tmp_path), *run], env=os.environ | environment, capture_output=True, text=True, timeout=180
+    )
+    assert "No space left on device" in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr, ended.stderr
 
 
 def test_in_a_sweep_the_id_is_the_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

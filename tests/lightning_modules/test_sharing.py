@@ -57,6 +57,14 @@ def change(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+def without_hashes(folder: Path) -> Path:
+    """As a folder was that was saved before there were hashes."""
+    config = json.loads((folder / "config.json").read_text())
+    kept = {name: config[name] for name in ("model", "options", "noise")}
+    (folder / "config.json").write_text(json.dumps(kept))
+    return folder
+
+
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
@@ -199,7 +207,7 @@ def test_a_folder_that_cannot_be_written_as_a_whole_is_not_there(
 def test_a_folder_that_is_not_of_such_a_model_is_refused(
     damage: Callable[[Path], Any], message: str, folder: Path
 ) -> None:
-    damage(folder)
+    damage(without_hashes(folder))
     with pytest.raises(ValueError, match=message) as raised:
         load(folder)
     assert str(folder) in str(raised.value)
@@ -220,12 +228,114 @@ OTHERS = ("<unk>", "<eos>", "other", *map(str, range(1, 9)))
 )
 def test_a_reader_of_another_model_is_refused(exchange: Callable[[Path], Any], folder: Path) -> None:
     exchange(folder)
-    with pytest.raises(ValueError, match=r"saved cannot be .* reader\.json is not the one that was saved with it"):
+    with pytest.raises(
+        ValueError, match=r"saved cannot be .* reader\.json is not the one that was saved with config\.j"
+    ):
         load(folder)
+    load(without_hashes(folder))
+
+
+def test_a_reader_that_was_added_to_a_model_without_one_is_refused(tmp_path: Path) -> None:
+    LanguageModel(11, 6).save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved/reader.json").write_text(json.dumps(READER.state()))
+    with pytest.raises(ValueError, match=r"reader\.json is not the one that was saved with config\.json"):
+        load(tmp_path / "saved")
+
+
+def with_a_bit_turned_over(content: bytes, bit: int) -> bytes:
+    damaged = bytearray(content)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+def test_a_bit_that_is_turned_over_anywhere_in_the_parameters_is_found(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    for bit in range(8 * start, 8 * len(content), 97):
+        file.write_bytes(with_a_bit_turned_over(content, bit))
+        with pytest.raises(
+            ValueError, match=r"model\.safetensors is not the one that was saved with config\.json, or dam"
+        ):
+            load(folder)
+    file.write_bytes(content)
+    assert load(folder).reader == READER
+
+
+@pytest.mark.parametrize("name", ["config.json", "reader.json"])
+def test_a_bit_that_is_turned_over_in_what_a_folder_says_is_found_or_changes_nothing(
+    name: str, regressor: Callable[..., SentimentRegressor], tmp_path: Path
+) -> None:
+    model = regressor(**DROPOUT)
+    model.reader, model.noise = RATED, {"tau": 123.5, "tau_mc": 2.5}
+    model.save_pretrained(tmp_path / "saved")
+    file = tmp_path / "saved" / name
+    content = file.read_bytes()
+    for bit in range(8 * len(content)):
+        damaged = with_a_bit_turned_over(content, bit)
+        file.write_bytes(damaged)
+        try:
+            says_the_same = json.loads(damaged) == json.loads(content)
+        except ValueError:
+            says_the_same = False
+        if says_the_same:  # a blank that became a tab
+            assert load(tmp_path / "saved").noise == model.noise
+            continue
+        with pytest.raises((ValueError, FileNotFoundError), match=rf"{name}|cannot be loaded as|of the model"):
+            load(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"noise": {"tau": 1.5}}, "config.json is damaged or was edited, since its SHA-256 is another"),
+        ({"options": {"vocab_size": 11, "hidden_size": 6, "cell": "gru"}}, "config.json is damaged or was edited"),
+        ({"more": 1}, "config.json is damaged, or of a newer version: it has 'more'"),
+    ],
+)
+def test_a_configuration_that_was_changed_is_refused(changes: dict[str, Any], message: str, folder: Path) -> None:
+    change(folder / "config.json", **changes)
+    for loader in (load, LanguageModel.from_pretrained):
+        with pytest.raises(ValueError, match=message):
+            loader(folder)
+    if "more" not in changes:
+        load(without_hashes(folder))
+
+
+def test_a_configuration_may_be_written_otherwise(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    del config["reader_sha256"]
-    (folder / "config.json").write_text(json.dumps(config))
-    load(folder)  # as a folder that was saved before there were hashes
+    (folder / "config.json").write_text(json.dumps(dict(reversed(config.items()))))
+    assert load(folder).hparams.cell == "gru"
+
+
+def test_damage_on_the_way_from_the_hub_is_found(hub: hub_server.Server, folder: Path) -> None:
+    content = files(folder)
+    content["model.safetensors"] = with_a_bit_turned_over(content["model.safetensors"], 8 * 1000)
+    hub.models[NAME] = content
+    for loader in (load, LanguageModel.from_pretrained):
+        with pytest.raises(ValueError, match=r"model\.safetensors is not the one that was saved with config\.json"):
+            loader(NAME)
+
+
+def test_a_model_in_double_precision_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    model = LanguageModel(11, 6).double().eval()
+    model.save_pretrained(tmp_path / "saved")
+    loaded = load(tmp_path / "saved")
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+        assert loaded.state_dict()[name].dtype == value.dtype, name
+
+
+def test_a_folder_names_the_run_that_trained_it_and_passes_that_on(model: LanguageModel, tmp_path: Path) -> None:
+    model.curve = [{"epoch": 1.0}, {"epoch": 2.0}]
+    model.provenance = [{"date": "2026-01-02T03:04:05", "commit": "0123456789", "dirty": True, "hardware": {}}]
+    run = {"epoch": 2, "date": "2026-01-02T03:04:05", "commit": "0123456789", "dirty": True}
+    model.save_pretrained(tmp_path / "saved")
+    load(tmp_path / "saved").save_pretrained(tmp_path / "again")
+    for name in ("saved", "again"):
+        assert json.loads((tmp_path / name / "config.json").read_text())["run"] == run
+        card = (tmp_path / name / "README.md").read_text()
+        assert "Trained for 2 epochs in a run of 2026-01-02, commit 0123456 with uncommitted changes." in card
 
 
 def test_a_reader_may_be_written_otherwise(folder: Path) -> None:
@@ -235,12 +345,14 @@ def test_a_reader_may_be_written_otherwise(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("loader", [load, LanguageModel.from_pretrained])
-def test_a_folder_of_parameters_that_are_not_finite_is_refused(loader: Callable[..., Any], folder: Path) -> None:
-    parameters = load_file(folder / "model.safetensors")
-    parameters["softmax.bias"][3] = math.nan
-    save_file(parameters, folder / "model.safetensors")
+def test_a_folder_of_parameters_that_are_not_finite_is_refused(
+    loader: Callable[..., Any], model: LanguageModel, tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        model.softmax.bias[3] = math.nan
+    model.save_pretrained(tmp_path / "saved")
     with pytest.raises(ValueError, match=r"saved are not finite \('softmax.bias'\): its run diverged"):
-        loader(folder)
+        loader(tmp_path / "saved")
 
 
 def test_a_model_is_not_loaded_as_one_of_another_class(folder: Path) -> None:

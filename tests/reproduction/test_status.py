@@ -103,6 +103,70 @@ def test_a_finished_run_that_is_continued_is_running(
     tracking.LOCKS.pop(folder).close()
 
 
+DAMAGES = {
+    "config.yaml": [
+        "",
+        "trainer: {max_epochs",
+        "trainer: 3",
+        "[]",
+        "trainer: {}",
+        "trainer: {max_epochs: ten}",
+        b"\xff",
+    ],
+    "csv/version_0/metrics.csv": [
+        b"\x00\xff\xfe" * 9,
+        "train_ppl\n3.5\n",
+        "epoch,train_ppl\nthree,80.5\n",
+        "a,b\n1,2,3\n",
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, content) for name in DAMAGES for content in DAMAGES[name]])
+def test_a_run_with_a_damaged_file_is_shown_as_damaged_and_the_others_as_they_are(
+    name: str,
+    content: str | bytes,
+    shown: Callable[..., list[str]],
+    begin: Callable[..., Path],
+    write_result: WriteResult,
+) -> None:
+    write_result("ptb", "small", "zaremba")
+    file = begin(2) / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    damaged, done, counts = shown()
+    assert damaged.startswith(f"{RUN} damaged – {file} is damaged: ")
+    assert (done, counts) == ("ptb/small/zaremba/seed0 done 3 of 3", "1 damaged, 1 done")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"epochs": 3}', "\x00", "[" * 100_000])
+def test_a_damaged_result_is_shown_and_the_others_as_they_are(
+    content: str, shown: Callable[..., list[str]], write_result: WriteResult
+) -> None:
+    write_result("ptb", "small", "zaremba")
+    file = write_result("ptb", "small", "moon")
+    file.write_text(content)
+    damaged, done, counts = shown()
+    assert damaged.startswith(f"{RUN} damaged – {file}: ")
+    assert (done, counts) == ("ptb/small/zaremba/seed0 done 3 of 3", "1 damaged, 1 done")
+
+
+def test_a_line_that_is_being_written_and_a_run_without_a_limit_are_no_damage(
+    shown: Callable[..., list[str]], begin: Callable[..., Path]
+) -> None:
+    folder = begin(2)
+    with (folder / "csv/version_0/metrics.csv").open("a") as file:
+        file.write("1")  # of 12
+    assert shown() == [f"{RUN} stopped 2 of 13", "1 stopped"]
+    for limit in (None, -1):
+        (folder / "config.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": limit}}))
+        assert shown() == [f"{RUN} stopped –", "1 stopped"]
+
+
+def test_names_with_brackets_are_shown_as_they_are(shown: Callable[..., list[str]], tmp_path: Path) -> None:
+    (tmp_path / "runs/ptb/[small]/[/b]/seed0").mkdir(parents=True)
+    assert shown("ptb/[red]/x/seed0") == ["ptb/[red]/x/seed0 not run –", "1 not run"]
+
+
 def test_a_job_that_ended_without_a_result_has_failed_and_its_log_is_named(
     shown: Callable[..., list[str]], begin: Callable[..., Path]
 ) -> None:

@@ -519,10 +519,19 @@ def test_what_others_built_stands_beside_what_they_built_on(folder: Path, write_
     assert line(table, "Non-regularised + PR")["config"] == "configs/ptb/press_small/non_regularized_pr.yaml"
 
 
+def set_test_perplexity(path: Path, perplexity: float) -> None:
+    """Give a result this test perplexity."""
+    data = json.loads(path.read_text())
+    data["metrics"]["test_ppl"] = perplexity
+    path.write_text(json.dumps(data))
+
+
 def write_ensemble(path: Path, **metrics: list[float]) -> None:
     seeds = list(range(len(metrics["test_ppl"])))
     origin = {"commit": "ab" * 9, "dirty": False}
-    report = {"seeds": seeds, "epochs": "39", "mc_samples": 100, "metrics": metrics, "provenance": [origin]}
+    provenance = [origin for _ in seeds]
+    report = {"seeds": seeds, "epochs": "39", "mc_samples": 100, "metrics": metrics, "provenance": provenance}
+    set_test_perplexity(path, metrics["test_ppl"][0])
     path.with_name("ensemble.json").write_text(json.dumps(report))
 
 
@@ -554,6 +563,30 @@ def test_ensembles_stand_beside_the_published_ones_by_the_number_of_models(
     assert "| small, mine " in to_markdown(load_results(folder), ["ptb"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metrics": {"test_ppl": [2.01, 1.9]}}, r"test perplexity of seed 0 alone is 2\.01, but seed0\.json says 85"),
+        ({"metrics": {"test_ppl": [85.0]}}, "'test_ppl' has not one value for each number of models"),
+        ({"provenance": [{"dirty": False}]}, "not one provenance for each of its seeds"),
+        (
+            {"provenance": [{"dirty": False, "run": [{"date": "2016-01-01"}]}, {"dirty": False}]},
+            "seed 0 is of a run begun 2016-01-01, but its result of one begun 2026-01-02",
+        ),
+    ],
+)
+def test_an_ensemble_of_other_runs_than_the_results_beside_it_is_refused(
+    folder: Path, write_result: WriteResult, changes: dict[str, Any], message: str
+) -> None:
+    row = write_result("ptb", "small", "zaremba")
+    write_ensemble(row, test_ppl=[85.0, 80.0])
+    assert "ensemble of seeds 0, 1" in to_markdown(load_results(folder), ["ptb"])
+    file = row.with_name("ensemble.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(SystemExit, match=rf"zaremba/ensemble\.json: .*{message}.*delete the file"):
+        main(["--results", str(folder)])
+
+
 @pytest.mark.parametrize("text", ["{", "{}", '{"seeds": 3}'])
 def test_an_ensemble_that_cannot_be_read_ends_with_one_message(
     folder: Path, write_result: WriteResult, text: str
@@ -566,6 +599,9 @@ def test_an_ensemble_that_cannot_be_read_ends_with_one_message(
 def write_ablation(
     path: Path, temperature: float, *perplexities: tuple[str, str | None, int, float], **changes: Any
 ) -> None:
+    for mean, _, _, ppl in perplexities:
+        if mean == "approximation":
+            set_test_perplexity(path, ppl)
     choices = [
         {"mean": mean, "masks": masks, "samples": samples, "test_ppl": ppl}
         | {"temperature": temperature, "test_ppl_tempered": ppl - 1}
@@ -647,6 +683,18 @@ def test_an_ablation_of_other_weights_or_that_cannot_be_read_ends_with_one_messa
     folder: Path, write_result: WriteResult
 ) -> None:
     path = write_result("ptb", "small", "zaremba")
+    write_ablation(path, 1.0, ("approximation", None, 0, 85.0))
+    assert "test-time choices" in to_markdown(load_results(folder), ["ptb"])
+    set_test_perplexity(path, 87.0)
+    with pytest.raises(
+        SystemExit, match=r"ablation_seed0\.json: the test perplexity of seed 0 alone is 85, .* says 87"
+    ):
+        main(["--results", str(folder)])
+    write_ablation(path, 1.0, provenance={"dirty": False, "run": [{"date": "2016-01-01"}]})
+    with pytest.raises(
+        SystemExit, match=r"ablation_seed0\.json: .* of a run begun 2016-01-01, but .* begun 2026-01-02"
+    ):
+        main(["--results", str(folder)])
     write_ablation(path, 1.0, tested_epoch=2)
     with pytest.raises(SystemExit, match=r"ablation_seed0\.json: of the weights after epoch 2, .* run `make ablation`"):
         main(["--results", str(folder)])
