@@ -212,7 +212,7 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
         self._epochs = 0  # the last one that was logged
         self._saved_id = ""
         if self._id_file is not None and self._id_file.is_file() and not is_new:
-            self._saved_id = self._id_file.read_text(errors="replace").strip()
+            self._saved_id = self._id_file.read_text(encoding="utf-8", errors="replace").strip()
             if not re.fullmatch(r"[\w-]{1,64}", self._saved_id, flags=re.ASCII):
                 self._saved_id = ""
         super().__init__(
@@ -246,12 +246,12 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
             self._id_file.parent.mkdir(parents=True, exist_ok=True)
             hold(self._id_file.parent)
             (self._id_file.parent / RECORDED_FILE).unlink(missing_ok=True)
-            self._id_file.write_text(f"{self._id}\n")
+            self._id_file.write_text(f"{self._id}\n", encoding="utf-8")
 
     def _save_epochs(self) -> None:
         """Note the epochs whose rows are recorded, so that none is logged again by `log_lost_epochs`."""
         if self._id_file is not None and self._epochs and self._experiment and not self._experiment.disabled:
-            (self._id_file.parent / RECORDED_FILE).write_text(f"{self._epochs}\n")
+            (self._id_file.parent / RECORDED_FILE).write_text(f"{self._epochs}\n", encoding="utf-8")
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -363,7 +363,7 @@ def log_lost_epochs(root: Path, trainer: Any, curve: list[dict[str, float]]) -> 
     """
     recorded = 0
     with suppress(OSError, ValueError):
-        recorded = int((root / RECORDED_FILE).read_text())
+        recorded = int((root / RECORDED_FILE).read_text(encoding="utf-8"))
     lost, age = [], 0.0
     for entry in reversed(curve):
         if entry["epoch"] <= recorded or age > FLUSHED:
