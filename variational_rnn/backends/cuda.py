@@ -480,7 +480,7 @@ class _Steps(torch.autograd.Function):
             masks = LayerMasks(None, recurrent, memory)
             gradients = (dh, dh_T) if c is None else (dh, dh_T, dc_T)
             return *(None,) * 8, *_gradients_by_reference(ctx, masks, lengths, given, gradients)
-        dh, dh_T = dh.contiguous(), dh_T.contiguous()
+        dh, dh_T = dh.contiguous().resolve_neg(), dh_T.contiguous()
         with torch.cuda.device_of(gate):
             dgate, dgate_h, dh_0, dc_0 = _backward(
                 gate, product_n, h, c, weight, recurrent, memory, lengths, dh, dh_T,
