@@ -137,9 +137,8 @@ class _SoftmaxNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once, as torch.utils.checkpoint demands
-        *gradients, hidden, weight, bias, embedding, targets = saved
-        if torch.is_grad_enabled() or not is_plain(dloss, *saved):
+        *gradients, hidden, weight, bias, embedding, targets = ctx.saved_tensors
+        if torch.is_grad_enabled() or not is_plain(dloss):
 
             def loss(hidden: Tensor, weight: Tensor, bias: Tensor | None, embedding: Tensor | None) -> tuple[Tensor]:
                 with torch.autocast("cpu", enabled=False):

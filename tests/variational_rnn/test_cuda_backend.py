@@ -154,6 +154,17 @@ def test_batched_gradients_are_the_references(layer):
 
 
 @any_layer
+def test_gradients_that_are_negated_lazily_are_read_with_their_sign(layer):
+    fast, reference = layer_and_its_reference(layer, 3, 4, **DROPOUT)
+    x, masks, gradient = torch.randn(3, 2, 3, device=DEVICE), fast.sample_masks(2), torch.randn(3, 2, 4, device=DEVICE)
+    gradients = (
+        torch.autograd.grad(rnn(x, masks=masks)[0], list(rnn.parameters()), torch._neg_view(gradient))
+        for rnn in (fast, reference)
+    )
+    assert_close_for_their_size(*gradients)
+
+
+@any_layer
 def test_saturated_gates_stay_finite_and_equal_the_references(layer):
     fast, reference = layer_and_its_reference(layer, 3, 20, **DROPOUT)
     x = (1e4 * torch.randn(3, 2, 3, device=DEVICE)).requires_grad_()

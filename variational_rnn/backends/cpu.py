@@ -370,7 +370,7 @@ class _Unroll(torch.autograd.Function):
     def backward(ctx: Any, dh: Tensor | None, dh_T: Tensor | None, dc_T: Tensor | None) -> tuple[Any, ...]:
         saved = ctx.saved_tensors  # once, as torch.utils.checkpoint demands
         inputs, (gate, product_n, h, c), masks = saved[:7], saved[7:11], LayerMasks(*saved[11:])
-        if torch.is_grad_enabled() or not is_plain(dh, dh_T, dc_T, *saved):
+        if torch.is_grad_enabled() or not is_plain(dh, dh_T, dc_T):
             return *(None,) * 5, *_gradients_by_reference(ctx, inputs, masks, (dh, dh_T, dc_T))
         x, h_0, c_0, weight_ih, weight_hh, bias_ih, bias_hh = inputs
         dh, dh_T, dc_T = _in_memory(dh), _in_memory(dh_T), _in_memory(dc_T)

@@ -474,13 +474,12 @@ class _Steps(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor, dh_T: Tensor, dc_T: Tensor | None) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors  # once, as torch.utils.checkpoint demands
-        gate, product_n, h, c, weight, recurrent, memory, lengths, *given = saved
-        if torch.is_grad_enabled() or not is_plain(dh, dh_T, dc_T, *saved):
+        gate, product_n, h, c, weight, recurrent, memory, lengths, *given = ctx.saved_tensors
+        if torch.is_grad_enabled() or not is_plain(dh, dh_T, dc_T):
             masks = LayerMasks(None, recurrent, memory)
             gradients = (dh, dh_T) if c is None else (dh, dh_T, dc_T)
             return *(None,) * 8, *_gradients_by_reference(ctx, masks, lengths, given, gradients)
-        dh, dh_T = dh.contiguous(), dh_T.contiguous()
+        dh, dh_T = dh.contiguous().resolve_neg(), dh_T.contiguous()
         with torch.cuda.device_of(gate):
             dgate, dgate_h, dh_0, dc_0 = _backward(
                 gate, product_n, h, c, weight, recurrent, memory, lengths, dh, dh_T,
