@@ -287,7 +287,7 @@ class RatedText(RatedSequences):
 
     def _rows_of_hub(self) -> dict[str, list[tuple[str, float]]]:
         """Texts and ratings of each split, of a data set on the hub."""
-        absent = f"There is no file or folder {Path(self.source).absolute()}"
+        absent = f"There is no file or folder {Path(self.source).expanduser().absolute()}"
         print(f"{absent}: asking the Hugging Face hub for {self.source}.", file=sys.stderr, flush=True)
         cache = f"Delete its folder in {config.HF_DATASETS_CACHE} if its copy there is damaged."
         try:
@@ -346,7 +346,7 @@ def files_of_splits(folder: Path, endings: Collection[str], besides: Path | None
     names = {}
     for file in sorted(folder.glob("*")):
         is_read, is_split = file.suffix.lower() in endings, split_named(file.name.partition(".")[0]) is not None
-        if (is_read or is_split) and file != besides:
+        if (is_read or is_split) and not (besides and file.resolve() == besides.resolve()):
             names[file.name] = file.stem if is_read else ""
     return {split: folder / name for split, name in by_split(names, str(folder)).items()}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from datasets import DownloadMode, config, load_dataset
-from datasets.exceptions import DatasetsError
+from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
 from datamodules.checks import check_count
 from datamodules.common import no_progress_bars, read_published
@@ -104,7 +104,7 @@ def load_texts(folder: Path) -> dict[str, bytes]:
     cache = Path(config.HF_DATASETS_CACHE) / HUB_REPOSITORY.replace("/", "___")
     try:
         return load_copy(DownloadMode.REUSE_DATASET_IF_EXISTS)
-    except (ConnectionError, FileNotFoundError) as error:
+    except (ConnectionError, DatasetNotFoundError) as error:
         raise ConnectionError(
             f"There is no folder {folder.absolute()}, and {HUB_REPOSITORY} cannot be fetched from the "
             f"Hugging Face hub ({error}). {WHERE_TO_GET_IT}"
@@ -127,7 +127,7 @@ def load_copy(mode: DownloadMode) -> dict[str, bytes]:
     Offline, `datasets` serves any revision that it has, so that its name proves nothing.
 
     Raises:
-        ConnectionError, FileNotFoundError: There is no copy, and the hub cannot be reached.
+        ConnectionError, DatasetNotFoundError: There is no copy, and the hub does not deliver one.
         One of `DAMAGES`: The copy is damaged, or another text.
     """
     with no_progress_bars():

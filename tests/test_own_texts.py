@@ -231,3 +231,18 @@ def test_the_same_batches_are_learned_in_every_epoch_where_overfit_batches_asks_
         outcome = call(*options, "--trainer.overfit_batches", "2", "--epochs", "2")
         assert outcome.status == 0, outcome.err
         assert json.loads((tmp_path / f"results/{place}/seed0.json").read_text())["epochs"] == 2
+
+
+def test_a_text_that_is_prepared_already_is_refused_with_what_to_do_instead_of_prepared_again(
+    language: Callable[..., list[str]], texts: Path, call: Call, tmp_path: Path
+) -> None:
+    assert call(*language()).status == 0
+    [last] = (tmp_path / "runs").rglob("last.ckpt")
+    (texts / "prepared.txt").write_text("w1 w2 <eos>\nw3 w4 <eos>\n")
+    outcome = call("predict", str(last), str(texts / "prepared.txt"))
+    assert (outcome.status, outcome.out) == (2, "")
+    assert "line 1 ends with <eos>, which is added to every line: remove it from the ends of the lines" in outcome.err
+    (texts / "train.txt").write_text((texts / "train.txt").read_text().replace("\n", " <eos>\n"))
+    outcome = call(*language("--epochs", "2"))
+    assert outcome.status == 2
+    assert "train.txt, line 1 ends with <eos>" in outcome.err

@@ -657,13 +657,13 @@ def test_a_data_set_of_the_hub_has_its_splits_and_what_is_wrong_is_named(
         "test": list(range(10, 20)),
     }
     assert (name, hashes.keys()) == ("owner/reviews", {"train", "test"})
+    wrong = run("owner/reviews", "rating").stderr
+    assert "ValueError: owner/reviews, split train: there is no column 'rating', but 'text', 'stars'" in wrong
+    assert "ConnectionError: There is no file or folder" in run("owner/other", "rating").stderr
     [file] = tmp_path.glob("datasets/*/*/*/*/*-test.arrow")
     file.write_bytes(file.read_bytes()[:300])
     damaged = run("owner/reviews", "stars").stderr
     assert f"Delete its folder in {tmp_path}/datasets if its copy there is damaged" in damaged
-    wrong = run("owner/reviews", "rating").stderr
-    assert "ValueError: owner/reviews, split train: there is no column 'rating', but 'text', 'stars'" in wrong
-    assert "ConnectionError: There is no file or folder" in run("owner/other", "rating").stderr
 
 
 # --- any bytes --------------------------------------------------------------------------------------------------------

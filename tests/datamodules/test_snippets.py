@@ -1,5 +1,6 @@
 import hashlib
 import io
+import os
 import subprocess
 import tarfile
 from collections import Counter
@@ -157,6 +158,18 @@ def test_altered_file_is_refused_with_what_to_do(few_snippets: Path) -> None:
     (few_snippets / "snippets" / snippets.FILE).write_bytes(CONTENT[:-1])
     with pytest.raises(ValueError, match="Delete it"):
         SnippetRatings(few_snippets).setup()
+
+
+def test_the_file_that_was_hashed_is_the_one_that_is_read_whatever_was_read_before(
+    few_snippets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = few_snippets / "snippets" / snippets.FILE
+    snippets.load_snippets(file.parent)
+    status, changed = file.stat(), CONTENT.replace(b"Film 7", b"Song 7")
+    file.write_bytes(changed)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    monkeypatch.setattr(snippets, "SHA256", hashlib.sha256(changed).hexdigest())
+    assert snippets.load_snippets(file.parent)["text"][7].startswith("Song 7")
 
 
 def test_failure_of_pip_raises_its_message_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
