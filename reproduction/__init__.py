@@ -1,4 +1,4 @@
-"""From result files to tables and figures, with the published numbers beside ours. Imports no model."""
+"""From result files to tables and figures, with the published numbers beside ours."""
 
 import io
 import os
