@@ -108,7 +108,7 @@ def result_options(tmp_path: Path) -> list[str]:
         (["--model.init_args.word_dropout", "1.5"], ["word_dropout", "[0, 1)", "1.5"]),
         (["--model.init_args.output_dropout", "-0.5"], ["[0, 1)", "-0.5"]),
         (["--model.init_args.recurrent_dropout", "lots"], ["recurrent_dropout must be a number, got lots"]),
-        (["--model.init_args.weight_decay", "2"], ["weight_decay", "[0, 1)", "2"]),
+        (["--model.init_args.weight_decay", "2"], ["weight_decay must be at least 0 and below 1", "2"]),
         (["--model.init_args.cell", "rnn"], ["cell", "'lstm', 'gru'", "rnn"]),
         (["--model.init_args.mc_masks", "forever"], ["mc_masks", "'stream', 'window', 'both'", "forever"]),
         (["--trainer.tested_weights", "first"], ["tested_weights", "'last', 'best'", "first"]),
