@@ -410,7 +410,15 @@ class Experiment(L.LightningModule, Shareable):
                     "since Lightning would end an epoch twice. Use trainer.max_epochs."
                 )
             epochs, last = len(checkpoint["curve"]), self.trainer.max_epochs
-            begun = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
+            loop = checkpoint.get("loops", {}).get("fit_loop", {})
+            begun = loop.get("epoch_progress", {}).get("current", {})
+            is_at_last_batch = loop.get("epoch_loop.batch_progress", {}).get("is_last_batch", False)
+            if is_at_last_batch and begun["processed"] < begun["ready"]:
+                raise ValueError(
+                    f"the checkpoint was saved after the last batch of epoch {begun['ready']} and before its end, "
+                    "which Lightning would leave out: resume from one that was saved after an epoch or within it, such "
+                    "as checkpoints/last.ckpt of main.py"
+                )
             if begun.get("ready", epochs) > epochs == last:
                 raise ValueError(
                     f"the run is in the middle of epoch {epochs + 1}, past the end of epoch {epochs}: "

@@ -75,6 +75,9 @@ class Trainer(L.Trainer):
             validation.
         checkpoint_minutes: after which a run is saved within an epoch, too.
         kwargs: those of Lightning's Trainer.
+
+    Raises:
+        ValueError: a number is out of range, devices are not such, or a plugin would write checkpoints in its own way.
     """
 
     run_config: dict[str, Any] = {}  # noqa: RUF012 -- set for each run by main.py

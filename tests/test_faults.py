@@ -305,6 +305,30 @@ def test_weights_in_float64_are_tested_and_loaded_as_they_are(call: Call, tiny_t
     assert trainer.test(model, datamodule=treebank, verbose=False)[0]["test_ppl"] == tested
 
 
+@pytest.mark.parametrize("batch", [7, 9])
+def test_a_run_with_validations_in_mid_epoch_is_stopped_after_one_that_is_due_and_loses_no_metric(
+    batch: int, call: Call, tiny_treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = ("fit", *tiny_run(tmp_path, "--trainer.max_epochs", "2", "--trainer.val_check_interval", "4"))
+    fit = (*fit, "--trainer.limit_train_batches", "11")  # the last validation of an epoch is before its end
+    monkeypatch.setattr(Send, "number", signal.SIGTERM, raising=False)
+    monkeypatch.setattr(Send, "batch", batch, raising=False)
+
+    def ended(folder: str) -> dict[str, Any]:
+        last = torch.load(tmp_path / folder / "checkpoints/last.ckpt", weights_only=True)
+        curve = [{name: entry[name] for name in entry.keys() - {"seconds", "words_per_s"}} for entry in last["curve"]]
+        return {"curve": curve, "weights": {name: value.tolist() for name, value in last["state_dict"].items()}}
+
+    whole, parts = (("--trainer.default_root_dir", str(tmp_path / name)) for name in ("whole", "parts"))
+    assert call(*fit, *whole).status == 0
+    assert call(*fit, *parts, "--trainer.callbacks+=tests.test_faults.Send").status == 128 + signal.SIGTERM
+    last = tmp_path / "parts/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 11 + batch + 1
+    assert call(*fit, *parts, "--ckpt_path", str(last)).status == 0
+    assert "valid_ppl" in ended("whole")["curve"][1]
+    assert ended("parts") == ended("whole")
+
+
 class SendTwice(L.Callback):
     """Presses Ctrl-C in the second epoch, and again before it had an effect."""
 

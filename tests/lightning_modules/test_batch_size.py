@@ -58,6 +58,13 @@ def test_accumulated_gradients_of_parts_of_a_batch_are_those_of_the_batch(
     compare(*runs)  # the last of three batches has 5 texts
 
 
+def test_parts_that_leave_a_batch_unfinished_are_refused(regressor: Any, reviews: Any, trainer: Any) -> None:
+    model = regressor()
+    with pytest.raises(ValueError, match="limit_train_batches leaves 5 batches, each of them one of accumulate_grad_b"):
+        trainer(max_epochs=1, accumulate_grad_batches=2, limit_train_batches=5).fit(model, datamodule=reviews())
+    assert model.curve == []
+
+
 def first_rate(trainer: Any, model: Any, data: Any, recorder: Any) -> float:
     trainer(recorder, max_epochs=1).fit(model, datamodule=data)
     return recorder.rates[0]

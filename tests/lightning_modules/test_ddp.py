@@ -184,7 +184,7 @@ def test_several_processes_make_the_steps_of_one_with_the_same_masks(
     one, steps = run(tmp_path / "one", 1, code, **options)
     assert len(set(steps)) == len(steps)
     report, steps_together = run(tmp_path / "several", devices, code, **options)
-    assert steps_together == pytest.approx(steps, rel=1e-6)
+    assert steps_together == pytest.approx(steps, rel=1e-10)
     assert len(report["curve"]) == 3
     for alone, together in zip(one["curve"], report["curve"], strict=True):
         same(alone, together)
@@ -200,14 +200,14 @@ def test_a_resumed_run_makes_the_steps_of_an_uninterrupted_one_on_another_number
     whole, steps = run(tmp_path / "whole", 1, code)
     _, first = run(tmp_path / "parts", 2, code, epochs=2)
     report, second = run(tmp_path / "parts", 1, code, epochs=3)
-    assert [*first, *second] == pytest.approx(steps, rel=1e-6)
+    assert [*first, *second] == pytest.approx(steps, rel=1e-10)
     same(whole["metrics"], report["metrics"])
     assert len(report["provenance"]["resumed"]) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", [SCRIPT, SENTIMENT])
-def test_a_run_stopped_in_mid_epoch_by_a_signal_to_one_process_goes_on_exactly_on_another_number_of_them(
+def test_a_run_stopped_in_mid_epoch_by_a_signal_to_one_process_goes_on_to_rounding_on_another_number_of_them(
     code: str, tmp_path: Path
 ) -> None:
     options = {"epoch_start": "validation"} if code == SCRIPT else {"word_mask_sharing": "batch"}
@@ -215,7 +215,7 @@ def test_a_run_stopped_in_mid_epoch_by_a_signal_to_one_process_goes_on_exactly_o
     _, first = run(tmp_path / "parts", 2, code, is_stopped=True, **options)
     report, second = run(tmp_path / "parts", 1, code, **options)
     assert len(first) == len(steps) // 3 + 2
-    assert [*first, *second] == pytest.approx(steps, rel=1e-6)
+    assert [*first, *second] == pytest.approx(steps, rel=1e-10)
     for alone, together in zip(whole["curve"], report["curve"], strict=True):
         same(alone, together)
     same(whole["metrics"], report["metrics"])

@@ -122,7 +122,9 @@ Fit = Callable[..., Fitted]
 
 @pytest.fixture
 def fit(streams: Any, reviews: Any, tmp_path: Path) -> Fit:
-    def run(kind: str, trainer_class: type[L.Trainer] = Trainer, **options: Any) -> Fitted:
+    def run(
+        kind: str, trainer_class: type[L.Trainer] = Trainer, ckpt_path: Path | None = None, **options: Any
+    ) -> Fitted:
         L.seed_everything(1, verbose=False)
         model: Any
         if kind == "language model":
@@ -133,7 +135,7 @@ def fit(streams: Any, reviews: Any, tmp_path: Path) -> Fit:
         silent = {} if "barebones" in options else BASE  # which refuses that more is switched off
         kept = {"accelerator": "cpu", "devices": 1, "max_epochs": 2, "default_root_dir": tmp_path}
         trainer = trainer_class(**kept | silent | options)
-        trainer.fit(model, datamodule=data)
+        trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
         parameters = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
         curve = [{name: value for name, value in entry.items() if name not in TIMINGS} for entry in model.curve]
         return Fitted(trainer.global_step, parameters, curve)
@@ -226,7 +228,8 @@ def test_an_epoch_without_validation_has_no_metric_of_validation_and_is_not_the_
 def test_a_checkpoint_of_ones_own_may_monitor_a_metric_that_only_some_epochs_have(
     kind: str, fit: Fit, tmp_path: Path
 ) -> None:
-    own = ModelCheckpoint(tmp_path, filename="own", monitor="valid_ppl" if kind == "language model" else "valid_rmse")
+    monitor = "valid_ppl" if kind == "language model" else "valid_rmse"
+    own = ModelCheckpoint(tmp_path, filename="own", monitor=monitor, save_on_train_epoch_end=True)
     fit(kind, max_epochs=3, check_val_every_n_epoch=2, enable_checkpointing=True, callbacks=[own])
     assert torch.load(tmp_path / "own.ckpt", weights_only=True)["epoch"] == 1
 
@@ -375,3 +378,54 @@ def test_a_result_of_less_than_whole_epochs_or_of_more_than_its_configuration_sa
     with pytest.raises(ValueError, match=message):
         trainer(*callbacks, **options).reproduce(LanguageModel(11, 6), streams(), tmp_path / "a/b/c/seed0.json")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- resumed in plain Lightning ---------------------------------------------------------------------------------------
+
+
+class PowerCut(L.Callback):
+    """Ends a run after a batch."""
+
+    def __init__(self, epoch: int, batch: int) -> None:
+        self.place = (epoch, batch)
+
+    def on_train_batch_end(self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+        if (trainer.current_epoch, batch_index) == self.place:
+            raise RuntimeError("power cut")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_a_run_in_plain_lightning_is_resumed_from_mid_epoch_bit_for_bit(
+    precision: str, kind: str, fit: Fit, tmp_path: Path
+) -> None:
+    def run(*callbacks: L.Callback, **options: Any) -> Fitted:
+        saved = ModelCheckpoint(tmp_path / "saved", save_last=True, every_n_train_steps=1)
+        options = {"precision": precision, "enable_checkpointing": True, "callbacks": [saved, *callbacks]} | options
+        return fit(kind, L.Trainer, **options)
+
+    whole = run()
+    last = tmp_path / "saved/last.ckpt"
+    last.unlink()
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(PowerCut(1, 1))
+    resumed = run(ckpt_path=last)
+    assert resumed.steps == whole.steps
+    assert torch.equal(resumed.parameters, whole.parameters)
+    assert resumed.curve == whole.curve
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("saved", ["by step", "by validation"])
+def test_a_checkpoint_between_the_last_batch_and_the_end_of_an_epoch_is_not_resumed(
+    saved: str, kind: str, fit: Fit, tmp_path: Path
+) -> None:
+    monitor = "valid_ppl" if kind == "language model" else "valid_rmse"
+    own = {
+        "by step": ModelCheckpoint(tmp_path, filename="own", every_n_train_steps=3 if kind == KINDS[0] else 5),
+        "by validation": ModelCheckpoint(tmp_path, filename="own", monitor=monitor, save_on_train_epoch_end=False),
+    }
+    options = {"max_epochs": 1, "enable_checkpointing": True}
+    fit(kind, L.Trainer, callbacks=[own[saved]], **options)
+    with pytest.raises(ValueError, match="saved after the last batch of epoch 1 and before its end"):
+        fit(kind, L.Trainer, ckpt_path=tmp_path / "own.ckpt")
