@@ -325,7 +325,9 @@ def load_result(path: Path) -> Result:
     _require(
         path, origin, "provenance", {"corpus": dict, "versions": dict}, date=str, wall_time_s=NUMBER, hardware=dict
     )
-    _require(path, origin["hardware"], "hardware", {"devices": int})
+    if not math.isfinite(origin["wall_time_s"]):
+        raise _wrong(path, f"'wall_time_s' of provenance is {origin['wall_time_s']}")
+    _require(path, origin["hardware"], "hardware", {"cpu": str, "cores": int, "gpu": str, "devices": int})
     if origin.get("corpus"):
         _require(path, origin["corpus"], "corpus", name=str, sha256=dict)
     _require_config(path, data["config"])
