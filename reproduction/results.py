@@ -409,7 +409,8 @@ def _check_members(file: Path, data: dict[str, Any], runs: dict[int, Result]) ->
     for metric, values in data["metrics"].items():
         if not isinstance(values, list) or len(values) != len(data["seeds"]):
             raise _wrong(file, f"{metric!r} has not one value for each number of models")
-        _require(file, dict(enumerate(values)), metric, dict.fromkeys(range(len(values)), NUMBER))
+        by_count = {str(count): value for count, value in enumerate(values, start=1)}
+        _require(file, by_count, metric, **dict.fromkeys(by_count, NUMBER))
     alone = runs.get(data["seeds"][0])
     if alone and "test_ppl" in data["metrics"]:
         _check_perplexity(file, data["metrics"]["test_ppl"][0], alone, again)
