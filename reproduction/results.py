@@ -325,7 +325,9 @@ def load_result(path: Path) -> Result:
     _require(
         path, origin, "provenance", {"corpus": dict, "versions": dict}, date=str, wall_time_s=NUMBER, hardware=dict
     )
-    _require(path, origin["hardware"], "hardware", {"devices": int})
+    if not math.isfinite(origin["wall_time_s"]):
+        raise _wrong(path, f"'wall_time_s' of provenance is {origin['wall_time_s']}")
+    _require(path, origin["hardware"], "hardware", {"cpu": str, "cores": int, "gpu": str, "devices": int})
     if origin.get("corpus"):
         _require(path, origin["corpus"], "corpus", name=str, sha256=dict)
     _require_config(path, data["config"])
@@ -407,7 +409,8 @@ def _check_members(file: Path, data: dict[str, Any], runs: dict[int, Result]) ->
     for metric, values in data["metrics"].items():
         if not isinstance(values, list) or len(values) != len(data["seeds"]):
             raise _wrong(file, f"{metric!r} has not one value for each number of models")
-        _require(file, dict(enumerate(values)), metric, dict.fromkeys(range(len(values)), NUMBER))
+        by_count = {str(count): value for count, value in enumerate(values, start=1)}
+        _require(file, by_count, metric, **dict.fromkeys(by_count, NUMBER))
     alone = runs.get(data["seeds"][0])
     if alone and "test_ppl" in data["metrics"]:
         _check_perplexity(file, data["metrics"]["test_ppl"][0], alone, again)

@@ -41,7 +41,7 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
         found["precision"] = "32-true"
     for part in ("model", "data"):
         given = config.get(part) or {}
-        if "class_path" in given:
+        if given.get("class_path"):
             found |= {part: given["class_path"]} | defaults(given["class_path"])
         found |= given.get("init_args") or {}
     implied = {"stream": False, "window": True}.get(found.get("mc_masks", ""))

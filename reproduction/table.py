@@ -728,7 +728,7 @@ def _hardware(run: Result) -> str:
     """What a run ran on, and its precision if that was not float32."""
     hardware = run.provenance["hardware"]
     machine = hardware.get("gpu") or f"{hardware.get('cpu')} ({hardware.get('cores')} cores)"
-    devices = hardware.get("devices", 1)
+    devices = hardware.get("devices") or 1
     precision = run.trainer.get("precision") or "32-true"
     named = f"{devices} × {machine}" if devices > 1 else machine
     return named if precision == "32-true" else f"{named}, {precision}"

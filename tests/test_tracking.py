@@ -324,6 +324,24 @@ setattr(LastCheckpoint, {hook!r}, killed)
 """
 
 
+def test_the_configuration_of_a_run_is_there_as_a_whole_or_not_at_all(
+    call: Call, tiny_treebank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def full(path: Path, target: Path) -> Path:
+        if Path(target).name == "config.yaml":
+            raise OSError(28, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    outcome = call("fit", *tiny_run(tmp_path, "--trainer.max_epochs", "1"))
+    assert outcome.status == 2
+    assert f"{tmp_path / 'run/config.yaml'} cannot be written" in outcome.err
+    assert not list(tmp_path.rglob("config.*"))
+    monkeypatch.undo()
+
+
 def test_a_replaced_run_of_fit_has_another_id(call: Call, tiny_treebank: Path, tmp_path: Path) -> None:
     ids = []
     for more in ((), (), ("--ckpt_path", str(tmp_path / "run/checkpoints/last.ckpt"), "--trainer.max_epochs", "2")):

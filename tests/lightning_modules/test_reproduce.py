@@ -153,7 +153,8 @@ def test_curve_has_an_entry_for_every_epoch_and_the_metrics_are_those_of_the_las
 def test_provenance_names_commit_hardware_versions_and_time(run: Run) -> None:
     report = run()
     provenance = report["provenance"]
-    assert provenance.keys() == {"commit", "dirty", "date", "hardware", "versions", "wall_time_s", "resumed"}
+    named = {"commit", "dirty", "date", "hardware", "versions", "weights_sha256", "wall_time_s", "resumed"}
+    assert provenance.keys() == named
     assert len(provenance["commit"]) == 40
     assert isinstance(provenance["dirty"], bool)
     assert provenance["hardware"]["cpu"]
@@ -226,12 +227,12 @@ def test_a_failed_write_leaves_the_former_file_whole(tmp_path: Path, monkeypatch
     write_atomically(file, "former")
     assert file.read_text() == "former"
 
-    def full(path: Path, text: str, **_: object) -> int:
-        with path.open("w") as stream:
-            stream.write(text[:2])
+    def full(path: Path, content: bytes) -> int:
+        with path.open("wb") as stream:
+            stream.write(content[:2])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="no space"):
         write_atomically(file, "new")
     assert file.read_text() == "former"

@@ -1,6 +1,6 @@
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,62 @@ def test_a_value_of_the_wrong_type_is_named_with_file_and_field(
     path = write_result("ptb", "small", "moon", **changes)
     with pytest.raises(ResultError, match=re.escape(f"{path}: {said}; if a run wrote it, delete the file and repeat")):
         load_results(folder)
+
+
+def places(values: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every key and index of what a JSON file says."""
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        yield (*place, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*place, key))
+
+
+@pytest.mark.parametrize("value", [None, "x", [], [None], {}, {"a": None}, -1, 1e308, float("nan"), True])
+def test_a_value_of_any_kind_in_place_of_any_other_is_shown_or_ends_with_a_message_that_names_a_file(
+    value: Any, folder: Path, write_result: WriteResult
+) -> None:
+    init = {"class_path": "datamodules.PennTreebank", "init_args": {"window": 5}}
+    corpus = {"name": "penn-treebank", "sha256": {"ptb.train.txt": "aa"}}
+    path = write_result("ptb", "small", "zaremba", config={"data": init, "trainer": {"max_epochs": 3}})
+    result = json.loads(path.read_text())
+    result["provenance"] |= {"corpus": corpus, "resumed": []}
+    origin = {"dirty": False, "commit": "aa", "run": [{"date": result["provenance"]["date"]}]}
+    choice = {"mean": "approximation", "masks": None, "samples": 0, "temperature": 1.0}
+    contents = {
+        path: result,
+        path.with_name("ensemble.json"): {
+            "seeds": [0, 1],
+            "epochs": "3",
+            "mc_samples": 0,
+            "diverged": [],
+            "metrics": {"test_ppl": [85.0, 80.0]},
+            "provenance": [origin, origin],
+        },
+        path.with_name("ablation_seed0.json"): {
+            "tested_epoch": 3,
+            "choices": [choice | {"test_ppl": 85.0, "test_ppl_tempered": 84.0}],
+            "config": {"data": init},
+            "provenance": origin,
+        },
+    }
+    for file, content in contents.items():
+        file.write_text(json.dumps(content))
+    assert "test-time choices" in to_markdown(load_results(folder), ["ptb"])
+    for file, content in contents.items():
+        for *above, last in places(content):
+            changed = json.loads(json.dumps(content))
+            part = changed
+            for key in above:
+                part = part[key]
+            part[last] = value
+            file.write_text(json.dumps(changed))
+            message = str(file.parent)
+            try:
+                to_markdown(load_results(folder), ["ptb"])
+            except ResultError as error:
+                message = str(error)
+            assert str(file.parent) in message, (above, last)
+        file.write_text(json.dumps(content))
 
 
 def test_a_trainer_without_options_may_be_null(folder: Path, write_result: WriteResult) -> None:

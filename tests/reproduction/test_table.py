@@ -519,6 +519,23 @@ def test_what_others_built_stands_beside_what_they_built_on(folder: Path, write_
     assert line(table, "Non-regularised + PR")["config"] == "configs/ptb/press_small/non_regularized_pr.yaml"
 
 
+@pytest.mark.parametrize(
+    "content", ["", "null", "[]", '{"splits": {"0": {"constant": 3}}}', '{"splits": {"0": {"x": {}}}}']
+)
+def test_damaged_baselines_and_notes_end_with_one_message_that_names_the_file(
+    content: str, folder: Path, write_result: WriteResult
+) -> None:
+    path = write_result("sentiment", "figure2", "naive_lstm")
+    notes, baselines = path.parents[1] / "notes.md", folder / "sentiment/baselines.json"
+    baselines.write_text(content)
+    with pytest.raises(SystemExit, match=rf"{baselines}.*delete"):
+        main(["--results", str(folder), "--experiment", "sentiment"])
+    baselines.unlink()
+    notes.write_bytes(b"\xff\xfe")
+    with pytest.raises(SystemExit, match=rf"{notes} cannot be read as text"):
+        main(["--results", str(folder), "--experiment", "sentiment"])
+
+
 def set_test_perplexity(path: Path, perplexity: float) -> None:
     """Give a result this test perplexity."""
     data = json.loads(path.read_text())
