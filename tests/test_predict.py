@@ -202,6 +202,28 @@ def test_a_table_has_four_digits_of_the_largest_number_of_a_column(
     ]
 
 
+def test_what_is_generated_is_what_the_options_ask_for(
+    language: str, call: Call, text: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def generate(model: LanguageModel, prompt: str, words: int, **options: Any) -> list[list[str]]:
+        asked.update(options, words=words)
+        return [["w1"]]
+
+    monkeypatch.setattr(LanguageModel, "generate", generate)
+    plain = {"words": 5, "sequences": 1, "temperature": 1.0, "top_k": None, "unknown": True, "sampled": True, "seed": 0}
+    for options, changes in {
+        "": {},
+        "--mc_samples 0": {"sampled": False},
+        "--mc_samples 2": {},
+        "--no_unknown --temperature 0": {"unknown": False, "temperature": 0.0},
+        "--sequences 3 --top_k 2 --seed 9": {"sequences": 3, "top_k": 2, "seed": 9},
+    }.items():
+        assert call("predict", language, text("w1\n"), "--generate", "5", *options.split()).status == 0
+        assert asked == plain | changes
+
+
 def test_generated_lines_are_spelled_as_lines(
     language: str, call: Call, text: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,6 +217,8 @@ def test_result_and_checkpoints_are_artifacts_that_name_the_corpus_by_its_hash(
             "sha256": hashes,
         }
         [file] = artifact["manifest"]["contents"]
+        if artifact["type"] == "model":
+            assert [file["path"].removesuffix(".ckpt"), "latest"] == sorted(artifact["aliases"])
         assert file["local_path"].startswith(str(tmp_path / "run")), "what is to be uploaded lies in the run's folder"
 
 

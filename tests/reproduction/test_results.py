@@ -190,6 +190,14 @@ def test_a_run_on_parts_of_an_epoch_says_so_in_its_length(folder: Path, write_re
     assert result.length.endswith(", limit_train_batches=100")
 
 
+def test_the_length_of_a_run_is_its_epochs_whichever_of_them_was_tested(
+    folder: Path, write_result: WriteResult
+) -> None:
+    write_result("ptb", "small", "zaremba", epochs=3, planned_epochs=3, tested_epoch=1)
+    write_result("ptb", "small", "zaremba", seed=1, epochs=2, planned_epochs=3, tested_epoch=1)
+    assert [run.length for run in load_results(folder)] == ["3", "2 of 3 epochs"]
+
+
 def test_a_group_with_results_of_both_tasks_is_refused(folder: Path, write_result: WriteResult) -> None:
     write_result("mine", "a", "row")
     write_result("mine", "a", "other", metrics={"test_rmse": 0.2})

@@ -136,7 +136,7 @@ def test_words_dropped_in_mc_as_its_masks_imply_are_no_change(
 
 def test_words_per_second_are_of_whole_epochs_with_their_validation(write_result: WriteResult) -> None:
     curve = [{"epoch": epoch, "seconds": seconds} for epoch, seconds in ((1, 500.0), (2, 200.0), (3, 100.0))]
-    for window, words in ((35, 928_900), (20, 929_200)):  # protocol 1.1
+    for window, words in ((35, 928_900), (20, 929_200), (3, 929_520)):  # protocol 1.1; 46,479 is 3 * 15,493
         its = config(data={"batch_size": 20, "window": window})
         run = load_result(write_result("ptb", "small", "zaremba", config=its, curve=curve))
         assert run.words_per_s == words / 200
