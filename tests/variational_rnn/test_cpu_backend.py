@@ -5,6 +5,7 @@ import copy
 import functools
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -318,12 +319,39 @@ def test_a_compiler_that_does_not_know_some_instructions_builds_the_rest(unknown
 
 
 @is_built
-def test_it_is_built_anew_in_an_empty_cache_and_leaves_one_file(monkeypatch, tmp_path):
+def test_it_is_built_in_an_empty_cache_and_leaves_one_file(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cpu.extension.cache_clear()
     try:
         assert cpu.extension() is not None
         assert [file.suffix for file in (tmp_path / "variational_rnn").iterdir()] == [".so"]
+    finally:
+        cpu.extension.cache_clear()
+
+
+@is_built
+@pytest.mark.parametrize("damage", [lambda content: content[:5000], lambda content: content[:-1] + b"?"])
+def test_a_damaged_file_of_the_cache_is_built_again_and_a_whole_one_is_not(damage, monkeypatch, tmp_path):
+    built = Path(cpu.extension()._name)
+    compiler = tmp_path / "compiler"  # that has it ready
+    copies = f'while [ "$1" != -o ]; do shift; done\ncp {shlex.quote(str(built))} "$2"'
+    compiler.write_text(f"#!/bin/sh\n{copies}\n", encoding="utf-8")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "variational_rnn"
+    try:
+        cpu.extension.cache_clear()
+        assert cpu.extension() is not None
+        [file] = folder.iterdir()
+        file.unlink()  # not written over, since this process has loaded it
+        file.write_bytes(damage(built.read_bytes()))
+        cpu.extension.cache_clear()
+        assert cpu.extension() is not None
+        assert [found.read_bytes() for found in folder.iterdir()] == [built.read_bytes()]
+        compiler.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+        cpu.extension.cache_clear()
+        assert cpu.extension() is not None
     finally:
         cpu.extension.cache_clear()
 

@@ -66,8 +66,8 @@ def extension() -> ctypes.CDLL | None:
     """The compiled extension, or None where it cannot be built; why is logged once.
 
     It is compiled for the instructions that torch finds at run time and kept in ~/.cache/variational_rnn (or below
-    XDG_CACHE_HOME) under a name that says for which source and instructions, so machines can share the folder. The
-    compiler is `c++`, or what CXX names.
+    XDG_CACHE_HOME) under a name made of hashes of its source, command and content, so machines can share the folder and
+    a damaged file is built again. The compiler is `c++`, or what CXX names.
     """
     capability = torch.backends.cpu.get_cpu_capability()
     compiler = shlex.split(os.environ.get("CXX") or "c++")
@@ -116,14 +116,19 @@ def _built(compiler: list[str], flags: list[str]) -> Path:
     command = [*compiler, *options, *flags, str(source)]
     key = hashlib.sha256(source.read_bytes() + " ".join(command).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "variational_rnn"
-    file = folder / f"cpu-{key}.so"
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            built = Path(unfinished) / file.name
-            subprocess.run([*command, "-o", str(built)], check=True, capture_output=True, text=True)
-            built.replace(file)  # at once, whoever else builds it at the same time
-    return file
+    for file in folder.glob(f"cpu-{key}-*.so"):
+        if file.stem.endswith(_sha256(file)):  # else it is damaged, and loading it could end the process
+            return file
+        file.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+        built = Path(unfinished) / "cpu.so"
+        subprocess.run([*command, "-o", str(built)], check=True, capture_output=True, text=True)
+        return built.replace(folder / f"cpu-{key}-{_sha256(built)}.so")  # at once, whoever else builds it meanwhile
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def refusal_of(x: Tensor, *others: Tensor | None) -> str | None:
