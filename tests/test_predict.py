@@ -200,6 +200,9 @@ def test_a_table_has_four_digits_of_the_largest_number_of_a_column(
         ["12.35", "0.002000", "0.001000"],
         ["-0.01", "0.002000", "0.000000"],
     ]
+    monkeypatch.setattr(SentimentRegressor, "rate", lambda *_: Ratings(1e-9 * approximation, samples, None))
+    _, *table = call("predict", sentiment, text("good\nbad\n")).out.splitlines()
+    assert [line.split()[3] for line in table[:2]] == ["1.235e-08", "-1.235e-11"]
 
 
 def test_what_is_generated_is_what_the_options_ask_for(
