@@ -268,8 +268,8 @@ def _cells(column: list[Any], is_whole: bool) -> list[Text]:
         return [Text("yes" if value else "") for value in column]
     if isinstance(column[0], float):
         largest = max((abs(value) for value in column if math.isfinite(value)), default=0)
-        decimals = max(3 - math.floor(math.log10(largest or 1)), 0)
-        form = f".{decimals}f" if decimals <= 6 else ".3e"  # ratings of any scale, and a spread may be tiny
+        decimals = min(max(3 - math.floor(math.log10(largest or 1)), 0), 6)
+        form = ".3e" if 0 < largest < 1e-4 else f".{decimals}f"
         return [Text(f"{value:{form}}") for value in column]
     shown = ["".join(c if c.isprintable() or (is_whole and c == "\n") else " " for c in f"{value}") for value in column]
     return [Text(text) if is_whole else Text(text[:200], no_wrap=True, overflow="ellipsis") for text in shown]
