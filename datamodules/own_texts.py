@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -76,11 +77,11 @@ class PlainText(TokenStreams):
         sliding_test: bool = False,
     ) -> None:
         super().__init__(batch_size, window, train_eval_windows, sliding_test)
-        self.folder = Path(data_dir).expanduser()
+        self.folder = Path(os.path.expanduser(data_dir))
         [self.vocab_size] = check_count(3, vocab_size=vocab_size)  # <unk>, <eos>, and a word
         self.tokens = rule(tokens)
         self.split = SPLITTERS[self.tokens]
-        self.vocabulary_file = Path(vocabulary).expanduser() if vocabulary else None
+        self.vocabulary_file = Path(os.path.expanduser(vocabulary)) if vocabulary else None
 
     def prepare_data(self) -> None:
         """Read the files, so that what is wrong with them is said by one process."""
@@ -219,7 +220,7 @@ class RatedText(RatedSequences):
 
     def build(self) -> None:
         """Read, check, split, encode and cut the texts."""
-        path = Path(self.source).expanduser()
+        path = Path(os.path.expanduser(self.source))
         is_file = path.exists() or path.suffix.lower() in READERS
         rows = self._rows_of_files(path) if is_file else self._rows_of_hub()
         texts = [text for part in rows.values() for text, _ in part]
@@ -287,7 +288,7 @@ class RatedText(RatedSequences):
 
     def _rows_of_hub(self) -> dict[str, list[tuple[str, float]]]:
         """Texts and ratings of each split, of a data set on the hub."""
-        absent = f"There is no file or folder {Path(self.source).expanduser().absolute()}"
+        absent = f"There is no file or folder {Path(os.path.expanduser(self.source)).absolute()}"
         print(f"{absent}: asking the Hugging Face hub for {self.source}.", file=sys.stderr, flush=True)
         cache = f"Delete its folder in {config.HF_DATASETS_CACHE} if its copy there is damaged."
         try:

@@ -1,6 +1,7 @@
 """The Penn Treebank language-modelling corpus in Mikolov's preparation."""
 
 import hashlib
+import os
 import sys
 from itertools import chain
 from pathlib import Path
@@ -59,7 +60,7 @@ class PennTreebank(TokenStreams):
         sliding_test: bool = False,
     ) -> None:
         super().__init__(batch_size, window, train_eval_windows, sliding_test)
-        self.folder = Path(data_dir).expanduser() / "ptb"
+        self.folder = Path(os.path.expanduser(data_dir)) / "ptb"
         [self.vocab_size] = check_count(1, vocab_size=vocab_size)
 
     @property

@@ -294,6 +294,13 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert corpus("~/data").folder.parent == tmp_path / "data"
 
 
+def test_a_home_folder_that_nobody_has_is_a_name_as_any_other() -> None:
+    assert "~nobody-there/train.txt" in message(PlainText("~nobody-there", batch_size=1, window=2, vocab_size=5))
+    assert "~nobody-there/rated.csv" in message(rated("~nobody-there/rated.csv"))
+    for corpus in (PennTreebank, FilmReviews, SnippetLanguage, SnippetRatings):
+        assert corpus("~nobody-there").folder.parent == Path("~nobody-there")
+
+
 def test_a_folder_where_a_file_is_needed_is_named(plain: Callable[..., PlainText], tmp_path: Path) -> None:
     assert message(plain(vocabulary=tmp_path)) == f"{tmp_path} is a folder, but a file is needed: name one"
     (tmp_path / "rated/test.csv").mkdir(parents=True)
