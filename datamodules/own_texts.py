@@ -27,11 +27,11 @@ from datamodules.streams import (
 from datamodules.text_files import READERS, Record, checked_columns, decoded, quoted, read, shortened
 from datamodules.words import SPLITTERS
 
-# Of files, without their endings, and of splits on the hub; in capitals, too.
+# By split, the names of files (without endings) and of splits on the hub, in any case.
 NAMES = {"train": ("train",), "validation": ("valid", "validation", "val", "dev"), "test": ("test", "eval")}
 
 Tokens = Literal["spaces", "words"]
-RULES = {"spaces": "spaces", "words": "unicode_words"}  # of `SPLITTERS`, by the option `tokens`
+RULES = {"spaces": "spaces", "words": "unicode_words"}  # names in `SPLITTERS`, by the option `tokens`
 
 
 class PlainText(TokenStreams):
@@ -337,12 +337,12 @@ class RatedText(RatedSequences):
 
 
 def files_of_splits(folder: Path, endings: Collection[str], besides: Path | None = None) -> dict[str, Path]:
-    """The files of a folder that are named as its splits are, by split.
+    """The files of a folder that are named after splits, by split.
 
     Args:
         folder: The folder.
-        endings: Of the files that are read. Others that are named as splits are said to be left out.
-        besides: A file that is no split.
+        endings: Endings of files that can be read. Other files with the name of a split are reported as left out.
+        besides: A file that is not a split, whatever its name.
     """
     names = {}
     for file in sorted(folder.glob("*")):
@@ -353,22 +353,22 @@ def files_of_splits(folder: Path, endings: Collection[str], besides: Path | None
 
 
 def by_split(names: dict[str, str], where: str) -> dict[str, str]:
-    """Choose a file, or a split of the hub, for each split; those that are left out are named on standard error.
+    """Choose a file, or a split on the hub, for each split; report what is left out on standard error.
 
     Args:
-        names: What may name a split, by the whole name: {"dev.csv": "dev"}.
-        where: What has them, for messages.
+        names: The part of each name that may name a split: {"dev.csv": "dev"}.
+        where: The folder or data set, for messages.
 
     Returns:
         Whole names by "train", "validation" and "test".
 
     Raises:
-        ValueError: There are several for a split.
+        ValueError: There are several names for a split.
     """
     found = {split: [whole for whole, name in names.items() if split_named(name) == split] for split in NAMES}
     for split, wholes in found.items():
         if len(wholes) > 1:
-            raise ValueError(f"{where} has {quoted(wholes)}: leave one of them, since each may be the split {split!r}")
+            raise ValueError(f"{where} has {quoted(wholes)}: keep one of them, since each could be the split {split!r}")
     chosen = {split: wholes[0] for split, wholes in found.items() if wholes}
     if left := sorted(names.keys() - chosen.values()):
         known = "; ".join(", ".join(names) for names in NAMES.values())
@@ -377,7 +377,7 @@ def by_split(names: dict[str, str], where: str) -> dict[str, str]:
 
 
 def split_named(name: str) -> str | None:
-    """The split that a name stands for."""
+    """The split that a name stands for, if any."""
     return next((split for split, names in NAMES.items() if name.lower() in names), None)
 
 

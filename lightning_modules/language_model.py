@@ -168,7 +168,7 @@ class LanguageModel(Experiment):
         check_choice("cell", cell, ("lstm", "gru"))
         check_choice("epoch_start", epoch_start, ("zeros", "validation"))
         check_choice("mc_masks", mc_masks, ("stream", "window", "both"))
-        # Numbers of NumPy become Python's own, which a checkpoint can hold.
+        # NumPy's numbers become Python's, which a checkpoint can hold.
         vocab_size, hidden_size, num_layers = check_count(
             1, vocab_size=vocab_size, hidden_size=hidden_size, num_layers=num_layers
         )
@@ -321,7 +321,7 @@ class LanguageModel(Experiment):
     # --- training -----------------------------------------------------------------------------------------------
 
     def validation_metrics(self) -> list[str]:
-        """Perplexities of the validation text, and of training windows if the data serve them for it."""
+        """Perplexities of the validation text, and of training windows if the data serve some for evaluation."""
         of_training = getattr(self.trainer.datamodule, "train_eval_windows", 0)  # type: ignore[attr-defined]
         return ["valid_ppl", "valid_ppl_lua", *(["train_eval_ppl"] if of_training else [])]
 
@@ -356,7 +356,7 @@ class LanguageModel(Experiment):
         return loss
 
     def _masks_of_window(self, inputs: Tensor, window: int) -> NetworkMasks:
-        """Masks of this process's streams of a training window; they are drawn for the streams of all."""
+        """Masks of a training window for the streams of this process, selected from those drawn for all streams."""
         steps, streams = inputs.shape
         generator = self.generator(TRAINING, self.current_epoch, window)
         masks = self.sample_masks(streams * self.trainer.world_size, steps, generator)
@@ -431,7 +431,7 @@ class LanguageModel(Experiment):
         self._valid_state = self._of_this_process(checkpoint.get("valid_state"))
 
     def _of_all_processes(self, state: State) -> State:
-        """The state of all streams, from that of this process's."""
+        """The state of the streams of all processes, from that of this process's streams."""
         if self.trainer.world_size == 1:
             return state
         return _each(lambda own: torch.cat(list(self.all_gather(own)), dim=1), state)
@@ -726,7 +726,7 @@ class LanguageModel(Experiment):
             if not unknown and UNKNOWN in vocabulary:
                 logits[:, vocabulary.index(UNKNOWN)] = -math.inf
             if top_k is not None:
-                values, likeliest = logits.topk(top_k)  # so many, even if others are as likely
+                values, likeliest = logits.topk(top_k)  # exactly top_k, even if others are as likely
                 logits = torch.full_like(logits, -math.inf).scatter(1, likeliest, values)
             if temperature == 0:
                 inputs = logits.argmax(dim=-1)[None]
@@ -754,7 +754,7 @@ def _tempered_nll(logits: Tensor, targets: Tensor, temperatures: list[float]) ->
 
 
 def _each(function: Callable[[Tensor], Tensor], state: State) -> State:
-    """A function of each tensor of a state."""
+    """Apply a function to each tensor of a state."""
     if state is None:
         return None
     return tuple(map(function, state)) if isinstance(state, tuple) else function(state)

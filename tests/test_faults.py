@@ -517,10 +517,6 @@ def test_a_trial_of_some_batches_leaves_the_checkpoints_of_a_run_alone(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (
-            ("--trainer.accumulate_grad_batches", "2"),
-            "trainer.accumulate_grad_batches must be 1 for a language model, got 2",
-        ),
         (("--trainer.val_check_interval", "0.5"), "val_check_interval must be 1.0 for reproduce, got 0.5"),
         (("--trainer.accumulate_grad_batches", "0"), "accumulate_grad_batches must be at least 1, got 0"),
         (("--trainer.checkpoint_minutes", "-1"), "checkpoint_minutes must be at least 0, got -1"),

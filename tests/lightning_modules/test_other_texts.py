@@ -388,7 +388,7 @@ def test_the_default_temperature_leaves_the_probabilities_as_they_are(model: Cal
 )
 def test_what_is_no_text_is_refused(text: Any, model: Callable[..., LanguageModel]) -> None:
     for refused in (model().surprisals, lambda text: model().generate(text, 3)):
-        with pytest.raises(ValueError, match=r"^the text is .*(, which is no text|give it a text)"):
+        with pytest.raises(ValueError, match=r"^the text is .*(, which is not a text|give it a text)"):
             refused(text)
 
 
