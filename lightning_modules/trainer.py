@@ -106,9 +106,7 @@ class Trainer(L.Trainer):
                 f"got {devices}"
             ) from error
         if any(isinstance(plugin, CheckpointIO) for plugin in _listed(kwargs.get("plugins"))):
-            raise ValueError(
-                "trainer.plugins must not have a CheckpointIO: the trainer has a crash-safe one"
-            )
+            raise ValueError("trainer.plugins must not have a CheckpointIO: the trainer has a crash-safe one")
         self.tested_weights = tested_weights
         self.checkpoint_minutes = checkpoint_minutes
         self.strategy.checkpoint_io = WholeFiles()

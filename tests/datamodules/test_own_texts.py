@@ -580,7 +580,7 @@ def test_a_file_or_folder_that_does_not_do_is_answered_with_what_is_there(tmp_pa
     assert message(rated(tmp_path)).endswith("'train.jsonl', 'train.parquet', but 'reviews.csv'")
     for ending in ("csv", "jsonl"):
         (tmp_path / f"train.{ending}").write_text(GOOD)
-    assert "has 'train.csv', 'train.jsonl': leave one of them" in message(rated(tmp_path))
+    assert "has 'train.csv', 'train.jsonl': keep one of them" in message(rated(tmp_path))
 
 
 @pytest.mark.parametrize(
