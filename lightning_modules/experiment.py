@@ -23,6 +23,7 @@ from datamodules.streams import TokenStreams
 from lightning_modules.optim import DecoupledSGD
 from lightning_modules.sharing import Shareable
 from variational_rnn import RNNMasks
+from variational_rnn.masks import check_probability
 
 FIRST, LAST = 10, 50  # batches between which is measured what the run will take
 TRAINING, VALIDATION, TEST = range(3)  # what random numbers are for
@@ -441,6 +442,15 @@ class Experiment(L.LightningModule, Shareable):
             self.reader = _agreed(reader, self.reader)
         self.curve = checkpoint["curve"]
         self.provenance = checkpoint["provenance"] + self.provenance
+
+
+def check_probabilities(**options: float) -> list[float]:
+    """Check probabilities to drop, given by name, and return them as Python floats.
+
+    Raises:
+        ValueError: one is not in [0, 1).
+    """
+    return [check_probability(name, p) for name, p in options.items()]
 
 
 def _agreed(of_model: Reader | None, of_data: Reader | None) -> Reader | None:

@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 from datamodules.checks import LARGEST_SEED, check_count, check_number, check_text
 from datamodules.reader import EOS, UNKNOWN
 from datamodules.streams import StreamWindows
-from lightning_modules.experiment import MOST_SAMPLES, TEST, TRAINING, Experiment, NetworkMasks
+from lightning_modules.experiment import MOST_SAMPLES, TEST, TRAINING, Experiment, NetworkMasks, check_probabilities
 from lightning_modules.optim import DecoupledSGD
 from lightning_modules.softmax import softmax_nll
 from variational_rnn import (
@@ -26,7 +26,7 @@ from variational_rnn import (
     log_mean_exp,
     mutual_information,
 )
-from variational_rnn.masks import check_choice, check_probability
+from variational_rnn.masks import check_choice
 
 State = Any  # (h, c), each [L, B, H], of an LSTM; h of a GRU
 
@@ -175,15 +175,12 @@ class LanguageModel(Experiment):
         constant_epochs, mc_samples = check_count(0, constant_epochs=constant_epochs, mc_samples=mc_samples)
         if reference_batch_size is not None:
             [reference_batch_size] = check_count(1, reference_batch_size=reference_batch_size)
-        word_dropout, input_dropout, recurrent_dropout, output_dropout, memory_dropout = (
-            check_probability(name, p)
-            for name, p in {
-                "word_dropout": word_dropout,
-                "input_dropout": input_dropout,
-                "recurrent_dropout": recurrent_dropout,
-                "output_dropout": output_dropout,
-                "memory_dropout": memory_dropout,
-            }.items()
+        word_dropout, input_dropout, recurrent_dropout, output_dropout, memory_dropout = check_probabilities(
+            word_dropout=word_dropout,
+            input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout,
+            output_dropout=output_dropout,
+            memory_dropout=memory_dropout,
         )
         init_scale, learning_rate, augmented_loss = check_number(
             0, init_scale=init_scale, learning_rate=learning_rate, augmented_loss=augmented_loss

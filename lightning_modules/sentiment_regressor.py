@@ -14,7 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from datamodules.checks import LARGEST_SEED, check_count, check_number, check_texts
 from datamodules.rated_sequences import RatedSequences, SharedBatches
-from lightning_modules.experiment import TEST, TRAINING, VALIDATION, Experiment, NetworkMasks
+from lightning_modules.experiment import TEST, TRAINING, VALIDATION, Experiment, NetworkMasks, check_probabilities
 from lightning_modules.keras_layers import KerasGRU, KerasLSTM
 from variational_rnn import (
     VariationalDropout,
@@ -24,7 +24,7 @@ from variational_rnn import (
     mc_dropout,
     regression_log_likelihood,
 )
-from variational_rnn.masks import check_choice, check_probability
+from variational_rnn.masks import check_choice
 
 PAD = 0  # stands in front of shorter texts
 
@@ -299,14 +299,11 @@ class SentimentRegressor(Experiment):
         mc_samples, mc_every = check_count(0, mc_samples=mc_samples, mc_every=mc_every)
         if reference_batch_size is not None:
             [reference_batch_size] = check_count(1, reference_batch_size=reference_batch_size)
-        word_dropout, input_dropout, recurrent_dropout, output_dropout = (
-            check_probability(name, p)
-            for name, p in {
-                "word_dropout": word_dropout,
-                "input_dropout": input_dropout,
-                "recurrent_dropout": recurrent_dropout,
-                "output_dropout": output_dropout,
-            }.items()
+        word_dropout, input_dropout, recurrent_dropout, output_dropout = check_probabilities(
+            word_dropout=word_dropout,
+            input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout,
+            output_dropout=output_dropout,
         )
         learning_rate, l2, weight_decay = check_number(0, learning_rate=learning_rate, l2=l2, weight_decay=weight_decay)
         [recurrent_gain] = check_number(recurrent_gain=recurrent_gain)
