@@ -58,7 +58,7 @@ class PlainText(TokenStreams):
 
     Raises (from `prepare_data` and `setup`):
         FileNotFoundError: A file is not there.
-        ValueError: There are several files for a split; a file is no text, is too short, has no word that is known, or
+        ValueError: There are several files for a split; a file is not text, is too short, has no known word, or
             has lines that end with <eos> already; or there are fewer words than `vocab_size`, or another number in
             `vocabulary`. (A vocab_size that leaves no word is refused by the constructor.)
     """

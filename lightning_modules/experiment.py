@@ -404,7 +404,7 @@ class Experiment(L.LightningModule, Shareable):
                     "there): training cannot go on from it. Bring back what it was trained on, or use another folder "
                     "for checkpoints (trainer.default_root_dir; RUNS=... for make)."
                 )
-            # Lightning's finders restore a checkpoint of their own after some steps, which is no resumption.
+            # Lightning's finders restore a checkpoint of their own after some steps, which is not a resumption.
             if self.trainer.max_steps != -1 and self.trainer.global_step == 0:
                 raise ValueError(
                     f"trainer.max_steps={self.trainer.max_steps}: a run that is limited by steps cannot be resumed, "

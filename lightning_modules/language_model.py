@@ -627,7 +627,7 @@ class LanguageModel(Experiment):
             seed: of the sampled networks.
 
         Raises:
-            ValueError: mc_samples or seed is out of range; the text is no string, is blank, has a single word, or an
+            ValueError: mc_samples or seed is out of range; the text is not a string, is blank, has a single word, or an
                 unknown one where the vocabulary has no <unk>; or it is not known how the model reads texts.
         """
         reader, samples = self.known_reader(), self.checked_samples(mc_samples)
@@ -697,8 +697,8 @@ class LanguageModel(Experiment):
             The words of each sequence; <eos> ends a line.
 
         Raises:
-            ValueError: an argument is out of range, the text is no string or has an unknown word where the vocabulary
-                has no <unk>, or it is not known how the model reads texts.
+            ValueError: an argument is out of range; text is not a string, or has an unknown word where the vocabulary
+                has no <unk>; or it is not known how the model reads texts.
         """
         reader = self.known_reader()
         vocabulary = reader.vocabulary

@@ -523,7 +523,7 @@ def read_json(path: Path) -> Any:
     """The content of a result file.
 
     Raises:
-        ResultError: it cannot be read, or is no JSON.
+        ResultError: it cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
