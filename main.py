@@ -82,7 +82,7 @@ class SaveRunConfig(SaveConfigCallback):
 
     @rank_zero_only
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Log again what a process that was killed has lost."""
+        """Log the epochs again whose records were lost with a killed process."""
         log_lost_epochs(Path(trainer.default_root_dir), trainer, pl_module.curve)
 
 
@@ -104,7 +104,7 @@ class CommandLine(LightningCLI):
         parser.set_defaults({"trainer.default_root_dir": f"runs/{os.environ.get('WANDB_RUN_ID', 'unnamed')}"})
 
     def before_instantiate_classes(self) -> None:
-        """Refuse to make a model whose vocabulary is that of no data."""
+        """Expand `~` in ckpt_path; refuse to make a model without data, which set its vocabulary."""
         config = self.config[self.subcommand]
         if config.get("ckpt_path"):
             config.ckpt_path = os.path.expanduser(config.ckpt_path)

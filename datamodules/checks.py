@@ -1,4 +1,4 @@
-"""What a text, a rating, a count and a number may be: the same for files, for Python and for the command line."""
+"""Checks of texts, ratings, counts and numbers, shared by files, the Python API and the command line."""
 
 import math
 import re
@@ -13,7 +13,7 @@ LARGEST_SEED = 2**63 - 1
 
 
 def check_text(text: Any, what: str = "the text", may_be_blank: bool = False) -> str:
-    """Return a text, or refuse what is not one.
+    """Check that a value is a text, and return it.
 
     Args:
         text: The value to check.
@@ -21,24 +21,24 @@ def check_text(text: Any, what: str = "the text", may_be_blank: bool = False) ->
         may_be_blank: Whether a text without any word is allowed.
 
     Raises:
-        ValueError: It is no string, blank, or has a NUL character or half a surrogate pair.
+        ValueError: It is not a string, is blank, or contains a NUL character or half a surrogate pair.
     """
     if text is None or (isinstance(text, str) and not may_be_blank and not text.strip()):
         raise ValueError(f"{what} is empty: give it a text, or leave it out")
     if not isinstance(text, str) or re.search("[\0\ud800-\udfff]", text):
-        raise ValueError(f"{what} is {shortened(repr(text))}, which is no text")
+        raise ValueError(f"{what} is {shortened(repr(text))}, which is not a text")
     return text
 
 
 def check_texts(texts: Iterable[str]) -> list[str]:
-    """Return texts in their order of iteration, or refuse what is not a collection of texts.
+    """Check an iterable of texts, and return a list of them in the order of iteration.
 
     Args:
         texts: A list, a column of a table, a generator: any iterable of strings.
 
     Raises:
-        TypeError: It is a single text, a table, a mapping, or cannot be iterated over.
-        ValueError: There are none, or one of them is no text, or blank; the message names its position.
+        TypeError: It is a single string, a table or a mapping, or cannot be iterated over.
+        ValueError: There are none, or one is blank or not a text; the message names its position.
     """
     kind = type(texts).__name__
     if isinstance(texts, str | bytes):
@@ -56,14 +56,14 @@ def check_texts(texts: Iterable[str]) -> list[str]:
 
 
 def check_rating(rating: Any, what: str = "the rating") -> float:
-    """Return a rating as a number, or refuse what is not one.
+    """Check that a value is a rating, and return it as a float.
 
     Args:
-        rating: A number, or its spelling.
+        rating: A number, or a string that spells one.
         what: What the value is, for the error message: "train.csv, line 3: 'rating'".
 
     Raises:
-        ValueError: It is no finite number, or a number above 1e15 in size.
+        ValueError: It is not a finite number, or exceeds 1e15 in magnitude.
     """
     try:
         number = math.nan if isinstance(rating, bool) else float(rating)
@@ -76,15 +76,15 @@ def check_rating(rating: Any, what: str = "the rating") -> float:
 
 
 def check_count(least: int, most: int | None = None, **options: Any) -> list[int]:
-    """Return whole numbers as Python's own, or refuse the one that is none or out of range.
+    """Check whole numbers, and return them as Python integers.
 
     Args:
-        least: The smallest number that is allowed.
-        most: The largest one, if there is one.
-        options: The values by their names.
+        least: The smallest allowed value.
+        most: The largest allowed value, if there is one.
+        options: The values by name.
 
     Raises:
-        ValueError: One of them is no whole number (2.0 and True are none), or out of range.
+        ValueError: A value is not a whole number (2.0 and True are not), or is out of range.
     """
     numbers = []
     for name, value in options.items():
@@ -101,16 +101,16 @@ def check_count(least: int, most: int | None = None, **options: Any) -> list[int
 def check_number(
     least: float = -math.inf, *, above: float = -math.inf, below: float = math.inf, **options: Any
 ) -> list[float]:
-    """Return finite numbers as Python's floats, or refuse the one that is none or out of range.
+    """Check finite numbers, and return them as Python floats.
 
     Args:
-        least: The smallest number that is allowed.
-        above: What it must be above.
-        below: What it must be below.
-        options: The values by their names.
+        least: The smallest allowed value.
+        above: Values must be above this.
+        below: Values must be below this.
+        options: The values by name.
 
     Raises:
-        ValueError: One of them is no finite number, or out of range.
+        ValueError: A value is not a finite number, or is out of range.
     """
     bounds = {f"at least {least}": least, f"above {above}": above, f"below {below}": below}
     allowed = " and ".join(text for text, bound in bounds.items() if math.isfinite(bound))

@@ -18,7 +18,7 @@ LARGEST_MEMBER = 100_000_000  # bytes
 
 
 def read_published(file: Path, expected: str, where_to_get_it: str) -> bytes:
-    """Read a file, and check that what was read is byte for byte the published one.
+    """Read a file, and check that its content is the published one, byte for byte.
 
     Args:
         file: The file to read.
@@ -123,7 +123,7 @@ def accumulated(datamodule: LightningDataModule) -> int:
 
 
 def batch_share(batch_size: int, world_size: int) -> int:
-    """Part of a batch that one process takes, so that their number does not change a step.
+    """Number of sequences of a batch that one process takes.
 
     Raises:
         ValueError: The batch cannot be shared out evenly.

@@ -1,5 +1,6 @@
 """Film reviews with ratings: the scale data set v1.0 of Pang & Lee (2005), prepared as for the paper."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ class FilmReviews(RatedSequences):
         train_eval_chunks: int = 100,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, train_eval_chunks)
-        self.folder = Path(data_dir).expanduser() / "film_reviews"
+        self.folder = Path(os.path.expanduser(data_dir)) / "film_reviews"
         [self.chunk_length] = check_count(1, chunk_length=chunk_length)
         [self.vocab_size] = check_count(len(SPECIAL_WORDS) + 4, vocab_size=vocab_size)  # a word, and three never used
         [self.split_seed] = check_count(0, 2**32 - 1, split_seed=split_seed)  # numpy's

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -26,11 +27,11 @@ from datamodules.streams import (
 from datamodules.text_files import READERS, Record, checked_columns, decoded, quoted, read, shortened
 from datamodules.words import SPLITTERS
 
-# Of files, without their endings, and of splits on the hub; in capitals, too.
+# By split, the names of files (without endings) and of splits on the hub, in any case.
 NAMES = {"train": ("train",), "validation": ("valid", "validation", "val", "dev"), "test": ("test", "eval")}
 
 Tokens = Literal["spaces", "words"]
-RULES = {"spaces": "spaces", "words": "unicode_words"}  # of `SPLITTERS`, by the option `tokens`
+RULES = {"spaces": "spaces", "words": "unicode_words"}  # names in `SPLITTERS`, by the option `tokens`
 
 
 class PlainText(TokenStreams):
@@ -57,7 +58,7 @@ class PlainText(TokenStreams):
 
     Raises (from `prepare_data` and `setup`):
         FileNotFoundError: A file is not there.
-        ValueError: There are several files for a split; a file is no text, is too short, has no word that is known, or
+        ValueError: There are several files for a split; a file is not text, is too short, has no known word, or
             has lines that end with <eos> already; or there are fewer words than `vocab_size`, or another number in
             `vocabulary`. (A vocab_size that leaves no word is refused by the constructor.)
     """
@@ -76,11 +77,11 @@ class PlainText(TokenStreams):
         sliding_test: bool = False,
     ) -> None:
         super().__init__(batch_size, window, train_eval_windows, sliding_test)
-        self.folder = Path(data_dir).expanduser()
+        self.folder = Path(os.path.expanduser(data_dir))
         [self.vocab_size] = check_count(3, vocab_size=vocab_size)  # <unk>, <eos>, and a word
         self.tokens = rule(tokens)
         self.split = SPLITTERS[self.tokens]
-        self.vocabulary_file = Path(vocabulary).expanduser() if vocabulary else None
+        self.vocabulary_file = Path(os.path.expanduser(vocabulary)) if vocabulary else None
 
     def prepare_data(self) -> None:
         """Read the files, so that what is wrong with them is said by one process."""
@@ -219,7 +220,7 @@ class RatedText(RatedSequences):
 
     def build(self) -> None:
         """Read, check, split, encode and cut the texts."""
-        path = Path(self.source).expanduser()
+        path = Path(os.path.expanduser(self.source))
         is_file = path.exists() or path.suffix.lower() in READERS
         rows = self._rows_of_files(path) if is_file else self._rows_of_hub()
         texts = [text for part in rows.values() for text, _ in part]
@@ -287,7 +288,7 @@ class RatedText(RatedSequences):
 
     def _rows_of_hub(self) -> dict[str, list[tuple[str, float]]]:
         """Texts and ratings of each split, of a data set on the hub."""
-        absent = f"There is no file or folder {Path(self.source).expanduser().absolute()}"
+        absent = f"There is no file or folder {Path(os.path.expanduser(self.source)).absolute()}"
         print(f"{absent}: asking the Hugging Face hub for {self.source}.", file=sys.stderr, flush=True)
         cache = f"Delete its folder in {config.HF_DATASETS_CACHE} if its copy there is damaged."
         try:
@@ -336,12 +337,12 @@ class RatedText(RatedSequences):
 
 
 def files_of_splits(folder: Path, endings: Collection[str], besides: Path | None = None) -> dict[str, Path]:
-    """The files of a folder that are named as its splits are, by split.
+    """The files of a folder that are named after splits, by split.
 
     Args:
         folder: The folder.
-        endings: Of the files that are read. Others that are named as splits are said to be left out.
-        besides: A file that is no split.
+        endings: Endings of files that can be read. Other files with the name of a split are reported as left out.
+        besides: A file that is not a split, whatever its name.
     """
     names = {}
     for file in sorted(folder.glob("*")):
@@ -352,22 +353,22 @@ def files_of_splits(folder: Path, endings: Collection[str], besides: Path | None
 
 
 def by_split(names: dict[str, str], where: str) -> dict[str, str]:
-    """Choose a file, or a split of the hub, for each split; those that are left out are named on standard error.
+    """Choose a file, or a split on the hub, for each split; report what is left out on standard error.
 
     Args:
-        names: What may name a split, by the whole name: {"dev.csv": "dev"}.
-        where: What has them, for messages.
+        names: The part of each name that may name a split: {"dev.csv": "dev"}.
+        where: The folder or data set, for messages.
 
     Returns:
         Whole names by "train", "validation" and "test".
 
     Raises:
-        ValueError: There are several for a split.
+        ValueError: There are several names for a split.
     """
     found = {split: [whole for whole, name in names.items() if split_named(name) == split] for split in NAMES}
     for split, wholes in found.items():
         if len(wholes) > 1:
-            raise ValueError(f"{where} has {quoted(wholes)}: leave one of them, since each may be the split {split!r}")
+            raise ValueError(f"{where} has {quoted(wholes)}: keep one of them, since each could be the split {split!r}")
     chosen = {split: wholes[0] for split, wholes in found.items() if wholes}
     if left := sorted(names.keys() - chosen.values()):
         known = "; ".join(", ".join(names) for names in NAMES.values())
@@ -376,7 +377,7 @@ def by_split(names: dict[str, str], where: str) -> dict[str, str]:
 
 
 def split_named(name: str) -> str | None:
-    """The split that a name stands for."""
+    """The split that a name stands for, if any."""
     return next((split for split, names in NAMES.items() if name.lower() in names), None)
 
 

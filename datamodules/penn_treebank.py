@@ -1,6 +1,7 @@
 """The Penn Treebank language-modelling corpus in Mikolov's preparation."""
 
 import hashlib
+import os
 import sys
 from itertools import chain
 from pathlib import Path
@@ -21,7 +22,7 @@ SHA256 = {
 }
 HUB_REPOSITORY = "ptb-text-only/ptb_text_only"
 HUB_REVISION = "refs/convert/parquet"
-DAMAGES = (ValueError, KeyError, OSError, DatasetsError)  # raised by a damaged cache, wherever the damage is
+DAMAGES = (ValueError, KeyError, OSError, DatasetsError)  # raised by a damaged cache, depending on where the damage is
 WHERE_TO_GET_IT = (
     "Take the ptb.*.txt files of simple-examples.tgz (T. Mikolov's RNNLM toolkit), put them into a folder named ptb, "
     "and name the folder above it: data_dir in a configuration, DATA_DIR=... for make."
@@ -59,7 +60,7 @@ class PennTreebank(TokenStreams):
         sliding_test: bool = False,
     ) -> None:
         super().__init__(batch_size, window, train_eval_windows, sliding_test)
-        self.folder = Path(data_dir).expanduser() / "ptb"
+        self.folder = Path(os.path.expanduser(data_dir)) / "ptb"
         [self.vocab_size] = check_count(1, vocab_size=vocab_size)
 
     @property
@@ -110,7 +111,7 @@ def load_texts(folder: Path) -> dict[str, bytes]:
             f"Hugging Face hub ({error}). {WHERE_TO_GET_IT}"
         ) from error
     except DAMAGES as error:
-        problem = f"{HUB_REPOSITORY} in the cache, {cache}, is damaged or another text ({error})"
+        problem = f"{HUB_REPOSITORY} in the cache, {cache}, is damaged or holds another text ({error})"
         print(f"{problem}: fetching it again.", file=sys.stderr, flush=True)
     try:
         return load_copy(DownloadMode.FORCE_REDOWNLOAD)
@@ -122,13 +123,13 @@ def load_texts(folder: Path) -> dict[str, bytes]:
 
 
 def load_copy(mode: DownloadMode) -> dict[str, bytes]:
-    """Load the hub's copy of the three splits, through the cache of `datasets`, and check what was loaded.
+    """Load the hub's copy of the three splits through the cache of `datasets`, and check its content.
 
-    Offline, `datasets` serves any revision that it has, so that its name proves nothing.
+    Offline, `datasets` serves any cached revision, so asking for one proves nothing.
 
     Raises:
         ConnectionError, DatasetNotFoundError: There is no copy, and the hub does not deliver one.
-        One of `DAMAGES`: The copy is damaged, or another text.
+        One of `DAMAGES`: The copy is damaged, or holds another text.
     """
     with no_progress_bars():
         copy = load_dataset(HUB_REPOSITORY, revision=HUB_REVISION, download_mode=mode)

@@ -88,7 +88,7 @@ class RatedSequences(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Training sequences, shuffled unless `overfit_batches` is set; the last batch may be smaller."""
-        # The same batches in every epoch.
+        # Without a seed, the same batches come in every epoch.
         is_overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         seed = None if is_overfit else int(os.environ.get("PL_GLOBAL_SEED", 0))  # Lightning's
         chunks = self.chunks["train"]
@@ -123,8 +123,8 @@ class SharedBatches(SequentialSampler):
     """Indices of the sequences of each batch that one process takes: a contiguous part of the batch.
 
     Not torch's DistributedSampler, which repeats sequences until all processes have equally many: here every sequence
-    comes once, and batches are the same for any number of processes. A SequentialSampler, since Lightning replaces any
-    other one where `overfit_batches` is set.
+    comes once, and batches are the same for any number of processes. It subclasses SequentialSampler because Lightning
+    replaces any other sampler where `overfit_batches` is set.
 
     Args:
         length: number of sequences.

@@ -45,7 +45,7 @@ class Reader:
     Args:
         vocabulary: words by id.
         tokens: how a line is split, a name in `SPLITTERS`: at blanks ("spaces"), at Unicode's word boundaries
-            ("unicode_words"), as the demo corpus and models older than that rule are ("words"), or as the published
+            ("unicode_words"), by the earlier rule of the demo corpus and of older models ("words"), or as the published
             film reviews are ("reviews").
         chunk_length: ids of a chunk of a rated text; None for a language model.
         window: words after which a language model that does not carry its state on starts from zeros; None for rated
@@ -93,7 +93,7 @@ class Reader:
         """Split a text; a language model's ends with <eos>, as each of its lines does.
 
         Raises:
-            ValueError: it is no text, or a line of a language model's text ends with <eos> already.
+            ValueError: it is not a text, or a line of a language model's text ends with <eos> already.
         """
         check_text(text, may_be_blank=True)
         split = SPLITTERS[self.tokens]
@@ -109,8 +109,8 @@ class Reader:
         """Encode a text: ids of its words, after the start id for a rated text.
 
         Raises:
-            ValueError: it is no text; a word is unknown, and the vocabulary has no <unk>; or a line ends with <eos>
-                already.
+            ValueError: it is not a text; a word is unknown and the vocabulary has no <unk>; or a line of a language
+                model's text ends with <eos> already.
         """
         words = self.words(text)
         if self.chunk_length is not None:

@@ -58,7 +58,7 @@ class SnippetLanguage(TokenStreams):
         train_eval_windows: int = 0,
     ) -> None:
         super().__init__(batch_size, window, train_eval_windows)
-        self.folder = Path(data_dir).expanduser() / "snippets"
+        self.folder = Path(os.path.expanduser(data_dir)) / "snippets"
         [self.vocab_size] = check_count(3, vocab_size=vocab_size)  # <unk>, <eos>, and a word
 
     @property
@@ -112,7 +112,7 @@ class SnippetRatings(RatedSequences):
         train_eval_chunks: int = 500,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, train_eval_chunks)
-        self.folder = Path(data_dir).expanduser() / "snippets"
+        self.folder = Path(os.path.expanduser(data_dir)) / "snippets"
         [self.chunk_length] = check_count(1, length=length)
         [self.vocab_size] = check_count(len(SPECIAL_WORDS) + 1, vocab_size=vocab_size)
 

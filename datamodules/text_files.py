@@ -66,11 +66,11 @@ def decoded(content: bytes, file: Path) -> str:
 
 
 def read_csv(content: bytes, file: Path, columns: dict[str, str]) -> Iterator[Record]:
-    """The rows of a file of values between commas, semicolons, tabs or bars, of which the first names the columns."""
+    """Rows of a file separated by commas, semicolons, tabs or vertical bars; the first one names the columns."""
     text = decoded(content, file)
     header = text.lstrip("\n").partition("\n")[0]
     fields = {separator: [name.strip('"') for name in header.split(separator)] for separator in SEPARATORS}
-    # The one by which most of the wanted columns are found, and then most columns; a comma if in doubt.
+    # The separator that gives most of the wanted columns, then the most columns; in a tie, the comma.
     separator = max(fields, key=lambda mark: (len({*columns.values()} & {*fields[mark]}), len(fields[mark])))
     return read_separated(text, file, columns, separator)
 
@@ -83,7 +83,7 @@ def read_tsv(content: bytes, file: Path, columns: dict[str, str]) -> Iterator[Re
 def read_separated(
     text: str, file: Path, columns: dict[str, str], separator: str, has_quotes: bool = True
 ) -> Iterator[Record]:
-    """The rows of a table, of which the first has the names of the columns."""
+    """Rows of a table; the first one names the columns."""
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     lines = csv.reader(
         io.StringIO(text, newline=""),
@@ -109,7 +109,7 @@ def read_separated(
             text_column, rating_column = checked_columns(names, columns, where, f", split at {separator!r}")
             continue
         if len(fields) != len(names):
-            hint = f"put texts that have {separator!r} in quotes" if has_quotes else "write tabs between columns only"
+            hint = f"put texts with {separator!r} in quotes" if has_quotes else "write tabs between columns only"
             raise ValueError(f"{where} has {len(fields)} columns, the line of their names {len(names)}: {hint}")
         row = dict(zip(names, fields, strict=True))
         yield where, row[text_column], row[rating_column]
@@ -152,7 +152,7 @@ READERS = {".csv": read_csv, ".tsv": read_tsv, ".jsonl": read_json_lines, ".parq
 
 
 def checked_columns(names: Iterable[str], columns: dict[str, str], where: str, how: str = "") -> list[str]:
-    """The columns of texts and ratings; `how` says how their names were found.
+    """The columns of texts and ratings; `how` tells the reader of an error how the names were found.
 
     Raises:
         ValueError: There is none of such a name, or several; names those that are there.

@@ -26,7 +26,7 @@ def unicode_words(text: str) -> list[str]:
 def simple_words(text: str) -> list[str]:
     """Split an English text into lower-case words and single punctuation marks; apostrophes inside words are kept.
 
-    The rule of the demo corpus, and of models that were trained on other texts before `unicode_words`.
+    The demo corpus uses it, and so do models that were trained on other texts before `unicode_words` existed.
     """
     return re.findall(r"\w+(?:'\w+)*|[^\w\s]", text.lower())
 

@@ -150,10 +150,10 @@ def put_aside(path: Path) -> None:
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Saves the best epoch, of those with a validation, and finds it again when the folder has been moved."""
+    """Saves the best epoch that has a validation, and finds it again when the folder has been moved."""
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Save the epoch if it is the best; one without a validation is not."""
+        """Save the epoch if it is the best; skip one without a validation."""
         if self.monitor in pl_module.curve[-1]:
             super().on_train_epoch_end(trainer, pl_module)
 
@@ -209,7 +209,7 @@ class LastCheckpoint(Checkpoint):
                 os.write(2, b"\nends after this batch or evaluation, and saves it; Ctrl-C again ends at once\n")
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save if it is time, or if a process was asked to stop; after a validation in mid-epoch that is due now."""
+        """Save if it is time or a process was asked to stop, unless a validation is due first."""
         self._has_trained = True
         loop = trainer.fit_loop
         if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):

@@ -23,11 +23,12 @@ from datamodules.streams import TokenStreams
 from lightning_modules.optim import DecoupledSGD
 from lightning_modules.sharing import Shareable
 from variational_rnn import RNNMasks
+from variational_rnn.masks import check_probability
 
 FIRST, LAST = 10, 50  # batches between which is measured what the run will take
 TRAINING, VALIDATION, TEST = range(3)  # what random numbers are for
 MOST_SAMPLES = 1000  # of networks for a text; memory grows with them
-OF_EVERY_EPOCH = ("gradient_norm", "learning_rate", "words_per_s")  # metrics of both models
+OF_EVERY_EPOCH = ("gradient_norm", "learning_rate", "words_per_s")  # metrics that both models log
 
 
 class NetworkMasks(NamedTuple):
@@ -95,7 +96,7 @@ class Experiment(L.LightningModule, Shareable):
         self._epoch_start = 0.0
         self._seconds = 0.0  # that an interrupted epoch had taken
         self._learning_rate = 0.0
-        self._metrics: dict[str, Tensor] = {}  # that a checkpoint brought back
+        self._metrics: dict[str, Tensor] = {}  # restored from a checkpoint
         self._earlier: dict[str, Tensor] = {}  # metrics at the start of the epoch
         self._gradient_norm: Tensor | None = None
         self._batches = 0  # of this process, until it has said what the run will take
@@ -181,9 +182,9 @@ class Experiment(L.LightningModule, Shareable):
         """Check the data and the trainer's options, and take over how the data read texts.
 
         Raises:
-            ValueError: the data are of the other kind of model; the model was trained on another vocabulary, or on
-                texts that were split or cut otherwise; a batch is to be shared that is not of our data modules; or an
-                option of the trainer would give wrong numbers or none.
+            ValueError: the data are for the other kind of model; the model was trained on another vocabulary, or on
+                texts that were split or cut differently; batches must be divided, but not by one of our data modules;
+                or an option of the trainer would give wrong numbers or none.
         """
         data = getattr(self.trainer, "datamodule", None)
         if data:
@@ -193,7 +194,7 @@ class Experiment(L.LightningModule, Shareable):
             self.reader = _agreed(self.reader, reader)
 
     def _check_trainer(self) -> None:
-        """Refuse what would train or measure something else than it says."""
+        """Refuse options that would not train or measure what they say."""
         trainer: Any = self.trainer
         if trainer.precision not in (allowed := ("32-true", "64-true", "bf16-mixed", "16-mixed")):
             raise ValueError(
@@ -202,15 +203,15 @@ class Experiment(L.LightningModule, Shareable):
             )
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise ValueError(
-                f"trainer.strategy must be auto or ddp, got {type(trainer.strategy).__name__}: gradients are clipped "
-                "and checkpoints are written by processes that have all parameters"
+                f"trainer.strategy must be auto or ddp, got {type(trainer.strategy).__name__}: clipping "
+                "gradients and writing checkpoints need all parameters in each process"
             )
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, TokenStreams | RatedSequences):
             if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
                 raise ValueError(
                     "trainer.use_distributed_sampler must be false: the data module gives each process its part of "
-                    "every batch, and Lightning's sampler would deal them out once more"
+                    "every batch, and Lightning's sampler would divide it again"
                 )
         elif trainer.world_size * trainer.accumulate_grad_batches > 1:
             raise ValueError(
@@ -223,21 +224,21 @@ class Experiment(L.LightningModule, Shareable):
         for callback in trainer.callbacks:
             if isinstance(callback, GradientAccumulationScheduler):
                 raise ValueError(
-                    "the callback GradientAccumulationScheduler is not supported: windows of a text must follow each "
-                    "other, and a batch of reviews is divided once for the whole run (trainer.accumulate_grad_batches)"
+                    "the callback GradientAccumulationScheduler is not supported: a language model "
+                    "cannot accumulate gradients, and all batches of reviews are divided by accumulate_grad_batches"
                 )
             if isinstance(callback, ModelPruning):
                 raise ValueError(
-                    "the callback ModelPruning is not supported: it prunes in the call of a layer, and the layers here "
-                    "are used without one where that is faster"
+                    "the callback ModelPruning is not supported: it prunes when a layer is called, and the layers here "
+                    "are also used without a call, where that is faster"
                 )
         self._check_monitors()
 
     def _check_monitors(self) -> None:
-        """Refuse to wait for a metric that will not be there, which Lightning notices after the first epoch."""
+        """Refuse to monitor a metric that is never logged, which Lightning would notice after the first epoch."""
         trainer: Any = self.trainer
         if any(not type(part).__module__.startswith(("lightning", "main")) for part in (self, *trainer.callbacks)):
-            return  # which may log metrics of their own
+            return  # other classes may log metrics of their own
         there = [*self.training_metrics, *OF_EVERY_EPOCH]
         if trainer.limit_val_batches != 0:
             there += self.validation_metrics()
@@ -267,7 +268,7 @@ class Experiment(L.LightningModule, Shareable):
         self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's clock, and mark what only earlier epochs have measured."""
+        """Start the epoch's clock, and remember the metrics of earlier epochs."""
         self._earlier = dict(self.trainer.callback_metrics)
         for name in self.training_means:
             getattr(self, name).reset()
@@ -342,7 +343,7 @@ class Experiment(L.LightningModule, Shareable):
         self.print(f"{self.run_name}  epoch {self.current_epoch + 1}{of_all}  {values}{left}")
 
     def _is_earlier(self, name: str, value: Tensor) -> bool:
-        """Whether Lightning has kept a metric from an earlier epoch; one that is logged again is another tensor."""
+        """Whether a metric is left over from an earlier epoch; Lightning makes a new tensor when it is logged again."""
         return value is self._earlier.get(name)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -403,7 +404,7 @@ class Experiment(L.LightningModule, Shareable):
                     "there): training cannot go on from it. Bring back what it was trained on, or use another folder "
                     "for checkpoints (trainer.default_root_dir; RUNS=... for make)."
                 )
-            # A finder of Lightning's comes back to its own checkpoint, after some steps.
+            # Lightning's finders restore a checkpoint of their own after some steps, which is not a resumption.
             if self.trainer.max_steps != -1 and self.trainer.global_step == 0:
                 raise ValueError(
                     f"trainer.max_steps={self.trainer.max_steps}: a run that is limited by steps cannot be resumed, "
@@ -416,8 +417,8 @@ class Experiment(L.LightningModule, Shareable):
             if is_at_last_batch and begun["processed"] < begun["ready"]:
                 raise ValueError(
                     f"the checkpoint was saved after the last batch of epoch {begun['ready']} and before its end, "
-                    "which Lightning would leave out: resume from one that was saved after an epoch or within it, such "
-                    "as checkpoints/last.ckpt of main.py"
+                    "which Lightning would skip: resume from a checkpoint that was saved within an epoch or after its "
+                    "end, such as checkpoints/last.ckpt of main.py"
                 )
             if begun.get("ready", epochs) > epochs == last:
                 raise ValueError(
@@ -441,6 +442,15 @@ class Experiment(L.LightningModule, Shareable):
             self.reader = _agreed(reader, self.reader)
         self.curve = checkpoint["curve"]
         self.provenance = checkpoint["provenance"] + self.provenance
+
+
+def check_probabilities(**options: float) -> list[float]:
+    """Check probabilities to drop, given by name, and return them as Python floats.
+
+    Raises:
+        ValueError: one is not in [0, 1).
+    """
+    return [check_probability(name, p) for name, p in options.items()]
 
 
 def _agreed(of_model: Reader | None, of_data: Reader | None) -> Reader | None:

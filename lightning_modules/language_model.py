@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 from datamodules.checks import LARGEST_SEED, check_count, check_number, check_text
 from datamodules.reader import EOS, UNKNOWN
 from datamodules.streams import StreamWindows
-from lightning_modules.experiment import MOST_SAMPLES, TEST, TRAINING, Experiment, NetworkMasks
+from lightning_modules.experiment import MOST_SAMPLES, TEST, TRAINING, Experiment, NetworkMasks, check_probabilities
 from lightning_modules.optim import DecoupledSGD
 from lightning_modules.softmax import softmax_nll
 from variational_rnn import (
@@ -26,7 +26,7 @@ from variational_rnn import (
     log_mean_exp,
     mutual_information,
 )
-from variational_rnn.masks import check_choice, check_probability
+from variational_rnn.masks import check_choice
 
 State = Any  # (h, c), each [L, B, H], of an LSTM; h of a GRU
 
@@ -168,22 +168,19 @@ class LanguageModel(Experiment):
         check_choice("cell", cell, ("lstm", "gru"))
         check_choice("epoch_start", epoch_start, ("zeros", "validation"))
         check_choice("mc_masks", mc_masks, ("stream", "window", "both"))
-        # Numbers of NumPy become Python's own, which a checkpoint can hold.
+        # NumPy's numbers become Python's, which a checkpoint can hold.
         vocab_size, hidden_size, num_layers = check_count(
             1, vocab_size=vocab_size, hidden_size=hidden_size, num_layers=num_layers
         )
         constant_epochs, mc_samples = check_count(0, constant_epochs=constant_epochs, mc_samples=mc_samples)
         if reference_batch_size is not None:
             [reference_batch_size] = check_count(1, reference_batch_size=reference_batch_size)
-        word_dropout, input_dropout, recurrent_dropout, output_dropout, memory_dropout = (
-            check_probability(name, p)
-            for name, p in {
-                "word_dropout": word_dropout,
-                "input_dropout": input_dropout,
-                "recurrent_dropout": recurrent_dropout,
-                "output_dropout": output_dropout,
-                "memory_dropout": memory_dropout,
-            }.items()
+        word_dropout, input_dropout, recurrent_dropout, output_dropout, memory_dropout = check_probabilities(
+            word_dropout=word_dropout,
+            input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout,
+            output_dropout=output_dropout,
+            memory_dropout=memory_dropout,
         )
         init_scale, learning_rate, augmented_loss = check_number(
             0, init_scale=init_scale, learning_rate=learning_rate, augmented_loss=augmented_loss
@@ -321,7 +318,7 @@ class LanguageModel(Experiment):
     # --- training -----------------------------------------------------------------------------------------------
 
     def validation_metrics(self) -> list[str]:
-        """Perplexities of the validation text, and of training windows if the data serve them for it."""
+        """Perplexities of the validation text, and of training windows if the data serve some for evaluation."""
         of_training = getattr(self.trainer.datamodule, "train_eval_windows", 0)  # type: ignore[attr-defined]
         return ["valid_ppl", "valid_ppl_lua", *(["train_eval_ppl"] if of_training else [])]
 
@@ -356,7 +353,7 @@ class LanguageModel(Experiment):
         return loss
 
     def _masks_of_window(self, inputs: Tensor, window: int) -> NetworkMasks:
-        """Masks of this process's streams of a training window; they are drawn for the streams of all."""
+        """Masks of a training window for the streams of this process, selected from those drawn for all streams."""
         steps, streams = inputs.shape
         generator = self.generator(TRAINING, self.current_epoch, window)
         masks = self.sample_masks(streams * self.trainer.world_size, steps, generator)
@@ -431,7 +428,7 @@ class LanguageModel(Experiment):
         self._valid_state = self._of_this_process(checkpoint.get("valid_state"))
 
     def _of_all_processes(self, state: State) -> State:
-        """The state of all streams, from that of this process's."""
+        """The state of the streams of all processes, from that of this process's streams."""
         if self.trainer.world_size == 1:
             return state
         return _each(lambda own: torch.cat(list(self.all_gather(own)), dim=1), state)
@@ -630,7 +627,7 @@ class LanguageModel(Experiment):
             seed: of the sampled networks.
 
         Raises:
-            ValueError: mc_samples or seed is out of range; the text is no string, is blank, has a single word, or an
+            ValueError: mc_samples or seed is out of range; the text is not a string, is blank, has a single word, or an
                 unknown one where the vocabulary has no <unk>; or it is not known how the model reads texts.
         """
         reader, samples = self.known_reader(), self.checked_samples(mc_samples)
@@ -700,8 +697,8 @@ class LanguageModel(Experiment):
             The words of each sequence; <eos> ends a line.
 
         Raises:
-            ValueError: an argument is out of range, the text is no string or has an unknown word where the vocabulary
-                has no <unk>, or it is not known how the model reads texts.
+            ValueError: an argument is out of range; text is not a string, or has an unknown word where the vocabulary
+                has no <unk>; or it is not known how the model reads texts.
         """
         reader = self.known_reader()
         vocabulary = reader.vocabulary
@@ -726,7 +723,7 @@ class LanguageModel(Experiment):
             if not unknown and UNKNOWN in vocabulary:
                 logits[:, vocabulary.index(UNKNOWN)] = -math.inf
             if top_k is not None:
-                values, likeliest = logits.topk(top_k)  # so many, even if others are as likely
+                values, likeliest = logits.topk(top_k)  # exactly top_k, even if others are as likely
                 logits = torch.full_like(logits, -math.inf).scatter(1, likeliest, values)
             if temperature == 0:
                 inputs = logits.argmax(dim=-1)[None]
@@ -754,7 +751,7 @@ def _tempered_nll(logits: Tensor, targets: Tensor, temperatures: list[float]) ->
 
 
 def _each(function: Callable[[Tensor], Tensor], state: State) -> State:
-    """A function of each tensor of a state."""
+    """Apply a function to each tensor of a state."""
     if state is None:
         return None
     return tuple(map(function, state)) if isinstance(state, tuple) else function(state)

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 
 def path(text: str) -> Path:
-    """A path that was typed; `~` is the home folder, which a shell leaves alone in `--output=~/out.csv`."""
+    """Make a path of an argument, and expand `~`, which a shell does not do in `--output=~/out.csv`."""
     return Path(os.path.expanduser(text))
 
 

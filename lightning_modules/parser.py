@@ -50,7 +50,7 @@ The guide is docs/guide.md.
 CHOICE = f"choose {', '.join(COMMANDS)} with --config, or {' or '.join(WITHOUT_CONFIG)}"
 TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text", "NoneType": "null"}
 CLASSES = {"model": "lightning_modules.LanguageModel", "data": "datamodules.PlainText"}
-MAY_BE_EMPTY = ("init_args", "dict_kwargs")  # jsonargparse takes any other empty part without a word
+MAY_BE_EMPTY = ("init_args", "dict_kwargs")  # jsonargparse ignores any other empty section silently
 MOST_VALUES = 10_000  # of a configuration; those of the repository have less than a hundred
 SEED = f"--seed_everything must be a whole number from 0 to {max_seed_value}"
 
@@ -66,7 +66,7 @@ class Parser(LightningArgumentParser):
         return HELP if self._subcommands_action else super().format_help(formatter)
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Read a configuration, whose options must be known, those without a value included."""
+        """Read a configuration, and refuse unknown options, including those without a value."""
         known = [option.removeprefix("--") for option in self._option_string_actions]
         sections = {option.partition(".")[0] for option in known if "." in option and not option.endswith(".help")}
         single = [option for option in known if option not in sections]
@@ -159,7 +159,7 @@ def _where(option: str) -> str:
 
 
 def check_config(path: Path) -> dict[str, tuple[int, yaml.Node]]:
-    """Check what a configuration is before it is read: YAML, of options, none of them twice or empty.
+    """Check a configuration before it is read: it must be YAML, of options, none of them repeated or empty.
 
     Returns:
         The line and the value of each option, `trainer.max_epochs`.
@@ -172,7 +172,7 @@ def check_config(path: Path) -> dict[str, tuple[int, yaml.Node]]:
         if not isinstance(root, yaml.MappingNode):
             raise ValueError(f"--config {path} has no options, in lines like `model:` and what it is, indented")
         if _values(root, {}) > MOST_VALUES:
-            raise ValueError(f"--config {path} has aliases (*name) that repeat each other to over {MOST_VALUES} values")
+            raise ValueError(f"--config {path} has aliases (*name) that expand to over {MOST_VALUES} values")
         return dict(_options(root, path, set()))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from error
@@ -181,7 +181,7 @@ def check_config(path: Path) -> dict[str, tuple[int, yaml.Node]]:
 
 
 def _values(node: yaml.Node, counts: dict[int, float]) -> float:
-    """Number of values below a node, each alias written out; infinite where one is part of itself."""
+    """Number of values below a node, with aliases expanded; infinite where an alias contains itself."""
     if id(node) not in counts:
         counts[id(node)] = math.inf  # until all that is below it is counted
         below = node.value if isinstance(node, yaml.CollectionNode) else ()
@@ -212,7 +212,7 @@ def _options(
             )
         if above and isinstance(value, yaml.MappingNode) and not value.value and key.value not in MAY_BE_EMPTY:
             raise ValueError(
-                f"--config {path}, line {line}: {above}{key.value} has nothing in it: give it a value, or leave it out"
+                f"--config {path}, line {line}: {above}{key.value} is empty: give it a value, or leave it out"
             )
         lines[key.value] = line
         yield above + key.value, (line, value)

@@ -14,7 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from datamodules.checks import LARGEST_SEED, check_count, check_number, check_texts
 from datamodules.rated_sequences import RatedSequences, SharedBatches
-from lightning_modules.experiment import TEST, TRAINING, VALIDATION, Experiment, NetworkMasks
+from lightning_modules.experiment import TEST, TRAINING, VALIDATION, Experiment, NetworkMasks, check_probabilities
 from lightning_modules.keras_layers import KerasGRU, KerasLSTM
 from variational_rnn import (
     VariationalDropout,
@@ -24,7 +24,7 @@ from variational_rnn import (
     mc_dropout,
     regression_log_likelihood,
 )
-from variational_rnn.masks import check_choice, check_probability
+from variational_rnn.masks import check_choice
 
 PAD = 0  # stands in front of shorter texts
 
@@ -136,7 +136,7 @@ def quantile(predictions: Tensor, probability: float, tau: float | None) -> Tens
 
 
 def _place(loaders: Any, index: int, batch_index: int) -> Place | None:
-    """Which texts of a batch this process has; None, all of them, if the loader is not of our data modules."""
+    """Which texts of a batch this process has; None (all of them) if the loader is not from our data modules."""
     loader = loaders[index] if isinstance(loaders, Sequence) else loaders
     return loader.sampler.place(batch_index) if isinstance(loader.sampler, SharedBatches) else None
 
@@ -288,7 +288,7 @@ class SentimentRegressor(Experiment):
         check_choice("reset_gate", reset_gate, ("after", "before", None))
         check_choice("penalty", penalty, ("all", "as_executed"))
         check_choice("monitor", monitor, ("test_rmse", "valid_rmse"))
-        # Numbers of NumPy become Python's own, which a checkpoint can hold.
+        # NumPy's numbers become Python's, which a checkpoint can hold.
         vocab_size, embedding_size, hidden_size, mc_epoch_samples = check_count(
             1,
             vocab_size=vocab_size,
@@ -299,14 +299,11 @@ class SentimentRegressor(Experiment):
         mc_samples, mc_every = check_count(0, mc_samples=mc_samples, mc_every=mc_every)
         if reference_batch_size is not None:
             [reference_batch_size] = check_count(1, reference_batch_size=reference_batch_size)
-        word_dropout, input_dropout, recurrent_dropout, output_dropout = (
-            check_probability(name, p)
-            for name, p in {
-                "word_dropout": word_dropout,
-                "input_dropout": input_dropout,
-                "recurrent_dropout": recurrent_dropout,
-                "output_dropout": output_dropout,
-            }.items()
+        word_dropout, input_dropout, recurrent_dropout, output_dropout = check_probabilities(
+            word_dropout=word_dropout,
+            input_dropout=input_dropout,
+            recurrent_dropout=recurrent_dropout,
+            output_dropout=output_dropout,
         )
         learning_rate, l2, weight_decay = check_number(0, learning_rate=learning_rate, l2=l2, weight_decay=weight_decay)
         [recurrent_gain] = check_number(recurrent_gain=recurrent_gain)
@@ -445,7 +442,7 @@ class SentimentRegressor(Experiment):
     # --- training -----------------------------------------------------------------------------------------------
 
     def validation_metrics(self) -> list[str]:
-        """Errors on test and training chunks, on the validation set if there is one, and by MC if that is wanted."""
+        """Errors on test and training chunks, on the validation set if there is one, and by MC if mc_every is set."""
         has_validation = "validation" in getattr(self.trainer.datamodule, "chunks", ())  # type: ignore[attr-defined]
         by_mc = ["test_rmse_mc", "test_rmse_review_mc"] if self.mc_every else []
         return ["test_rmse", "test_rmse_review", "train_rmse", *(["valid_rmse"] if has_validation else []), *by_mc]
@@ -454,15 +451,15 @@ class SentimentRegressor(Experiment):
         """Take the training ratings' mean and standard deviation from the data.
 
         Raises:
-            ValueError: there is no data module that knows them; or the best epoch is to be chosen on held-out reviews,
-                and there are none.
+            ValueError: no data module provides them; or the best epoch is to be chosen on held-out reviews, and there
+                are none.
         """
         super().on_fit_start()
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, RatedSequences):
             raise ValueError(
                 "SentimentRegressor is trained on standardised ratings, whose mean and spread a DataLoader does not "
-                "say: use Trainer.fit(model, datamodule=...) with RatedText, or another subclass of RatedSequences, "
+                "provide: use Trainer.fit(model, datamodule=...) with RatedText or another RatedSequences, "
                 f"got {'no data module' if data is None else type(data).__name__}"
             )
         if self.monitor == "valid_rmse" and "validation" not in data.chunks:
@@ -498,7 +495,7 @@ class SentimentRegressor(Experiment):
     def _targets(self, ratings: Tensor) -> Tensor:
         """Standardise ratings, in the precision of the parameters."""
         mean, std, dtype = self.target_mean, self.target_std, self.output.weight.dtype
-        # What float32 would round away is subtracted first, in float64: nothing, for the paper's ratings.
+        # In float64, a large mean is subtracted first: float32 would round differences away. The paper's need none.
         origin = torch.where(mean.abs() > 100 * std, mean, 0.0)
         return ((ratings - origin).to(dtype) - (mean - origin).to(dtype)) / std.to(dtype)
 
@@ -616,8 +613,9 @@ class SentimentRegressor(Experiment):
 
         Raises:
             TypeError: texts is a single string, a table, or cannot be iterated over.
-            ValueError: there are no texts, or one is blank or no text (None, NaN, a number, bytes), and the message
-                names its position; mc_samples or seed is out of range; or it is not known how the model reads texts.
+            ValueError: there are no texts; one is blank or not a text (None, NaN, a number, bytes), in which case the
+                message names its position; mc_samples or seed is out of range; or it is not known how the model reads
+                texts.
         """
         reader, samples = self.known_reader(), self.checked_samples(mc_samples)
         texts = check_texts(texts)

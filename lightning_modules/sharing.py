@@ -49,11 +49,11 @@ class Shareable(ModelHubMixin):
     provenance: list[dict[str, Any]]
     hparams: Any
     saved_run: dict[str, Any] | None = None
-    """The run that trained a model which was loaded from a folder, if the folder names it."""
+    """The run that trained a model loaded from a folder, if the folder names it."""
 
     @property
     def run(self) -> dict[str, Any] | None:
-        """The run that trained the parameters: epochs, start, and commit; None if it is not known."""
+        """The run that trained the parameters: its number of epochs, start and commit; None if it is unknown."""
         if not self.provenance:
             return self.saved_run
         begun = self.provenance[0]
@@ -186,14 +186,14 @@ class Shareable(ModelHubMixin):
 
 
 def json_sha256(content: dict[str, Any]) -> str:
-    """SHA-256 of what a JSON file says, however it is written, in hexadecimal."""
+    """SHA-256 of the content of a JSON file, whatever its formatting, in hexadecimal."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers of a model, in hexadecimal: by it artefacts name the weights they are of.
+    """SHA-256 of all parameters and buffers of a model, in hexadecimal; the same on every device.
 
-    It is the same on every device.
+    Results, predictions and saved folders identify their weights by it.
     """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
@@ -299,7 +299,7 @@ def saved_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / CONFIG} is damaged, or of a newer version: it has {quoted(unknown)}")
     if not is_whole:
         raise ValueError(
-            f"{folder / CONFIG} is damaged or was edited, since its SHA-256 is another than was saved: save the model "
-            "again, and give other options to from_pretrained"
+            f"{folder / CONFIG} is damaged or was edited, since its SHA-256 is not the saved one: save the model "
+            "again, and pass other options to from_pretrained"
         )
     return config

@@ -33,8 +33,8 @@ def softmax_nll(
 
     On the CPU the gradient is computed along with the loss, in the memory of the logits: one [N, V] buffer, where
     torch's functions take several; with gamma one more, of a row for each type among the targets, and another like it
-    with `learn_expected`. Elsewhere torch's own functions are used, and so they are where the gradient is to be
-    differentiated again (create_graph=True).
+    with `learn_expected`. Elsewhere, and where the gradient is to be differentiated again (create_graph=True), torch's
+    own functions are used.
     Under autocast, logits are rounded (one of 10 by up to 0.03 in bfloat16) only by torch's functions and only where
     there is a gradient.
 

@@ -54,10 +54,10 @@ def start(**init: Any) -> Any:
     """
     where = Path(init["dir"]).absolute() / "wandb"
     os.environ.setdefault("WANDB_DATA_DIR", str(where))  # of artifacts until they are uploaded; else in the home folder
-    # What W&B says of itself is for its log. Without a disk for that, or a process, Python would print tracebacks.
+    # W&B's own messages go to its log. Where the log or its process is gone, Python would print tracebacks instead.
     logging.raiseExceptions = False
     logging.getLogger("asyncio").setLevel(logging.ERROR)
-    home = os.path.expanduser("~")  # W&B's process prints its log where there is none
+    home = os.path.expanduser("~")  # without one, W&B's process prints its log
     os.environ["HOME"] = home if os.path.isdir(home) else str(where)
     reason = "no account is logged in."
     try:
@@ -83,7 +83,7 @@ def teardown() -> None:
     """`wandb.teardown`, which waits for all that W&B's process has still to ask of a server, but not for ever."""
 
     def end() -> None:
-        with suppress(*FAILURES):  # the process may have ended before
+        with suppress(*FAILURES):  # W&B's process may have ended already
             wandb.teardown()
 
     thread = threading.Thread(target=end, daemon=True)
@@ -96,7 +96,7 @@ def without_records(error: Exception) -> Any:
     print(
         f"W&B: {_first_line(error)} Nothing more is recorded there; result file and CSV are not concerned.", flush=True
     )
-    teardown()  # or a traceback follows at the end of the process, if that of W&B has ended
+    teardown()  # otherwise this process ends with a traceback where that of W&B has died
     return wandb.init(mode="disabled")
 
 
@@ -177,7 +177,7 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
         root: folder of the run.
         result: its result file, which names and groups it; or None.
         kind: "fit" or "reproduce", whose runs keep their id in the folder; any other is a run of its own.
-        is_new: whether it replaces the run that is in the folder; otherwise it has the id of that one.
+        is_new: whether it replaces the run in the folder and gets an id of its own, instead of continuing that run.
         cell: "lstm" or "gru", for the tags.
 
     Raises:
@@ -209,7 +209,7 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
             }
         self._kind = kind
         self._id_file = root / ID_FILE if kind in ("fit", "reproduce") else None
-        self._epochs = 0  # the last one that was logged
+        self._epochs = 0  # logged so far
         self._saved_id = ""
         if self._id_file is not None and self._id_file.is_file() and not is_new:
             self._saved_id = self._id_file.read_text(encoding="utf-8", errors="replace").strip()
@@ -229,7 +229,7 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
         """The W&B run, started by the first use."""
         if self._experiment is None:
             try:
-                self._save_id()  # before W&B knows the run: one that is killed now comes back under it
+                self._save_id()  # before W&B starts, so that a run that is killed now keeps its id
                 self._experiment = start(**self._wandb_init)
             except OSError as error:
                 self._experiment = without_records(error)
@@ -249,7 +249,7 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
             self._id_file.write_text(f"{self._id}\n", encoding="utf-8")
 
     def _save_epochs(self) -> None:
-        """Note the epochs whose rows are recorded, so that none is logged again by `log_lost_epochs`."""
+        """Note which epochs are recorded, so that `log_lost_epochs` does not log them again."""
         if self._id_file is not None and self._epochs and self._experiment and not self._experiment.disabled:
             (self._id_file.parent / RECORDED_FILE).write_text(f"{self._epochs}\n", encoding="utf-8")
 
@@ -275,7 +275,7 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
 
     @rank_zero_only
     def log_result(self, result: Path, checkpoints: Mapping[str, Path]) -> None:
-        """Log the result file and checkpoints as artifacts, with run, epoch, commit and corpus that they come from.
+        """Log the result file and checkpoints as artifacts, with their run, epoch, commit and corpus.
 
         Args:
             result: file.
@@ -283,12 +283,11 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
         """
         if self.experiment.disabled:
             return
-        name = "-".join(map(str, place(result)[:3])) + f"-{result.stem}"
+        run = "/".join([*place(result)[:3], result.stem])
         files = [("result", result, []), *(("model", path, [alias]) for alias, path in checkpoints.items())]
         try:
             report = json.loads(result.read_text(encoding="utf-8"))
             corpus = report["provenance"].get("corpus")
-            run = "/".join(map(str, place(result)[:3])) + f"/{result.stem}"
             origin = {"run": run, "commit": report["provenance"]["commit"], "dirty": report["provenance"]["dirty"]}
             origin |= {"corpus": corpus["name"], "sha256": corpus["sha256"]} if corpus else {}
             if corpus and not self.experiment.offline:  # W&B knows no used artifacts of an offline run
@@ -301,7 +300,7 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
             for kind, path, aliases in files:
                 of_epoch = report["tested_epoch"] if kind == "result" else len(read_checkpoint(path)["curve"])
                 artifact = wandb.Artifact(
-                    artifact_name(f"{name}-{kind}"), type=kind, metadata=origin | {"epoch": of_epoch}
+                    artifact_name(f"{run}-{kind}"), type=kind, metadata=origin | {"epoch": of_epoch}
                 )
                 artifact.add_file(str(path))
                 self.experiment.log_artifact(artifact, aliases=["latest", *aliases])
@@ -309,7 +308,7 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
         except (*FAILURES, ValueError) as error:  # the result is there, whatever happens here
             print(f"W&B: {_first_line(error)} Result file and checkpoints are not all logged as artifacts.", flush=True)
             if isinstance(error, (ConnectionError, wandb.errors.Error)):
-                teardown()  # of W&B's process, which has ended: or a traceback follows at the end of this one
+                teardown()  # as in `without_records`
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Nothing: checkpoints are logged at the end."""
@@ -349,15 +348,15 @@ def default_loggers(root: Path, result: Path | None, kind: str, is_new: bool, ce
 
 
 def artifact_name(name: str) -> str:
-    """A name that W&B takes for an artifact: of its letters, and not too long."""
+    """A name that W&B accepts for an artifact: other characters become hyphens, and the end of a long name is kept."""
     return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)[-128:]
 
 
 def log_lost_epochs(root: Path, trainer: Any, curve: list[dict[str, float]]) -> None:
-    """Log again the last epochs of a checkpoint, whose rows were lost if the process was killed just after them.
+    """Log the last epochs of a checkpoint again, whose rows are lost if the process was killed soon after them.
 
     Args:
-        root: folder of the run, which says how many epochs are recorded for certain.
+        root: folder of the run, with the number of epochs that are certainly recorded.
         trainer: with the loggers, about to train.
         curve: of the checkpoint.
     """

@@ -58,7 +58,7 @@ KEPT_OPTIONS = (
 """Options of trainer and command line that change what is learnt: a resumed run must have kept them."""
 
 NOT_IN_A_RESULT = (BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging)
-"""Callbacks that train otherwise than the configuration says."""
+"""Callbacks that do not train as the configuration says."""
 
 RESULT = "--result; RESULTS=... for make"
 """How the folder of a result is chosen."""
@@ -77,7 +77,7 @@ class Trainer(L.Trainer):
         kwargs: those of Lightning's Trainer.
 
     Raises:
-        ValueError: a number is out of range, devices are not such, or a plugin would write checkpoints in its own way.
+        ValueError: a number is out of range, devices is malformed, or a plugin would write the checkpoints.
     """
 
     run_config: dict[str, Any] = {}  # noqa: RUF012 -- set for each run by main.py
@@ -106,7 +106,7 @@ class Trainer(L.Trainer):
                 f"got {devices}"
             ) from error
         if any(isinstance(plugin, CheckpointIO) for plugin in _listed(kwargs.get("plugins"))):
-            raise ValueError("trainer.plugins must have no CheckpointIO: checkpoints are written by one that is safe")
+            raise ValueError("trainer.plugins must not have a CheckpointIO: the trainer has a crash-safe one")
         self.tested_weights = tested_weights
         self.checkpoint_minutes = checkpoint_minutes
         self.strategy.checkpoint_io = WholeFiles()
@@ -130,7 +130,7 @@ class Trainer(L.Trainer):
             epochs: stop after this many epochs of the schedule that trainer.max_epochs defines.
 
         Raises:
-            ValueError: epochs is less than 1, an option of the trainer leaves a part of the run out, result has another
+            ValueError: epochs is less than 1, an option of the trainer leaves out a part of the run, result has another
                 form, another process is at this run, or all its checkpoints are damaged.
             OSError: result cannot be written.
         """
@@ -211,7 +211,7 @@ class Trainer(L.Trainer):
                 logger.log_result(result, {name: file for name, file in saved.items() if file.is_file()})
 
     def _check_is_whole(self) -> None:
-        """Refuse options by which a result would be of less than the whole epochs and data of its configuration."""
+        """Refuse options that leave out epochs or data, or that train differently from what a result would say."""
         trainer: Any = self
         if self.max_epochs is None or self.max_epochs < 1:
             raise ValueError(f"reproduce needs a number of epochs: trainer.max_epochs is {self.max_epochs}")

@@ -6,9 +6,9 @@ import sys
 
 
 def print_any_text() -> None:
-    """Let any text be printed: a terminal shows a question mark for what it lacks, files and pipes get UTF-8.
+    """Make any text printable: files and pipes get UTF-8, a terminal shows a question mark for what it lacks.
 
-    An encoding that is chosen by PYTHONIOENCODING is kept, with question marks.
+    An encoding that PYTHONIOENCODING chooses is kept, with question marks too.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         is_chosen = sys.stdout.isatty() or "PYTHONIOENCODING" in os.environ

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,7 +13,7 @@ from torch import Tensor
 from lightning_modules.checkpoints import read_checkpoint
 from lightning_modules.trainer import write_atomically
 from reproduction import print_any_text
-from reproduction.results import SAME_PERPLEXITY, Result, ResultError, alike, kept, load_results
+from reproduction.results import Result, ResultError, alike, check_perplexity, kept, load_results
 from reproduction.settings import MC, settings
 
 # What `main.py predict` calls its surprisals, and the perplexity that a test makes of them.
@@ -32,11 +31,11 @@ def load_predictions(file: Path) -> dict[str, Any]:
     The kinds are those of the test text, and `validation`, that text by the approximation.
 
     Raises:
-        ValueError: the file is damaged, not of that kind, or does not say which run it is of.
+        ValueError: the file is damaged, not of that kind, or does not name its run.
         OSError: it cannot be opened.
     """
     try:
-        content = read_checkpoint(file)  # which compares it with its checksums
+        content = read_checkpoint(file)  # verifies its checksums
     except (UnpicklingError, ValueError) as error:
         raise ValueError(
             f"{file} is damaged, or holds something other than tensors and plain values, which is refused: "
@@ -58,7 +57,7 @@ def load_predictions(file: Path) -> dict[str, Any]:
         }
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{file} does not say which run it is of: delete it and run `main.py predict` again (it has no {error})"
+            f"{file} does not name its run (it has no {error}): delete it and run `main.py predict` again"
         ) from error
     surprisals = {kind: torch.cat([window[kind] for window in test]).flatten().double() for kind in test[0]}
     if validation:
@@ -67,7 +66,7 @@ def load_predictions(file: Path) -> dict[str, Any]:
 
 
 def _are_windows(windows: Any) -> bool:
-    """Whether these are predictions of at least one window, of equal kinds, all of them for each of its words."""
+    """Whether these are predictions of at least one window: the same kinds for each window, one value for each word."""
     return (
         isinstance(windows, list)
         and bool(windows)
@@ -85,10 +84,10 @@ def _are_windows(windows: Any) -> bool:
 
 
 def check_run(model: dict[str, Any], run: Result) -> None:
-    """Check that predictions are those of the weights which a finished run has tested.
+    """Check that predictions were made by the weights that a finished run tested.
 
     Raises:
-        ValueError: they are of another run, epoch or checkpoint, or their perplexity is not that of the run's test.
+        ValueError: they belong to another run, epoch or checkpoint, or have another perplexity than the run's test.
     """
     file, weights = model["file"], model["weights_sha256"]
     of_test = run.provenance.get("weights_sha256", weights)  # older results lack it
@@ -98,12 +97,9 @@ def check_run(model: dict[str, Any], run: Result) -> None:
             f"those after epoch {run.tested_epoch} of one begun {run.provenance['date']}, or other weights of the same "
             "epoch: delete the file and run `make ensemble` again"
         )
-    found, expected = model["predictions"]["approximation"].mean().exp().item(), run.metrics.get("test_ppl", math.nan)
-    if not math.isclose(found, expected, rel_tol=SAME_PERPLEXITY):
-        raise ValueError(
-            f"{file} has a test perplexity of {found:.6g}, but {run.path} says {expected:.6g}: an ensemble needs runs "
-            "that were tested on the whole text, and what they predicted. Delete the file and run `make ensemble` again"
-        )
+    found = model["predictions"]["approximation"].mean().exp().item()
+    advice = "an ensemble needs predictions of the whole test text: delete the file and run `make ensemble` again"
+    check_perplexity(file, found, run, advice)
 
 
 def ensemble_perplexities(surprisals_MN: Tensor) -> list[float]:

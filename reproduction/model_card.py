@@ -77,7 +77,7 @@ def model_card(
         options: that the model was built with.
         reader: with the model's vocabulary, if the model comes with it.
         result: of the run that trained it; without it, the card has no figures.
-        run: that trained it, as far as the model knows: epochs, start, and commit.
+        run: that trained it (its number of epochs, start and commit), if the model knows it.
     """
     is_language = kind == "LanguageModel"
     what = "A word-level language model" if is_language else "A regression of ratings on texts"
@@ -93,7 +93,7 @@ def model_card(
         tags=["pytorch", options["cell"], "variational-dropout", task],
         metrics=[metric],
     )
-    heading, figures = kind, "No result file was given, so that no figures are shown here."
+    heading, figures = kind, "No result file was given, so no figures are shown here."
     if run:
         figures += f" Trained for {run['epoch']} epochs in a run of {run['date'][:10]}, {commit_of(run)}."
     if result:

@@ -71,7 +71,7 @@ LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
 """Options of the trainer that make a run less than it seems."""
 
 SAME_PERPLEXITY = 1e-4
-"""Relative difference up to which two evaluations of the same weights are equal: processors round differently."""
+"""Largest relative difference between two evaluations of the same weights, since processors round differently."""
 
 
 @dataclass(frozen=True)
@@ -394,35 +394,45 @@ def ensembles_of(results: list[Result]) -> list[tuple[str, str, dict[str, Any]]]
 
 
 def _check_members(file: Path, data: dict[str, Any], runs: dict[int, Result]) -> None:
-    """Check that an ensemble is of the runs whose results lie beside it, as far as both say which they are."""
+    """Check that an ensemble is of the runs whose results lie beside it, as far as both name their runs."""
     again = "delete the file and run `make ensemble` again"
     if not data["seeds"] or len(data["seeds"]) != len(data["provenance"]):
-        raise _wrong(file, "it has not one provenance for each of its seeds")
+        raise _wrong(file, "it does not have one provenance for each of its seeds")
     _require(file, {str(seed): seed for seed in data["seeds"]}, "seeds", **{str(seed): int for seed in data["seeds"]})
     for i, (seed, origin) in enumerate(zip(data["seeds"], data["provenance"], strict=True)):
         _require_origin(file, origin, f"provenance[{i}]")
         begun = origin["run"][0]["date"] if origin.get("run") else None  # older ensembles lack it
         if begun and seed in runs and begun != (date := runs[seed].provenance["date"]):
             raise ResultError(
-                f"{file}: seed {seed} is of a run begun {begun}, but its result of one begun {date}; {again}"
+                f"{file}: seed {seed} is of a run begun {begun}, but its result is of one begun {date}; {again}"
             )
     for metric, values in data["metrics"].items():
         if not isinstance(values, list) or len(values) != len(data["seeds"]):
-            raise _wrong(file, f"{metric!r} has not one value for each number of models")
+            raise _wrong(file, f"{metric!r} does not have one value for each number of models")
         by_count = {str(count): value for count, value in enumerate(values, start=1)}
         _require(file, by_count, metric, **dict.fromkeys(by_count, NUMBER))
     alone = runs.get(data["seeds"][0])
     if alone and "test_ppl" in data["metrics"]:
-        _check_perplexity(file, data["metrics"]["test_ppl"][0], alone, again)
+        check_perplexity(file, data["metrics"]["test_ppl"][0], alone, again)
 
 
-def _check_perplexity(file: Path, found: float, run: Result, again: str) -> None:
-    """Check that a test perplexity by the approximation is the one that the run has tested."""
+def check_perplexity(file: Path, found: float, run: Result, advice: str) -> None:
+    """Check a test perplexity of the dropout approximation against the one in a run's result.
+
+    Args:
+        file: where it was found, for the message.
+        found: the perplexity.
+        run: the run that it belongs to.
+        advice: ends the message.
+
+    Raises:
+        ResultError: they differ.
+    """
     tested = run.metrics.get("test_ppl", math.nan)
     if not math.isclose(found, tested, rel_tol=SAME_PERPLEXITY):
         raise ResultError(
             f"{file}: the test perplexity of seed {run.seed} alone is {found:.6g}, but {run.path.name} says "
-            f"{tested:.6g}; {again}"
+            f"{tested:.6g}; {advice}"
         )
 
 
@@ -458,7 +468,7 @@ def ablations_of(results: list[Result]) -> list[tuple[Result, dict[str, Any]]]:
                 )
             for choice in data["choices"]:
                 if choice["mean"] == "approximation":
-                    _check_perplexity(file, choice["test_ppl"], run, again)
+                    check_perplexity(file, choice["test_ppl"], run, again)
             ablations.append((run, data))
     return ablations
 
@@ -513,7 +523,7 @@ def read_json(path: Path) -> Any:
     """The content of a result file.
 
     Raises:
-        ResultError: it cannot be read, or is no JSON.
+        ResultError: it cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -562,7 +572,7 @@ _KINDS: dict[str, Any] = {
 
 
 def _require(path: Path, data: Any, where: str, optional: dict[Any, Any] | None = None, /, **kinds: Any) -> None:
-    """Check that what a file says is a JSON object with values of these kinds; optional ones may be absent or null."""
+    """Check that a part of a file is a JSON object with values of these kinds; optional ones may be absent or null."""
     if not isinstance(data, dict):
         raise _wrong(path, f"{where} is not a JSON object")
     for key, kind in {**(optional or {}), **kinds}.items():

@@ -27,7 +27,7 @@ class Status(NamedTuple):
 
 
 def status(result: Path, folder: Path, job: Job | None) -> Status:
-    """State of one run; "damaged", with what is wrong, where its result, configuration or log cannot be read.
+    """State of one run; "damaged", with the reason, if its result, configuration or log cannot be read.
 
     Args:
         result: its result file.
@@ -57,7 +57,7 @@ def status(result: Path, folder: Path, job: Job | None) -> Status:
 
 
 def _epochs(folder: Path) -> tuple[int, int]:
-    """Epochs in a run's CSV log, and those that it is to make.
+    """Numbers of finished and of planned epochs, from the CSV logs and the configuration of a run.
 
     Raises:
         ValueError: a file is damaged; names it.
@@ -67,7 +67,7 @@ def _epochs(folder: Path) -> tuple[int, int]:
         return 0, 0
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        planned = max(0, config["trainer"]["max_epochs"] or 0)  # it may be without a limit
+        planned = max(0, config["trainer"]["max_epochs"] or 0)  # -1 and null are no limit
         planned = min(config.get("epochs") or planned, planned)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{file} is damaged: {_in_a_line(error)}") from error
@@ -75,13 +75,13 @@ def _epochs(folder: Path) -> tuple[int, int]:
 
 
 def _ended_epochs(log: Path) -> int:
-    """The last epoch that has ended by a CSV log.
+    """The last finished epoch in a CSV log.
 
     Raises:
         ValueError: the file is damaged.
     """
     try:
-        *lines, _ = log.read_text(encoding="utf-8").split("\n")  # of a running run the last line may be half written
+        *lines, _ = log.read_text(encoding="utf-8").split("\n")  # the last line may be half written
         rows = list(csv.DictReader(lines, strict=True))
         return max([0, *(int(row["epoch"]) for row in rows if any(row[n] for n in row if n.startswith("train_")))])
     except (ValueError, LookupError, TypeError, AttributeError, csv.Error) as error:

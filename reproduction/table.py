@@ -777,7 +777,7 @@ def origin_of(run: Result) -> str:
 
 
 def commit_of(origin: dict[str, Any]) -> str:
-    """The commit that something was made with, in words."""
+    """The commit of a provenance, in words."""
     commit = f"commit {origin['commit'][:7]}" if origin.get("commit") else "no commit"
     return commit + (" with uncommitted changes" if origin["dirty"] else "")
 

@@ -25,7 +25,7 @@ from datamodules import PennTreebank
 from lightning_modules import LanguageModel, load, tracking
 from lightning_modules.checkpoints import WholeFiles, find_checkpoint, read_checkpoint
 from lightning_modules.trainer import kept_options
-from tests.tiny import tiny_program, tiny_run
+from tests.tiny import small_disk, tiny_program, tiny_run
 
 Call = Callable[..., Any]
 RESULT = "results/ptb/small/variational_tied/seed0.json"
@@ -517,10 +517,6 @@ def test_a_trial_of_some_batches_leaves_the_checkpoints_of_a_run_alone(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (
-            ("--trainer.accumulate_grad_batches", "2"),
-            "trainer.accumulate_grad_batches must be 1 for a language model, got 2",
-        ),
         (("--trainer.val_check_interval", "0.5"), "val_check_interval must be 1.0 for reproduce, got 0.5"),
         (("--trainer.accumulate_grad_batches", "0"), "accumulate_grad_batches must be at least 1, got 0"),
         (("--trainer.checkpoint_minutes", "-1"), "checkpoint_minutes must be at least 0, got -1"),
@@ -691,28 +687,24 @@ def test_of_two_runs_started_for_the_same_target_one_wins_and_the_other_says_so(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk that holds one checkpoint, not three."""
-    folder = tmp_path / "full"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("no right to mount a small tmpfs")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with small_disk(tmp_path / "full", "24k") as folder:
+        yield folder
 
 
 @pytest.mark.slow
 def test_a_run_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(
-    call: Call, small_disk: Path, tiny_treebank: Path, tmp_path: Path
+    call: Call, full_disk: Path, tiny_treebank: Path, tmp_path: Path
 ) -> None:
     assert call(*options(tmp_path, "whole")).status == 0
     ended = call(*options(tmp_path, "full"))
     assert ended.status == 2
     assert "cannot be written (No space left on device). Make room" in ended.err
-    left = {file.name for file in (small_disk / "checkpoints").iterdir()}
+    left = {file.name for file in (full_disk / "checkpoints").iterdir()}
     assert left
     assert left <= {"best.ckpt", "last.ckpt", "previous.ckpt"}, "no part of a file"
-    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    subprocess.run(["mount", "-o", "remount,size=8m", full_disk], check=True)
     resumed = call(*options(tmp_path, "full"))
     assert resumed.status == 0, resumed.err
     assert "resumed from" in resumed.out

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from datamodules import FilmReviews, PennTreebank, film_reviews, penn_treebank
 from lightning_modules import LanguageModel, tracking
 from lightning_modules.tracking import ID_FILE, RECORDED_FILE, RunWandbLogger
-from tests.tiny import tiny_program, tiny_run
+from tests.tiny import small_disk, tiny_program, tiny_run
 from tests.wandb_server import running
 
 Call = Callable[..., Any]
@@ -435,19 +435,15 @@ def test_without_a_home_folder_the_log_of_wandb_is_not_printed(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk for some checkpoints, not for the records of W&B."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=140k", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("no right to mount a small tmpfs")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with small_disk(tmp_path / "run", "140k") as folder:
+        yield folder
 
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_is_answered_with_messages_alone(
-    small_disk: Path, tiny_treebank: Path, tmp_path: Path, result: Path
+    full_disk: Path, tiny_treebank: Path, tmp_path: Path, result: Path
 ) -> None:
     environment = {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "cache"), "HF_DATASETS_OFFLINE": "1"}
     run = ["reproduce", *tiny_run(tmp_path, "--epochs", "13", "--result", str(result), logger=())]

@@ -1,7 +1,12 @@
 """A run that takes a second, on the fixture `tiny_treebank`."""
 
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from datamodules import penn_treebank
 
@@ -40,3 +45,13 @@ def tiny_program(tmp_path: Path) -> list[str]:
         "    main.main(sys.argv[1:])\n"
     )
     return [sys.executable, str(script)]
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of this size, mounted on a new folder; skips the test where that is not permitted."""
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("no right to mount a small tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

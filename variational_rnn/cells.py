@@ -77,7 +77,7 @@ class _VariationalCellBase(RecurrentDropout, nn.RNNCellBase):
         return state if self.mode == "LSTM" else state[0]
 
     def _check_sizes(self, input: Tensor, hx: Any) -> int:
-        """Check input and state, with the exceptions and words of torch.nn; returns the number of sequences."""
+        """Check input and state, with the exceptions and wording of torch.nn; return the number of sequences."""
         self._check_state_type(hx)
         name = type(self).__name__
         if input.dim() not in (1, 2):

@@ -47,7 +47,7 @@ def check_probability(name: str, p: float) -> float:
 
 
 class Probability:
-    """An attribute of a module that is checked whenever it is set: a probability to drop."""
+    """Descriptor of a probability to drop, checked whenever it is set on a module."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -60,7 +60,7 @@ class Probability:
 
 
 class Choice:
-    """An attribute of a module that is checked whenever it is set: one of a few values."""
+    """Descriptor of an option with a few values, checked whenever it is set on a module."""
 
     def __init__(self, *allowed: str) -> None:
         self.allowed = allowed

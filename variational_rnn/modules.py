@@ -42,16 +42,16 @@ KERNELS = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RN
 
 
 def outside_of_graphs(forward: ForwardT) -> ForwardT:
-    """Decorate a forward pass that torch.compile leaves out of its graphs, as it does those of torch.nn's layers.
+    """Decorate a forward pass, so that torch.compile leaves it out of its graphs as it does that of torch.nn's layers.
 
-    Otherwise it would unroll the time steps: a minute of compilation for each length, and slower than the backends.
-    `torch._dynamo.config.allow_rnn` asks for that.
+    Compiling it would unroll the time steps, which takes a minute for each length and runs slower than the backends.
+    With `torch._dynamo.config.allow_rnn` it is compiled all the same.
     """
     left_out = functools.cache(torch.compiler.disable)
 
     @functools.wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:
-        dynamo: Any = sys.modules.get("torch._dynamo")  # whose import takes a second: nothing is compiled without it
+        dynamo: Any = sys.modules.get("torch._dynamo")  # its import takes a second, and nothing is compiled before it
         if dynamo is None or torch.compiler.is_compiling() or dynamo.config.allow_rnn:
             return forward(*args, **kwargs)
         return left_out(forward)(*args, **kwargs)
@@ -470,27 +470,27 @@ class VariationalLSTM(_VariationalBase, nn.LSTM):
             batch shares its masks, else the fast backend of the device where it can compute the layer, else the
             reference.
         dropout: torch.nn's noise between layers; must be 0.
-        surplus: nothing; what positional arguments written for torch.nn leave over is refused.
+        surplus: must be empty; further positional arguments, as in calls written for torch.nn, are refused.
         device: of the parameters.
         dtype: of the parameters.
 
     Raises:
         ValueError: a probability is not in [0, 1), or a choice is unknown.
-        TypeError: bidirectional is no bool, or more follows it, as in positional arguments written for torch.nn.
+        TypeError: bidirectional is not a bool, or positional arguments follow it, as in calls written for torch.nn.
 
     Limitations:
         * `torch.compile` leaves the layer out of its graphs, as it does torch.nn.LSTM: the layer and the function that
-          calls it run as they do without. With `torch._dynamo.config.allow_rnn` the reference is compiled, its time
-          steps unrolled: that takes long, anew for each length, and runs slower than the fast backends.
+          calls it run uncompiled. With `torch._dynamo.config.allow_rnn` the reference is compiled, its time steps
+          unrolled, which takes long for each new length and runs slower than the fast backends.
         * `torch.export` and `torch.onnx.export` fix the number of time steps, as they do for torch.nn.LSTM, not the
           number of sequences. In eval mode ONNX gets its LSTM operator; masks given as an input, or drawn in the graph,
           give an unrolled graph.
         * `torch.jit.script` refuses the layer; `torch.jit.trace` works in eval mode.
-        * Tools that look for torch.nn.LSTM by its exact type miss this layer: `quantize_dynamic` leaves it in float
-          without a word. Load its state_dict into a torch.nn.LSTM first. Opacus accepts the layer, but training stops:
+        * Tools that look for torch.nn.LSTM by its exact type miss this layer: `quantize_dynamic` silently leaves it
+          in float. Load its state_dict into a torch.nn.LSTM first. Opacus accepts the layer, but training stops:
           use Opacus' DPLSTM, which has no variational dropout.
-        * `torch.fx.symbolic_trace` takes torch.nn's layers for leaves; this one needs a Tracer whose is_leaf_module
-          says so.
+        * `torch.fx.symbolic_trace` treats torch.nn's layers as leaves. For this one, use a Tracer whose is_leaf_module
+          does too.
         * Double backward works with and without the fast backends: the reference computes the gradient that is
           differentiated again. With nothing dropped it works where torch.nn.LSTM's does (not with cuDNN).
         * Tensors without memory of their own (fake tensors, DTensor and other wrapper subclasses), torch.func and
@@ -547,7 +547,7 @@ class VariationalGRU(_VariationalBase, nn.GRU):
 
     Raises:
         ValueError: a probability is not in [0, 1), or a choice is unknown.
-        TypeError: bidirectional is no bool, or more follows it, as in positional arguments written for torch.nn.
+        TypeError: bidirectional is not a bool, or positional arguments follow it, as in calls written for torch.nn.
     """
 
     def __init__(
@@ -591,7 +591,7 @@ class VariationalRNN(_VariationalBase, nn.RNN):
 
     Raises:
         ValueError: a probability is not in [0, 1), or a choice is unknown.
-        TypeError: bidirectional is no bool, or more follows it, as in positional arguments written for torch.nn.
+        TypeError: bidirectional is not a bool, or positional arguments follow it, as in calls written for torch.nn.
     """
 
     def __init__(

@@ -274,7 +274,7 @@ def test_files_that_are_left_out_are_named_and_the_vocabulary_is_not_one_of_them
 
 def test_two_files_for_one_split_are_refused(plain: Callable[..., PlainText], tmp_path: Path) -> None:
     (tmp_path / "dev.txt").write_text("the dog\n")
-    said = "has 'dev.txt', 'valid.txt': leave one of them, since each may be the split 'validation'"
+    said = "has 'dev.txt', 'valid.txt': keep one of them, since each could be the split 'validation'"
     assert said in message(plain())
 
 
@@ -292,6 +292,13 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert of_ratings.corpus[0] == "rated.csv"
     for corpus in (PennTreebank, FilmReviews, SnippetLanguage, SnippetRatings):
         assert corpus("~/data").folder.parent == tmp_path / "data"
+
+
+def test_a_home_folder_that_nobody_has_is_a_name_as_any_other() -> None:
+    assert "~nobody-there/train.txt" in message(PlainText("~nobody-there", batch_size=1, window=2, vocab_size=5))
+    assert "~nobody-there/rated.csv" in message(rated("~nobody-there/rated.csv"))
+    for corpus in (PennTreebank, FilmReviews, SnippetLanguage, SnippetRatings):
+        assert corpus("~nobody-there").folder.parent == Path("~nobody-there")
 
 
 def test_a_folder_where_a_file_is_needed_is_named(plain: Callable[..., PlainText], tmp_path: Path) -> None:
@@ -504,7 +511,7 @@ LINES = "".join(f'{{"text": "good film", "rating": {i}}}\n' for i in range(10))
         ("csv", f"{GOOD}x,1e37\n", "line 12: 'rating' is '1e37', but a rating is a finite number, up to 1e+15"),
         ("csv", f"{GOOD}x,true\n", "line 12: 'rating' is 'true'"),
         ("csv", f'{GOOD}\n"a\nb",1\nx,y\n', "line 15: 'rating' is 'y'"),
-        ("csv", f"{GOOD}well, good,1\n", "line 12 has 3 columns, the line of their names 2: put texts that have ','"),
+        ("csv", f"{GOOD}well, good,1\n", "line 12 has 3 columns, the line of their names 2: put texts with ',' in"),
         ("csv", f"{GOOD}x\n", "line 12 has 1 columns"),
         ("csv", f'{GOOD}"open,1\nx,2\n', "line 12: unexpected end of data"),
         ("csv", f'{GOOD}"a "b" c",1\n', "line 12: ',' expected after"),
@@ -519,8 +526,8 @@ LINES = "".join(f'{{"text": "good film", "rating": {i}}}\n' for i in range(10))
         ("jsonl", f"{LINES}{'[' * 100_000}\n", "line 11 is no JSON (maximum recursion depth"),
         ("jsonl", f'{LINES}{{"text": "a"}}\n', "line 11: there is no column 'rating', but 'text'"),
         ("jsonl", f'{LINES}{{"text": null, "rating": 1}}\n', "line 11: 'text' is empty"),
-        ("jsonl", f'{LINES}{{"text": 7, "rating": 1}}\n', "line 11: 'text' is 7, which is no text"),
-        ("jsonl", f'{LINES}{{"text": "\\ud800", "rating": 1}}\n', "line 11: 'text' is '\\ud800', which is no text"),
+        ("jsonl", f'{LINES}{{"text": 7, "rating": 1}}\n', "line 11: 'text' is 7, which is not a text"),
+        ("jsonl", f'{LINES}{{"text": "\\ud800", "rating": 1}}\n', "line 11: 'text' is '\\ud800', which is not a text"),
         ("jsonl", f'{LINES}{{"text": "a", "rating": null}}\n', "line 11: 'rating' is missing"),
         ("jsonl", f'{LINES}{{"text": "a", "rating": NaN}}\n', "line 11: 'rating' is nan"),
         ("jsonl", f'{LINES}{{"text": "a", "rating": [1]}}\n', "line 11: 'rating' is [1]"),
@@ -528,7 +535,7 @@ LINES = "".join(f'{{"text": "good film", "rating": {i}}}\n' for i in range(10))
         ("jsonl", f'{LINES}{{"text": "a", "rating": true}}\n', "line 11: 'rating' is True"),
         ("jsonl", f'{LINES}{{"text": "a", "rating": -1e37}}\n', "line 11: 'rating' is -1e+37"),
         ("jsonl", f'{LINES}{{"rating": 1, "text": "a", "rating": 2}}\n', "line 11: there are several columns 'rating'"),
-        ("jsonl", f'{LINES}{{"text": "a\\u0000b", "rating": 1}}\n', "line 11: 'text' is 'a\\x00b', which is no text"),
+        ("jsonl", f'{LINES}{{"text": "a\\u0000b", "rating": 1}}\n', "line 11: 'text' is 'a\\x00b', which is not a"),
         ("parquet", b"PAR1 and then junk PAR1", "is no parquet file, or a damaged one"),
         ("parquet", b"junk", "is no parquet file, or a damaged one"),
         ("txt", b"junk", "is no file of texts and ratings, which ends in .csv, .tsv, .jsonl, .parquet"),
@@ -553,7 +560,7 @@ def test_what_is_wrong_with_a_file_is_said_with_its_line(
         ({"text": ["a", "b"], "rating": [True, False]}, "row 1: 'rating' is True"),
         ({"text": ["a"], "rating": ["good"]}, "row 1: 'rating' is 'good'"),
         ([("text", ["a"]), ("text", ["b"]), ("rating", [1])], "there are several columns 'text'"),
-        ({"text": [1], "rating": [1]}, "row 1: 'text' is 1, which is no text"),
+        ({"text": [1], "rating": [1]}, "row 1: 'text' is 1, which is not a text"),
         ({"text": pa.array([], pa.string()), "rating": pa.array([], pa.int8())}, "has no texts"),
     ],
 )
@@ -573,7 +580,7 @@ def test_a_file_or_folder_that_does_not_do_is_answered_with_what_is_there(tmp_pa
     assert message(rated(tmp_path)).endswith("'train.jsonl', 'train.parquet', but 'reviews.csv'")
     for ending in ("csv", "jsonl"):
         (tmp_path / f"train.{ending}").write_text(GOOD)
-    assert "has 'train.csv', 'train.jsonl': leave one of them" in message(rated(tmp_path))
+    assert "has 'train.csv', 'train.jsonl': keep one of them" in message(rated(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -618,7 +625,7 @@ def test_usual_names_of_splits_on_the_hub_are_known_and_others_named(
     assert datamodule.corpus[1].keys() == {"train", "validation", "test"}
     assert "owner/reviews on the Hugging Face hub: 'unsupervised' left out" in capsys.readouterr().err
     monkeypatch.setattr(own_texts, "load_dataset", lambda *_: DatasetDict(parts | {"valid": parts["train"]}))
-    assert "leave one of them, since each may be the split 'validation'" in message(rated("owner/reviews"))
+    assert "keep one of them, since each could be the split 'validation'" in message(rated("owner/reviews"))
 
 
 HUB_SCRIPT = """

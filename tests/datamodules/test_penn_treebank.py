@@ -207,7 +207,7 @@ def test_a_damaged_cache_is_named_and_fetched_again_where_the_hub_answers(
         file.write_bytes(damage(file.read_bytes()))
         process = load()
         assert json.loads(process.stdout) == published
-        assert "is damaged or another text" in process.stderr
+        assert "is damaged or holds another text" in process.stderr
     file.unlink()
     refusal = load(offline=True).stderr.splitlines()[-1]
     assert refusal.startswith(f"ValueError: ptb-text-only/ptb_text_only in the cache, {tmp_path}/datasets/")

@@ -138,19 +138,26 @@ def test_a_seed_gives_the_same_networks_and_another_one_others(model: Callable[.
     assert not torch.allclose(first, other)
 
 
-@pytest.mark.parametrize("rows", [3, 12, 512])
-def test_naive_masks_are_fresh_at_each_step(
-    rows: int, model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "LOGIT_ROWS", rows)
-    built, drawn = model(time_masks="fresh"), []
-    sample_masks = built.sample_masks
+def masks_drawn_by(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A list of the masks that the model draws from now on."""
+    drawn: list[Any] = []
+    sample_masks = model.sample_masks
 
     def recorded(*arguments: Any, **options: Any) -> Any:
         drawn.append(sample_masks(*arguments, **options))
         return drawn[-1]
 
-    monkeypatch.setattr(built, "sample_masks", recorded)
+    monkeypatch.setattr(model, "sample_masks", recorded)
+    return drawn
+
+
+@pytest.mark.parametrize("rows", [3, 12, 512])
+def test_naive_masks_are_fresh_at_each_step(
+    rows: int, model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOGIT_ROWS", rows)
+    built = model(time_masks="fresh")
+    drawn = masks_drawn_by(built, monkeypatch)
     said = built.surprisals(TEXT, 3)
     assert said.mc is not None
     assert said.mc.isfinite().all()
@@ -218,14 +225,8 @@ def test_the_likeliest_continuation_is_that_of_a_network_that_reads_word_by_word
 def test_each_sequence_is_of_one_network_kept_from_the_first_word_of_the_text_to_the_end(
     changes: dict[str, Any], model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built, drawn = model(**VARIED | changes), []
-    sample_masks = built.sample_masks
-
-    def recorded(*arguments: Any, **options: Any) -> Any:
-        drawn.append(sample_masks(*arguments, **options))
-        return drawn[-1]
-
-    monkeypatch.setattr(built, "sample_masks", recorded)
+    built = model(**VARIED | changes)
+    drawn = masks_drawn_by(built, monkeypatch)
     monkeypatch.setattr(module, "LOGIT_ROWS", 12)  # the text is read in parts
     sequences = built.generate("a b c d e\nf", 12, sequences=6, temperature=0, seed=4)
     [masks] = drawn
@@ -237,14 +238,8 @@ def test_each_sequence_is_of_one_network_kept_from_the_first_word_of_the_text_to
 def test_each_sequence_is_drawn_from_the_likeliest_words_of_its_own_network(
     model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built, drawn = model(**VARIED), []
-    sample_masks = built.sample_masks
-
-    def recorded(*arguments: Any, **options: Any) -> Any:
-        drawn.append(sample_masks(*arguments, **options))
-        return drawn[-1]
-
-    monkeypatch.setattr(built, "sample_masks", recorded)
+    built = model(**VARIED)
+    drawn = masks_drawn_by(built, monkeypatch)
     sequences = built.generate("a b c", 1, sequences=200, top_k=2, temperature=5.0, unknown=False)
     ranks = []
     for k, [word] in enumerate(sequences):
@@ -337,14 +332,8 @@ def test_a_seed_is_a_whole_number_of_63_bits(
 def test_a_model_in_training_mode_generates_with_all_words_and_without_other_masks_than_its_networks(
     sampled: bool, model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built, drawn = model(word_dropout=0.5).train(), []
-    sample_masks = built.sample_masks
-
-    def recorded(*arguments: Any, **options: Any) -> Any:
-        drawn.append(sample_masks(*arguments, **options))
-        return drawn[-1]
-
-    monkeypatch.setattr(built, "sample_masks", recorded)
+    built = model(word_dropout=0.5).train()
+    drawn = masks_drawn_by(built, monkeypatch)
     sequences = built.generate("a b c", 12, sequences=2, temperature=0, sampled=sampled)
     assert len(drawn) == sampled
     for k, words in enumerate(sequences):
@@ -388,7 +377,7 @@ def test_the_default_temperature_leaves_the_probabilities_as_they_are(model: Cal
 )
 def test_what_is_no_text_is_refused(text: Any, model: Callable[..., LanguageModel]) -> None:
     for refused in (model().surprisals, lambda text: model().generate(text, 3)):
-        with pytest.raises(ValueError, match=r"^the text is .*(, which is no text|give it a text)"):
+        with pytest.raises(ValueError, match=r"^the text is .*(, which is not a text|give it a text)"):
             refused(text)
 
 
@@ -498,7 +487,7 @@ def test_a_rating_depends_on_its_text_alone_in_any_selection_order_and_labelling
 )
 @pytest.mark.parametrize("kind", [list, lambda texts: pandas.Series(texts, index=[7, 7, 0], dtype=object)])
 def test_what_is_no_text_is_named_by_its_position(wrong: Any, kind: Any, rating_model: SentimentRegressor) -> None:
-    with pytest.raises(ValueError, match=r"^the text at position 2 \(from 0\) is .*(no text|give it a text)"):
+    with pytest.raises(ValueError, match=r"^the text at position 2 \(from 0\) is .*(not a text|give it a text)"):
         rating_model.rate(kind(["w3", "w4", wrong]))
 
 

@@ -84,7 +84,7 @@ def test_aliases_that_multiply_are_refused_before_they_are_written_out(
     path = written(tmp_path, content)
     assert len(content) < 271
     outcome = call("fit", *DEMO, "--config", str(path))
-    message = f"error: --config {path} has aliases (*name) that repeat each other to over 10000 values"
+    message = f"error: --config {path} has aliases (*name) that expand to over 10000 values"
     assert (outcome.status, outcome.err.splitlines()[0]) == (2, message)
 
 
@@ -216,11 +216,11 @@ def test_an_option_that_is_wrong_is_one_message_and_leaves_nothing(
         ),
         ("modell: {}\n", "line 1: there is no option 'modell': did you mean 'model'?"),
         ("modell:\n", "line 1: there is no option 'modell': did you mean 'model'?"),
-        ("trainer: {unknown: {}}\n", "line 1: trainer.unknown has nothing in it: give it a value, or leave it out"),
-        ("data:\n  unknown: {}\n", "line 2: data.unknown has nothing in it: give it a value, or leave it out"),
+        ("trainer: {unknown: {}}\n", "line 1: trainer.unknown is empty: give it a value, or leave it out"),
+        ("data:\n  unknown: {}\n", "line 2: data.unknown is empty: give it a value, or leave it out"),
         (
             "model: {init_args: {no: {}}}\n",
-            "line 1: model.init_args.no has nothing in it: give it a value, or leave it",
+            "line 1: model.init_args.no is empty: give it a value, or leave it",
         ),
         ("trainer: [1]\n", "line 1: trainer must have options below it"),
         ("trainer: 5\n", "line 1: trainer must have options below it"),

@@ -176,7 +176,7 @@ def test_a_regressor_cannot_be_trained_by_a_plain_loader_and_says_what_it_needs(
     rated: DataLoader[Batch], trainer: Callable[..., L.Trainer], regressor: Callable[..., SentimentRegressor]
 ) -> None:
     for run in (trainer(), L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)):
-        with pytest.raises(ValueError, match=r"a DataLoader does not say: use Trainer.fit\(model, datamodule=...\)"):
+        with pytest.raises(ValueError, match=r"a DataLoader does not provide: use Trainer.fit\(model, data"):
             run.fit(regressor(), rated, rated)
 
 

@@ -288,7 +288,7 @@ def test_a_bit_that_is_turned_over_in_what_a_folder_says_is_found_or_changes_not
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"noise": {"tau": 1.5}}, "config.json is damaged or was edited, since its SHA-256 is another"),
+        ({"noise": {"tau": 1.5}}, "config.json is damaged or was edited, since its SHA-256 is not the saved"),
         ({"options": {"vocab_size": 11, "hidden_size": 6, "cell": "gru"}}, "config.json is damaged or was edited"),
         ({"more": 1}, "config.json is damaged, or of a newer version: it has 'more'"),
     ],

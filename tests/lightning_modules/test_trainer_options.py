@@ -340,7 +340,7 @@ def test_lightnings_own_division_of_batches_among_processes_is_refused(kind: str
 
 
 def test_another_writer_of_checkpoints_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"trainer\.plugins must have no CheckpointIO"):
+    with pytest.raises(ValueError, match=r"trainer\.plugins must not have a CheckpointIO"):
         Trainer(accelerator="cpu", logger=False, plugins=[TorchCheckpointIO()])
 
 

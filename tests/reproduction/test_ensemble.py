@@ -201,7 +201,7 @@ def test_predictions_that_are_empty_or_cut_end_with_one_message(kept: int, predi
         ({"provenance": {"run": [{"date": DATE}], "weights_sha256": "bb"}}, "or other weights of the same epoch"),
         (
             {"predictions": [{"approximation": torch.full((12, 1), 0.698)}]},
-            r"has a test perplexity of 2\.00973, but .*seed1\.json says",
+            r"the test perplexity of seed 1 alone is 2\.00973, but seed1\.json says",
         ),
     ],
 )
@@ -216,7 +216,7 @@ def test_predictions_of_another_run_epoch_or_checkpoint_or_perplexity_make_no_en
     main([*map(str, predictions), "--output", str(output)])
     before = output.read_bytes()
     save(predictions[1], **{"windows": torch.load(predictions[1])["predictions"], "seed": 1} | changes)
-    with pytest.raises(SystemExit, match=rf"1\.pt .*{message}.* run `make ensemble` again"):
+    with pytest.raises(SystemExit, match=rf"1\.pt\b.* {message}.* run `make ensemble` again"):
         main([*map(str, predictions), "--output", str(output)])
     assert output.read_bytes() == before
 
@@ -227,7 +227,7 @@ def test_predictions_of_a_part_of_the_text_make_no_ensemble(
     output = write_results()
     for seed, file in enumerate(predictions):
         save(file, torch.load(file)["predictions"][:2], seed=seed)
-    with pytest.raises(SystemExit, match=r"0\.pt has a test perplexity of .*, but .*seed0\.json says"):
+    with pytest.raises(SystemExit, match=r"0\.pt: the test perplexity of seed 0 alone is .*, but seed0\.json says"):
         main([*map(str, predictions), "--output", str(output)])
 
 
@@ -242,9 +242,7 @@ def test_predictions_of_a_part_of_the_text_make_no_ensemble(
 )
 def test_predictions_that_name_no_run_are_refused(content: dict[str, Any], predictions: list[Path]) -> None:
     save(predictions[0], **{"windows": torch.load(predictions[0])["predictions"]} | content)
-    with pytest.raises(
-        SystemExit, match=r"0\.pt does not say which run it is of: delete it and run `main\.py predict`"
-    ):
+    with pytest.raises(SystemExit, match=r"0\.pt does not name its run .*: delete it and run `main\.py predict`"):
         main([*map(str, predictions)])
 
 

@@ -584,11 +584,11 @@ def test_ensembles_stand_beside_the_published_ones_by_the_number_of_models(
     ("changes", "message"),
     [
         ({"metrics": {"test_ppl": [2.01, 1.9]}}, r"test perplexity of seed 0 alone is 2\.01, but seed0\.json says 85"),
-        ({"metrics": {"test_ppl": [85.0]}}, "'test_ppl' has not one value for each number of models"),
-        ({"provenance": [{"dirty": False}]}, "not one provenance for each of its seeds"),
+        ({"metrics": {"test_ppl": [85.0]}}, "'test_ppl' does not have one value for each number of models"),
+        ({"provenance": [{"dirty": False}]}, "not have one provenance for each of its seeds"),
         (
             {"provenance": [{"dirty": False, "run": [{"date": "2016-01-01"}]}, {"dirty": False}]},
-            "seed 0 is of a run begun 2016-01-01, but its result of one begun 2026-01-02",
+            "seed 0 is of a run begun 2016-01-01, but its result is of one begun 2026-01-02",
         ),
     ],
 )

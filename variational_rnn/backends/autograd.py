@@ -38,10 +38,10 @@ def _has_memory(tensor: Tensor) -> bool:
 def differentiable_gradients(
     function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor | None], gradients: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Compute a function again and differentiate it by autograd, so that the gradients have a graph where it is wanted.
+    """Recompute a function and differentiate it by autograd, with a graph of the gradients where one is wanted.
 
     Args:
-        function: what was computed, by operations of torch.
+        function: the same computation in operations of torch.
         inputs: its arguments.
         gradients: of its results; None where a result was not used.
 

@@ -402,7 +402,7 @@ class _Unroll(torch.autograd.Function):
 def _gradients_by_reference(
     ctx: Any, inputs: tuple[Tensor | None, ...], masks: LayerMasks, gradients: tuple[Tensor | None, ...]
 ) -> list[Tensor | None]:
-    """The gradients of `_Unroll` by the reference: with a graph of their own where one is wanted."""
+    """The gradients of `_Unroll` by the reference, with a graph where one is wanted."""
 
     def unroll(x: Tensor, h_0: Tensor, c_0: Tensor | None, *weights: Any) -> tuple[Tensor, ...]:
         state = (h_0,) if c_0 is None else (h_0, c_0)

@@ -500,7 +500,7 @@ class _Steps(torch.autograd.Function):
 def _gradients_by_reference(
     ctx: Any, masks: LayerMasks, lengths: Tensor | None, given: list[Tensor], gradients: tuple[Tensor | None, ...]
 ) -> list[Tensor | None]:
-    """The gradients of `_Steps` by the reference: with a graph of their own where one is wanted."""
+    """The gradients of `_Steps` by the reference, with a graph where one is wanted."""
     x, weight_ih, bias, input_mask, *tensors = given
     autocast = torch.autocast(x.device.type, ctx.precision, enabled=ctx.precision != torch.float32)
 
@@ -514,6 +514,6 @@ def _gradients_by_reference(
             )
         return h, *final
 
-    with torch.enable_grad(), autocast:  # kept by no one: it is as large as all gates
+    with torch.enable_grad(), autocast:  # recomputed, not saved, since it is as large as all gates
         x_gates = functional.masked_linear(x, weight_ih, bias, input_mask).float()
     return differentiable_gradients(unroll, [x_gates, *tensors], gradients)
