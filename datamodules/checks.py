@@ -116,9 +116,12 @@ def check_number(
     allowed = " and ".join(text for text, bound in bounds.items() if math.isfinite(bound))
     numbers = []
     for name, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        try:
+            number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+        except OverflowError:  # of a huge whole number
+            number = math.inf
+        if not math.isfinite(number):
             raise ValueError(f"{name} must be a finite number, got {value!r}")
-        number = float(value)
         if not (number >= least and above < number < below):
             raise ValueError(f"{name} must be {allowed}, got {value}")
         numbers.append(number)

@@ -30,8 +30,9 @@ from datamodules.words import SPLITTERS
 # By split, the names of files (without endings) and of splits on the hub, in any case.
 NAMES = {"train": ("train",), "validation": ("valid", "validation", "val", "dev"), "test": ("test", "eval")}
 
-Tokens = Literal["spaces", "words"]
-RULES = {"spaces": "spaces", "words": "unicode_words"}  # names in `SPLITTERS`, by the option `tokens`
+Tokens = Literal["spaces", "words", "simple_words"]
+# Names in `SPLITTERS`, by the option `tokens`; "words" was the simple rule before there was another.
+RULES = {"spaces": "spaces", "words": "unicode_words", "simple_words": "words"}
 
 
 class PlainText(TokenStreams):
@@ -51,7 +52,8 @@ class PlainText(TokenStreams):
         vocab_size: Number of word types that the model is built for: <unk>, <eos>, and the most frequent training
             words or those of `vocabulary`.
         tokens: "spaces" splits lines at blanks, for a text that is prepared already; "words" splits them into
-            lower-case words and punctuation marks, as `unicode_words` does.
+            lower-case words and punctuation marks, as `unicode_words` does; "simple_words" is the rule of models
+            whose reader calls it "words".
         vocabulary: File with a word in each line, in place of the most frequent words.
         train_eval_windows: Number of training windows on which the training error is evaluated after each epoch.
         sliding_test: Whether test words are also predicted from the `window` words before them alone.
@@ -168,7 +170,7 @@ class RatedText(RatedSequences):
         chunk_length: T, words of a chunk.
         vocab_size: Number of embedding rows of the model.
         tokens: "words" splits texts into lower-case words and punctuation marks, as `unicode_words` does; "spaces"
-            splits them at blanks.
+            splits them at blanks; "simple_words" is the rule of models whose reader calls it "words".
         test_share: Share of the training texts, chosen at random, that are the test where the source has none.
         validation_share: Share of the texts that are then left, chosen at random, that are not trained on but are the
             split "validation" where the source has none.

@@ -141,7 +141,7 @@ class Reader:
         may choose another.
         """
         if self.tokens != other.tokens:  # as the option `tokens` calls them
-            names = {"unicode_words": "words", "words": "words, by the rule of older models and of the demo"}
+            names = {"unicode_words": "words", "words": "simple_words"}
             return "tokens", "; ".join(repr(names.get(reader.tokens, reader.tokens)) for reader in (self, other))
         if self.chunk_length != other.chunk_length:
             return "chunk_length", f"{self.chunk_length!r}; {other.chunk_length!r}"

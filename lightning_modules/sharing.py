@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +20,7 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
-from torch import nn
+from torch import Tensor, nn
 
 from datamodules.reader import Reader
 from datamodules.text_files import quoted
@@ -28,6 +29,7 @@ from reproduction.results import load_result
 
 CONFIG, WEIGHTS, READER = "config.json", "model.safetensors", "reader.json"
 KEYS = {"model", "options", "noise", "run", "reader_sha256", "weights_sha256", "sha256"}  # of config.json
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # of safetensors
 SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin", ".json")  # of files, not of models on the hub
 
 
@@ -157,11 +159,12 @@ class Shareable(ModelHubMixin):
             raise ValueError(f"{folder / CONFIG} has options that {name} does not know: {quoted(unknown)}")
         try:
             with safe_open(folder / WEIGHTS, framework="pt") as parameters:
-                slices = [parameters.get_slice(key) for key in parameters.keys()]  # noqa: SIM118
-                check_sizes(saved, [part.get_shape() for part in slices])
-            model = cls(**saved | options)
-            if {part.get_dtype() for part in slices} == {"F64"}:
-                model.double()  # type: ignore[attr-defined]
+                slices = {key: parameters.get_slice(key) for key in parameters.keys()}  # noqa: SIM118
+                check_sizes(saved, [part.get_shape() for part in slices.values()])
+            dtypes = {key: DTYPES[part.get_dtype()] for key, part in slices.items()}
+            model: Any = cls(**saved | options)
+            if set(dtypes.values()) == {torch.float64}:
+                model.double()
             model.noise = {key: float(value) for key, value in config["noise"].items()}
             if not all(0 < tau < math.inf for tau in model.noise.values()):
                 raise ValueError(f"the noise in {CONFIG} must be positive and finite, got {model.noise}")
@@ -171,18 +174,32 @@ class Shareable(ModelHubMixin):
                     raise ValueError(f"{READER} is of a model of the other kind")
                 if len(model.reader.vocabulary) > model.hparams.vocab_size:
                     raise ValueError(f"{READER} has {len(model.reader.vocabulary)} words, more than vocab_size")
-            load_model(model, folder / WEIGHTS)  # type: ignore[arg-type]
+            own = {key: value.dtype for key, value in _tensors(model).items()}
+            _cast(model, dtypes)  # hashed as it was saved, maybe in half precision
+            load_model(model, folder / WEIGHTS)
             model.saved_run = config.get("run")
             of_reader = model.reader and json_sha256(model.reader.state())
-            of_weights = weights_sha256(model)  # type: ignore[arg-type]
+            of_weights = weights_sha256(model)
+            _cast(model, own)
             for file, key, found in ((READER, "reader_sha256", of_reader), (WEIGHTS, "weights_sha256", of_weights)):
                 if config.get(key, found) != found:  # older folders lack it
                     raise ValueError(f"{file} is not the one that was saved with {CONFIG}, or damaged: take that one")
-        except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())  # torch's has lines
             raise ValueError(f"{folder} cannot be loaded as {name}: {reason}") from error
-        check_finite(model, folder)  # type: ignore[arg-type]
-        return model.eval()  # type: ignore[attr-defined]
+        check_finite(model, folder)
+        return model.eval()
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by all their names: tied ones have several."""
+    return dict(chain(model.named_parameters(remove_duplicate=False), model.named_buffers()))
+
+
+def _cast(model: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
+    tensors = _tensors(model)
+    for name in dtypes.keys() & tensors.keys():
+        tensors[name].data = tensors[name].data.to(dtypes[name])
 
 
 def json_sha256(content: dict[str, Any]) -> str:

@@ -494,7 +494,7 @@ def test_an_output_that_could_not_be_written_to_its_end_is_not_there(
         self.touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     for name in ("out.csv", "new.csv"):
         refused(call("predict", sentiment, file, "--output", name), f"{name} cannot be written", "No space left")
     assert sorted(tmp_path.iterdir()) == before

@@ -52,8 +52,8 @@ class Probability:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, module: Any, owner: type | None = None) -> float:
-        return module.__dict__[self.name]
+    def __get__(self, module: Any, owner: type | None = None) -> Any:
+        return self if module is None else module.__dict__.get(self.name, 0.0)
 
     def __set__(self, module: Any, p: float) -> None:
         module.__dict__[self.name] = check_probability(self.name, p)
@@ -63,13 +63,13 @@ class Choice:
     """Descriptor of an option with a few values, checked whenever it is set on a module."""
 
     def __init__(self, *allowed: str) -> None:
-        self.allowed = allowed
+        self.allowed = allowed  # the default first, which layers pickled before there was the option have
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
     def __get__(self, module: Any, owner: type | None = None) -> Any:
-        return module.__dict__[self.name]
+        return self if module is None else module.__dict__.get(self.name, self.allowed[0])
 
     def __set__(self, module: Any, value: str) -> None:
         check_choice(self.name, value, self.allowed)

@@ -98,6 +98,16 @@ def test_words_and_punctuation_are_split_where_a_text_is_not_prepared(plain: Cal
     assert datamodule.vocabulary[2:] == [word for word, _ in counts.most_common(4)]
 
 
+def test_texts_are_split_as_those_of_a_model_of_the_earlier_rule_if_that_is_asked_for(
+    plain: Callable[..., PlainText],
+) -> None:
+    datamodule = plain(**dict.fromkeys(TEXT, "a don’t 3.14\n" * 9), vocab_size=9, tokens="simple_words")
+    datamodule.setup()
+    assert datamodule.reader is not None
+    assert datamodule.reader.tokens == "words"  # as older models call it
+    assert datamodule.reader.words("a don’t") == ["a", "don", "’", "t", "<eos>"]
+
+
 @pytest.mark.parametrize("tokens", ["spaces", "words"])
 @pytest.mark.parametrize("name", TEXT)
 def test_lines_that_already_end_with_eos_are_refused_since_each_would_have_two(

@@ -101,6 +101,21 @@ def test_a_regressor_comes_back_bit_for_bit_with_its_scale(
             assert torch.equal(loaded(words, masks), model(words, masks))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_that_was_saved_in_half_precision_comes_back_in_its_own_with_the_rounded_values(
+    dtype: torch.dtype, tied: bool, tmp_path: Path
+) -> None:
+    for number, model in enumerate((LanguageModel(5, 3, tie_weights=tied), SentimentRegressor(9))):
+        folder = tmp_path / str(number)
+        model.to(dtype).save_pretrained(folder)
+        found = type(model).from_pretrained(folder).state_dict()
+        plain = type(model)(**{k: v for k, v in model.hparams.items() if not k.startswith("_")}).state_dict()
+        for name, value in model.state_dict().items():
+            assert torch.equal(found[name], value.to(plain[name].dtype)), name
+            assert found[name].dtype == plain[name].dtype
+
+
 def test_what_is_chosen_at_test_time_is_given_when_a_model_is_loaded(folder: Path) -> None:
     assert LanguageModel.from_pretrained(folder, mc_samples=7).mc_samples == 7
     assert load(folder).mc_samples == 0

@@ -104,6 +104,17 @@ def test_a_state_of_the_wrong_form_is_refused(ours, training, scheme, x, hx, mes
         layer_of(ours, training, scheme)(x, state_of(ours, hx))
 
 
+def test_a_layer_that_was_pickled_before_it_had_an_option_has_its_default():
+    gru = VariationalGRU(3, 4, recurrent_dropout=0.5)
+    state = gru.__getstate__()
+    del state["memory_scale"]
+    older = VariationalGRU.__new__(VariationalGRU)
+    older.__setstate__(state)
+    x, masks = torch.randn(5, 2, 3), gru.sample_masks(2)
+    assert torch.equal(older(x, masks=masks)[0], gru(x, masks=masks)[0])
+    assert older.sample_masks(2, generator=1).layers[0].recurrent.shape == masks.layers[0].recurrent.shape
+
+
 @pytest.mark.parametrize("scheme", [{}, DROPOUT])
 @pytest.mark.parametrize(
     ("ours", "torchs"), [(VariationalLSTM, nn.LSTM), (VariationalGRU, nn.GRU), (VariationalRNN, nn.RNN)]
