@@ -97,9 +97,14 @@ def check_run(model: dict[str, Any], run: Result) -> None:
             f"those after epoch {run.tested_epoch} of one begun {run.provenance['date']}, or other weights of the same "
             "epoch: delete the file and run `make ensemble` again"
         )
-    found = model["predictions"]["approximation"].mean().exp().item()
     advice = "an ensemble needs predictions of the whole test text: delete the file and run `make ensemble` again"
-    check_perplexity(file, found, run, advice)
+    here, of_run = settings(model["config"]), settings(run.config)
+    as_tested = all(here.get(name) == of_run.get(name) for name in (*MC, "precision"))
+    for kind, metric in METRICS.items():
+        # Other samples or masks may be chosen for an ensemble. The validation text is one stream here, not in training.
+        is_mc = kind.startswith("mc") and kind in model["predictions"] and metric in run.metrics
+        if kind == "approximation" or (is_mc and as_tested):
+            check_perplexity(file, model["predictions"][kind].mean().exp().item(), run, advice, metric)
 
 
 def ensemble_perplexities(surprisals_MN: Tensor) -> list[float]:

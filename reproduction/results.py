@@ -416,22 +416,23 @@ def _check_members(file: Path, data: dict[str, Any], runs: dict[int, Result]) ->
         check_perplexity(file, data["metrics"]["test_ppl"][0], alone, again)
 
 
-def check_perplexity(file: Path, found: float, run: Result, advice: str) -> None:
-    """Check a test perplexity of the dropout approximation against the one in a run's result.
+def check_perplexity(file: Path, found: float, run: Result, advice: str, metric: str = "test_ppl") -> None:
+    """Check a test perplexity against the one in a run's result.
 
     Args:
         file: where it was found, for the message.
         found: the perplexity.
         run: the run that it belongs to.
         advice: ends the message.
+        metric: the name of the perplexity; by default, that of the dropout approximation.
 
     Raises:
         ResultError: they differ.
     """
-    tested = run.metrics.get("test_ppl", math.nan)
+    tested = run.metrics.get(metric, math.nan)
     if not math.isclose(found, tested, rel_tol=SAME_PERPLEXITY):
         raise ResultError(
-            f"{file}: the test perplexity of seed {run.seed} alone is {found:.6g}, but {run.path.name} says "
+            f"{file}: the {metric} of seed {run.seed} alone is {found:.6g}, but {run.path.name} says "
             f"{tested:.6g}; {advice}"
         )
 

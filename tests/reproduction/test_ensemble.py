@@ -201,7 +201,7 @@ def test_predictions_that_are_empty_or_cut_end_with_one_message(kept: int, predi
         ({"provenance": {"run": [{"date": DATE}], "weights_sha256": "bb"}}, "or other weights of the same epoch"),
         (
             {"predictions": [{"approximation": torch.full((12, 1), 0.698)}]},
-            r"the test perplexity of seed 1 alone is 2\.00973, but seed1\.json says",
+            r"the test_ppl of seed 1 alone is 2\.00973, but seed1\.json says",
         ),
     ],
 )
@@ -227,7 +227,7 @@ def test_predictions_of_a_part_of_the_text_make_no_ensemble(
     output = write_results()
     for seed, file in enumerate(predictions):
         save(file, torch.load(file)["predictions"][:2], seed=seed)
-    with pytest.raises(SystemExit, match=r"0\.pt: the test perplexity of seed 0 alone is .*, but seed0\.json says"):
+    with pytest.raises(SystemExit, match=r"0\.pt: the test_ppl of seed 0 alone is .*, but seed0\.json says"):
         main([*map(str, predictions), "--output", str(output)])
 
 
@@ -330,6 +330,12 @@ def test_what_a_run_predicts_is_tied_to_its_result_and_averaged(
     metrics = json.loads(output.read_text())["metrics"]
     assert metrics["test_ppl"][0] == pytest.approx(report["metrics"]["test_ppl"], rel=1e-6)
     assert metrics["test_ppl_mc"][0] == pytest.approx(report["metrics"]["test_ppl_mc"], rel=1e-6)
+
+    torch.save(
+        content | {"predictions": [w | {"mc": 0.1 * w["mc"]} for w in content["predictions"]]}, tmp_path / "up.pt"
+    )
+    with pytest.raises(SystemExit, match=r"up\.pt: the test_ppl_mc of seed 0 alone is .*, but seed0\.json says"):
+        main([str(tmp_path / "up.pt"), str(files[1]), "--output", str(output)])
 
     best = call("predict", *tiny_run(tmp_path, "--ckpt_path", str(tmp_path / "run1/checkpoints/last.ckpt")))
     assert best.status == 0, best.err

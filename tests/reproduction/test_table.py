@@ -583,7 +583,7 @@ def test_ensembles_stand_beside_the_published_ones_by_the_number_of_models(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metrics": {"test_ppl": [2.01, 1.9]}}, r"test perplexity of seed 0 alone is 2\.01, but seed0\.json says 85"),
+        ({"metrics": {"test_ppl": [2.01, 1.9]}}, r"test_ppl of seed 0 alone is 2\.01, but seed0\.json says 85"),
         ({"metrics": {"test_ppl": [85.0]}}, "'test_ppl' does not have one value for each number of models"),
         ({"provenance": [{"dirty": False}]}, "not have one provenance for each of its seeds"),
         (
@@ -703,9 +703,7 @@ def test_an_ablation_of_other_weights_or_that_cannot_be_read_ends_with_one_messa
     write_ablation(path, 1.0, ("approximation", None, 0, 85.0))
     assert "test-time choices" in to_markdown(load_results(folder), ["ptb"])
     set_test_perplexity(path, 87.0)
-    with pytest.raises(
-        SystemExit, match=r"ablation_seed0\.json: the test perplexity of seed 0 alone is 85, .* says 87"
-    ):
+    with pytest.raises(SystemExit, match=r"ablation_seed0\.json: the test_ppl of seed 0 alone is 85, .* says 87"):
         main(["--results", str(folder)])
     write_ablation(path, 1.0, provenance={"dirty": False, "run": [{"date": "2016-01-01"}]})
     with pytest.raises(
