@@ -138,7 +138,7 @@ endif
 # Of what is asked for on the command line; of all that is there, where nothing is.
 asked = $(findstring command,$(foreach variable,$(1),$(origin $(variable))))
 status: | .venv/ready ## which runs are done, running, queued or failed, here or under Slurm [SIZE= ROWS= FIGURES= CURVES= SEEDS=]
-	@.venv/bin/python -m reproduction.status --results $(RESULTS) --runs $(RUNS) $(patsubst $(RESULTS)/%.json,%,\
+	@.venv/bin/python -m experiments.status --results $(RESULTS) --runs $(RUNS) $(patsubst $(RESULTS)/%.json,%,\
 		$(if $(or $(call asked,SIZE ROWS),$(if $(call asked,FIGURES CURVES),,$(call asked,SEEDS))),$(PTB_RUNS)) \
 		$(if $(or $(call asked,FIGURES CURVES),$(if $(call asked,SIZE ROWS),,$(call asked,SEEDS))),$(SENTIMENT_RUNS)))
 
@@ -158,12 +158,12 @@ figures: .venv/ready ## draw the curves of all results (PNG and SVG)
 	@.venv/bin/python -m reproduction.figures --results $(RESULTS)
 
 grid: .venv/ready ## the runs of configs/sweeps/NAME.yaml [NAME= SEEDS= EPOCHS= DATA_DIR= DEVICES=], then what they reached
-	@points="$$(.venv/bin/python -m reproduction.grid '$(NAME)')" && $(MAKE) --no-print-directory $(foreach seed,$(SEEDS),$$(for point in $$points; \
+	@points="$$(.venv/bin/python -m experiments.grid '$(NAME)')" && $(MAKE) --no-print-directory $(foreach seed,$(SEEDS),$$(for point in $$points; \
 		do echo '$(RESULTS)/sweeps/$(NAME)/'$$point/seed$(seed).json; done))
-	@.venv/bin/python -m reproduction.grid '$(NAME)' --results $(RESULTS)
+	@.venv/bin/python -m experiments.grid '$(NAME)' --results $(RESULTS)
 
 sweep: .venv/ready ## register it with W&B and train its points by an agent here [NAME= DATA_DIR= ARGS="--count 3"]
-	@DATA_DIR="$(DATA_DIR)" .venv/bin/python -m reproduction.grid '$(NAME)' --agent $(ARGS)
+	@DATA_DIR="$(DATA_DIR)" .venv/bin/python -m experiments.grid '$(NAME)' --agent $(ARGS)
 
 predict: | .venv/ready ## what a trained model says about a text, and how sure it is [MODEL=runs/.../last.ckpt TEXT=file]
 	@.venv/bin/python main.py predict '$(MODEL)' $(if $(TEXT),'$(TEXT)') $(ARGS)
@@ -176,7 +176,7 @@ compare: .venv/ready ## what differs between two runs [A=ptb/small/zaremba/seed0
 	@.venv/bin/python -m reproduction.compare --results $(RESULTS) '$(A)' '$(B)'
 
 sync: .venv/ready ## upload the runs that were recorded offline to W&B [RUNS=]
-	@.venv/bin/python -m lightning_modules.tracking $(RUNS)
+	@.venv/bin/python -m training.tracking $(RUNS)
 
 wandb-table: .venv/ready ## log the tables and curves of all results to W&B
 	@.venv/bin/python -m reproduction.table --results $(RESULTS) --wandb $(RUNS)
@@ -219,7 +219,7 @@ options = --config configs/$(patsubst %/,%,$(dir $(1))).yaml --seed_everything $
 reproduce = reproduce $(call options,$(1)) --result $(RESULTS)/$(1).json $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 commands = $(foreach file,$(1),'$(subst ','\'',$(call reproduce,$(file:$(RESULTS)/%.json=%)))')
 # $(call submit,result files): those that are missing, as an array of jobs
-submit = $(if $(call missing,$(1)),.venv/bin/python -m reproduction.slurm --logs $(RUNS)/slurm --runs $(call commands,$(call missing,$(1))) \
+submit = $(if $(call missing,$(1)),.venv/bin/python -m experiments.slurm --logs $(RUNS)/slurm --runs $(call commands,$(call missing,$(1))) \
 	-- $(SLURM) --job-name=$@ --nodes=$(NODES) --ntasks-per-node=$(DEVICES),echo "All runs are there: nothing to submit. Without LAUNCH=slurm, make $@ shows the table.")
 
 $(RESULTS)/%.json: $$(call unfinished,$$@) | .venv/ready
@@ -228,14 +228,14 @@ $(RESULTS)/%.json: $$(call unfinished,$$@) | .venv/ready
 
 # A point of a grid: its configuration is that of the sweep.
 $(RESULTS)/sweeps/%.json: $$(call unfinished,$$@) | .venv/ready
-	@.venv/bin/python main.py reproduce $$(.venv/bin/python -m reproduction.grid $(subst /, ,$(patsubst %/,%,$(dir $*)))) \
+	@.venv/bin/python main.py reproduce $$(.venv/bin/python -m experiments.grid $(subst /, ,$(patsubst %/,%,$(dir $*)))) \
 		$(wordlist 3,100,$(call options,sweeps/$*)) --result $@ $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
 $(RESULTS)/sentiment/baselines.json: | .venv/ready
-	@.venv/bin/python -m reproduction.baselines --data_dir "$(DATA_DIR)" --output $@
+	@.venv/bin/python -m training.baselines --data_dir "$(DATA_DIR)" --output $@
 
 $(PTB_ROWS:%=$(RESULTS)/%/ensemble.json): $(RESULTS)/%/ensemble.json: $$(foreach seed,$(SEEDS),$(RUNS)/$$*/seed$$(seed)/predictions.pt) FORCE
-	@.venv/bin/python -m reproduction.ensemble $(filter %.pt,$^) --output $@
+	@.venv/bin/python -m inference.ensemble $(filter %.pt,$^) --output $@
 
 # $(call tested,EXPERIMENT/GROUP/ROW/seedK): the weights that the row is tested with
 tested = $(RUNS)/$(1)/checkpoints/$(if $(shell grep -s 'tested_weights: best' \

@@ -1,7 +1,7 @@
 """Command line: `python main.py {fit,validate,test,predict,reproduce,ablate} --config configs/...`.
 
-Without --config, `main.py predict MODEL [FILE]` reads a text with a trained model: see `lightning_modules.predict`.
-`main.py export CHECKPOINT FOLDER` saves one, and shares it: see `lightning_modules.export`.
+Without --config, `main.py predict MODEL [FILE]` reads a text with a trained model: see `inference.predict`.
+`main.py export CHECKPOINT FOLDER` saves one, and shares it: see `inference.export`.
 A configuration below `configs` inherits every `common.yaml` of its folder and of the folders above.
 """
 
@@ -25,11 +25,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from lightning_modules import export, predict
-from lightning_modules.checkpoints import LAST, PREVIOUS, checkpoints
-from lightning_modules.parser import COMMANDS, Parser, check_config, in_short
-from lightning_modules.progress import Progress
-from lightning_modules.tracking import (
+from experiments import print_any_text
+from inference import export, predict
+from training.checkpoints import LAST, PREVIOUS, checkpoints
+from training.parser import COMMANDS, Parser, check_config, in_short
+from training.progress import Progress
+from training.tracking import (
     FOLDER,
     LOCKS,
     LoggersOfARun,
@@ -39,8 +40,7 @@ from lightning_modules.tracking import (
     is_running,
     log_lost_epochs,
 )
-from lightning_modules.trainer import Trainer, check_writable, kept_options, provenance, write_atomically
-from reproduction import print_any_text
+from training.trainer import Trainer, check_writable, kept_options, provenance, write_atomically
 
 # Device lists and advertisements (a run says what it runs on), and a warning about Lightning's own use of torch.
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

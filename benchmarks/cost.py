@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from datamodules.streams import TokenStreams
+from experiments import print_any_text
 from lightning_modules import LanguageModel
-from lightning_modules.checkpoints import LAST, read_checkpoint
 from lightning_modules.experiment import duration
 from lightning_modules.optim import DecoupledSGD
-from lightning_modules.trainer import Trainer
 from main import main
-from reproduction import print_any_text
+from training.checkpoints import LAST, read_checkpoint
+from training.trainer import Trainer
 
 WARM_UP, STEPS = 3, 10
 

@@ -21,9 +21,9 @@ import torch
 
 from benchmarks.speed import FOLDER, STEPS, STREAMS, VOCABULARY, _markdown, origin, write_into
 from datamodules.streams import TokenStreams
+from experiments import print_any_text
 from lightning_modules.language_model import LanguageModel
-from lightning_modules.trainer import Trainer, provenance, write_atomically
-from reproduction import print_any_text
+from training.trainer import Trainer, provenance, write_atomically
 
 OUTPUT = FOLDER / "results" / "scaling.json"
 SIZES = ("small", "medium")

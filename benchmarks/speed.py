@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from experiments import print_any_text
 from lightning_modules.language_model import LanguageModel
 from lightning_modules.optim import DecoupledSGD
-from lightning_modules.trainer import provenance, write_atomically
-from reproduction import print_any_text
+from training.trainer import provenance, write_atomically
 from variational_rnn import VariationalGRU, VariationalLSTM
-from variational_rnn.backends import cpu
+from variational_rnn.kernels import cpu
 
 FOLDER = Path(__file__).parent
 INSTRUCTIONS = {

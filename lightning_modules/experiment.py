@@ -20,8 +20,8 @@ from torchmetrics import Metric
 from datamodules.rated_sequences import RatedSequences
 from datamodules.reader import Reader
 from datamodules.streams import TokenStreams
+from inference.sharing import Shareable
 from lightning_modules.optim import DecoupledSGD
-from lightning_modules.sharing import Shareable
 from variational_rnn import RNNMasks
 from variational_rnn.masks import check_probability
 

@@ -15,8 +15,8 @@ from datamodules.checks import LARGEST_SEED, check_count, check_number, check_te
 from datamodules.reader import EOS, UNKNOWN
 from datamodules.streams import StreamWindows
 from lightning_modules.experiment import MOST_SAMPLES, TEST, TRAINING, Experiment, NetworkMasks, check_probabilities
+from lightning_modules.losses import softmax_nll
 from lightning_modules.optim import DecoupledSGD
-from lightning_modules.softmax import softmax_nll
 from variational_rnn import (
     RNNMasks,
     VariationalDropout,

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from datamodules.text_files import quoted
-from lightning_modules.checkpoints import read_checkpoint
+from inference.sharing import SUFFIXES, check_finite, check_sizes, fetch, is_hub_name, saved_config
 from lightning_modules.language_model import LanguageModel
 from lightning_modules.sentiment_regressor import SentimentRegressor
-from lightning_modules.sharing import SUFFIXES, check_finite, check_sizes, fetch, is_hub_name, saved_config
+from training.checkpoints import read_checkpoint
 
 MODELS: dict[str, type[LanguageModel | SentimentRegressor]] = {
     "LanguageModel": LanguageModel,

@@ -15,7 +15,7 @@ from torchmetrics.utilities import dim_zero_cat
 from datamodules.checks import LARGEST_SEED, check_count, check_number, check_texts
 from datamodules.rated_sequences import RatedSequences, SharedBatches
 from lightning_modules.experiment import TEST, TRAINING, VALIDATION, Experiment, NetworkMasks, check_probabilities
-from lightning_modules.keras_layers import KerasGRU, KerasLSTM
+from lightning_modules.keras import KerasGRU, KerasLSTM
 from variational_rnn import (
     VariationalDropout,
     VariationalEmbedding,

@@ -7,7 +7,7 @@ from statistics import mean, median, stdev
 
 import pandas as pd
 
-from reproduction.results import LABELS, LIMITS, STEPS, Result, alike, kept
+from experiments.results import LABELS, LIMITS, STEPS, Result, alike, kept
 
 LAST_EPOCHS = 25  # "the end of training" of a sentiment curve, protocol section 4, choice 24
 RISES = 0.03  # a curve overfits if its end is so much above its lowest stretch

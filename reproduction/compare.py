@@ -10,8 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from reproduction import print_any_text
-from reproduction.results import Result, ResultError, load_result
+from experiments import print_any_text
+from experiments.results import Result, ResultError, load_result
 
 ABSENT = "–"
 

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from reproduction import print_any_text
-from reproduction.results import Result, ResultError, alike, chosen_experiments, groups_with, load_results, title
+from experiments import print_any_text
+from experiments.results import Result, ResultError, alike, chosen_experiments, groups_with, load_results, title
 from reproduction.table import LOG, baselines
 
 # Okabe and Ito's palette, which stays distinct under the common kinds of colour blindness. Schemes that are the same

@@ -17,11 +17,11 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from lightning_modules.trainer import write_atomically
-from reproduction import print_any_text
+from experiments import print_any_text
+from experiments.results import Result, ResultError, experiments_of, groups_with, load_results
 from reproduction.figures import GREY, LOG_LABEL, PERPLEXITY, Panel, colours, name, panels
-from reproduction.results import Result, ResultError, experiments_of, groups_with, load_results
 from reproduction.table import LOG, TEXT, Section, heading, note, sections
+from training.trainer import write_atomically
 
 DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot"}
 """Plotly's names of the line styles, by CSS's and matplotlib's."""

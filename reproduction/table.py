@@ -20,9 +20,8 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-from reproduction import print_any_text
-from reproduction.claims import ALIKE, LAST_EPOCHS, LEARNS, MINIMUM, OSCILLATIONS_ALIKE, RISES, claims_table
-from reproduction.results import (
+from experiments import print_any_text
+from experiments.results import (
     GROUPS,
     LABELS,
     Result,
@@ -39,7 +38,8 @@ from reproduction.results import (
     read_json,
     title,
 )
-from reproduction.settings import differing, in_words, settings
+from experiments.settings import differing, in_words, settings
+from reproduction.claims import ALIKE, LAST_EPOCHS, LEARNS, MINIMUM, OSCILLATIONS_ALIKE, RISES, claims_table
 
 ROOT = Path(__file__).parents[1]
 LOG = Path(__file__).with_name("gal_1250_untied.csv")

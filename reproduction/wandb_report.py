@@ -15,11 +15,11 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from pydantic import TypeAdapter
 
-from lightning_modules import tracking
-from lightning_modules.tracking import PROJECT
-from reproduction import print_any_text
-from reproduction.results import Result, ResultError, experiments_of, load_results, title
+from experiments import print_any_text
+from experiments.results import Result, ResultError, experiments_of, load_results, title
 from reproduction.table import HEADINGS, Section, heading, markdown_of, note, sections
+from training import tracking
+from training.tracking import PROJECT
 
 SWEEPS = Path(__file__).parents[1] / "configs/sweeps"
 TITLE = "A Theoretically Grounded Application of Dropout in Recurrent Neural Networks"

@@ -282,7 +282,7 @@ def test_an_ensemble_predicts_with_the_weights_that_were_tested_and_averages(
     assert "main.py predict --config configs/ptb/medium/zaremba.yaml --seed_everything 0 " in first
     assert second.endswith(f"--ckpt_path {folder}/seed1/checkpoints/last.ckpt")
     assert average == (
-        f".venv/bin/python -m reproduction.ensemble {folder}/seed0/predictions.pt {folder}/seed1/predictions.pt "
+        f".venv/bin/python -m inference.ensemble {folder}/seed0/predictions.pt {folder}/seed1/predictions.pt "
         f"--output {tmp_path}/ptb/medium/zaremba/ensemble.json"
     )
     assert commands("SIZE=medium", "ROWS=non_regularized", "SEEDS=0 1")[0].endswith("/checkpoints/best.ckpt")
@@ -395,7 +395,7 @@ def test_slurm_is_given_what_is_missing_and_nothing_runs_here(
     slurm = ("-n", "reproduce-ptb", "LAUNCH=slurm", "SIZE=small", "GPU=", "DEVICES=4", "NODES=2")
     done = make(*slurm, "ROWS=moon zaremba", "SEEDS=0 1", "SLURM=--partition=gpu --time=8:00:00")
     [submission] = [line for line in done.stdout.replace("\\\n", " ").splitlines() if ".venv/bin/python" in line]
-    assert f"-m reproduction.slurm --logs {tmp_path}/runs/slurm --runs 'reproduce --config" in submission
+    assert f"-m experiments.slurm --logs {tmp_path}/runs/slurm --runs 'reproduce --config" in submission
     assert re.findall(r"--result \S+/small/(\S+)\.json", submission) == ["moon/seed1", "zaremba/seed0", "zaremba/seed1"]
     assert submission.count("--trainer.devices 4 --trainer.num_nodes 2") == 3
     assert submission.endswith(

@@ -21,8 +21,8 @@ import datamodules
 from datamodules import snippets
 from datamodules.reader import Reader
 from lightning_modules import LanguageModel, SentimentRegressor
-from lightning_modules.trainer import Trainer
 from reproduction.table import main as table
+from training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 README, RESULTS, GUIDE = ((ROOT / name).read_text() for name in ("README.md", "RESULTS.md", "docs/guide.md"))

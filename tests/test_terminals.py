@@ -11,11 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments import print_any_text
 from lightning_modules import SentimentRegressor
-from reproduction import print_any_text, table
+from reproduction import table
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("variational_rnn", "datamodules", "lightning_modules", "reproduction", "benchmarks", "examples")
+FOLDERS = (
+    "variational_rnn",
+    "datamodules",
+    "lightning_modules",
+    "experiments",
+    "training",
+    "inference",
+    "reproduction",
+    "benchmarks",
+    "examples",
+)
 POSIX = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # ASCII, and no encoding that was chosen
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from variational_rnn import functional
-from variational_rnn.backends import cpu, fast_twin
+from variational_rnn.kernels import cpu, fast_twin
 from variational_rnn.masks import (
     Choice,
     GateMasks,

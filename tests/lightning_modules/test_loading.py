@@ -11,7 +11,7 @@ import torch
 from datamodules import PennTreebank
 from datamodules.reader import Reader
 from lightning_modules import LanguageModel, SentimentRegressor, load
-from lightning_modules.trainer import Trainer
+from training.trainer import Trainer
 
 RATED = Reader(("<pad>", "<start>", "<unk>", "<unused>", *map(str, range(26))), "words", chunk_length=6)
 

@@ -24,7 +24,7 @@ from lightning_modules import LanguageModel, SentimentRegressor
 from lightning_modules import language_model as module
 from lightning_modules.experiment import TEST
 from lightning_modules.sentiment_regressor import Ratings
-from lightning_modules.trainer import Trainer
+from training.trainer import Trainer
 from variational_rnn import mc_dropout
 
 DROPOUT = {"input_dropout": 0.4, "recurrent_dropout": 0.35, "output_dropout": 0.45}

@@ -16,7 +16,7 @@ from torch import nn
 
 from datamodules import RatedText
 from lightning_modules import SentimentRegressor
-from lightning_modules.keras_layers import KerasGRU, KerasLSTM
+from lightning_modules.keras import KerasGRU, KerasLSTM
 from lightning_modules.sentiment_regressor import TAUS, Predictions, Ratings, coverage, fitted_tau, rmse_by_review
 from variational_rnn import VariationalGRU, VariationalLSTM, mc_dropout
 

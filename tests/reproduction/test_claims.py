@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from experiments.results import GROUPS, load_results
 from reproduction.claims import CLAIMS, Curve, Curves, claims_table
-from reproduction.results import GROUPS, load_results
 
 WriteResult = Callable[..., Path]
 Verdict = Callable[[str], tuple[str, str]]

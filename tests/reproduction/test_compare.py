@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from experiments.results import load_result
 from reproduction.compare import differences, main, measures
-from reproduction.results import load_result
 
 WriteResult = Callable[..., Path]
 

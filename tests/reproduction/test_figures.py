@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from experiments.results import groups_with, load_results
 from reproduction.figures import colours, draw_demo, draw_group, draw_mc, main
-from reproduction.results import groups_with, load_results
 from reproduction.table import LOG
 
 WriteResult = Callable[..., Path]

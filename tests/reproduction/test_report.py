@@ -10,9 +10,9 @@ import pandas
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
+from experiments.results import load_results
 from reproduction.figures import draw_group
 from reproduction.report import draw_mc, main, page, parts
-from reproduction.results import load_results
 from reproduction.table import LOG, sections
 
 WriteResult = Callable[..., Path]

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from lightning_modules.ablation import TEMPERATURES
-from reproduction.results import groups_with, load_results
+from experiments.results import groups_with, load_results
 from reproduction.table import (
     BEGIN,
     END,
@@ -27,6 +26,7 @@ from reproduction.table import (
     to_latex,
     to_markdown,
 )
+from training.ablation import TEMPERATURES
 
 WriteResult = Callable[..., Path]
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import wandb
 
-from lightning_modules import tracking
+from experiments.results import load_results
 from reproduction import table, wandb_report
-from reproduction.results import load_results
 from reproduction.table import ptb_table
 from tests.wandb_server import ENTITY, running
+from training import tracking
 
 WriteResult = Callable[..., Path]
 

@@ -19,7 +19,7 @@ from variational_rnn import (
     VariationalRNN,
     VariationalRNNCell,
 )
-from variational_rnn.backends import cpu
+from variational_rnn.kernels import cpu
 
 DROPOUT = {"input_dropout": 0.3, "recurrent_dropout": 0.5}
 any_layer = pytest.mark.parametrize("ours", [VariationalLSTM, VariationalGRU, VariationalRNN])

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from variational_rnn import LayerMasks, RNNMasks, VariationalGRU, VariationalLSTM, VariationalRNN, modules
-from variational_rnn.backends import cpu
+from variational_rnn.kernels import cpu
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 

@@ -71,7 +71,7 @@ def forbid_the_step_loop(monkeypatch):
         raise AssertionError("steps ran one by one")
 
     monkeypatch.setattr("variational_rnn.functional.unroll", unroll)
-    monkeypatch.setattr("variational_rnn.backends.cpu.unroll", unroll)
+    monkeypatch.setattr("variational_rnn.kernels.cpu.unroll", unroll)
 
 
 @settings(max_examples=250)

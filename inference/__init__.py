@@ -1,0 +1,1 @@
+"""A trained model on other texts, in a folder, on the hub."""

@@ -1,0 +1,1 @@
+"""How a run runs: command line, trainer, checkpoints, tracking, result file."""
