@@ -1,8 +1,8 @@
-"""Command line: `python main.py {fit,validate,test,predict,reproduce,ablate} --config configs/...`.
+"""Command line: `python main.py {fit,validate,test,predict,reproduce,ablate} --config ptb/medium/zaremba`.
 
 Without --config, `main.py predict MODEL [FILE]` reads a text with a trained model: see `inference.predict`.
 `main.py export CHECKPOINT FOLDER` saves one, and shares it: see `inference.export`.
-A configuration below `configs` inherits every `common.yaml` of its folder and of the folders above.
+`--config` takes a row of `configs`, EXPERIMENT/GROUP/ROW, or a file; `main.py config ROW` prints what a row resolves to.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from experiments import print_any_text
+from experiments.catalogue import CONFIGS, merged_config
 from inference import export, predict
 from training.checkpoints import LAST, PREVIOUS, checkpoints
 from training.parser import COMMANDS, Parser, check_config, in_short
@@ -55,7 +56,6 @@ warnings.filterwarnings("ignore", message=".*your dataloader is not resumable") 
 torch.backends.cudnn.allow_tf32 = False
 
 BAD_INPUT = (ValueError, OSError, MisconfigurationException, ModuleNotFoundError, UnpicklingError)
-CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -187,14 +187,14 @@ class CommandLine(LightningCLI):
         return trainer
 
 
-def with_inherited_configs(arguments: list[str]) -> list[str]:
-    """Put `--config FOLDER/common.yaml` for every folder above before each `--config` below `configs`.
+def with_rows(arguments: list[str]) -> list[str]:
+    """Put the configuration of a row in place of its name in `--config EXPERIMENT/GROUP/ROW`, and check files.
 
     And `--a=value --b=value` in place of `--a+b=value`, with which a sweep sets several options by one parameter.
 
     Raises:
-        OSError: there is no such configuration; names those that are there.
-        ValueError: it is not one, or the model is given a vocabulary of its own.
+        OSError: there is neither such a file nor such a row; names rows like it.
+        ValueError: the file is no configuration of a run, or the model is given a vocabulary of its own.
     """
     if any(word.startswith(("--model.vocab_size", "--model.init_args.vocab_size")) for word in arguments):
         raise ValueError("the model's vocab_size follows the data's: set --data.init_args.vocab_size")
@@ -209,18 +209,27 @@ def with_inherited_configs(arguments: list[str]) -> list[str]:
         if option not in ("--config", "-c") or not value:
             expanded.append(word)
             continue
-        path = Path(os.path.expanduser(value)).resolve()
-        if path.is_dir():
-            raise IsADirectoryError(f"--config {path} is a folder: name one of its files")
-        if not path.is_file():
-            there = ", ".join(sorted(f.name for f in path.parent.glob("*") if f.is_dir() or f.suffix == ".yaml"))
-            raise FileNotFoundError(f"--config {path} does not exist; in {path.parent} there is: {there or 'nothing'}")
-        folders = [folder for folder in reversed(path.parents) if folder == CONFIGS or CONFIGS in folder.parents]
-        inherited = [folder / "common.yaml" for folder in folders if (folder / "common.yaml").exists()]
-        for config in dict.fromkeys([*inherited, path]):
-            check_config(config)
-            expanded += ["--config", str(config)]
+        expanded += ["--config", _configuration(value)]
     return expanded
+
+
+def _configuration(name: str) -> str:
+    """The path of a configuration file, or the configuration of a row."""
+    path = Path(os.path.expanduser(name)).resolve()
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"--config {path} is a folder: name one of its files, or a row such as ptb/small/zaremba"
+        )
+    if path.is_file():
+        if CONFIGS in path.parents:
+            group = path.relative_to(CONFIGS).with_suffix("")
+            raise ValueError(f"--config {path} is a table: name one of its rows, --config {group}/ROW")
+        check_config(path)
+        return str(path)
+    try:
+        return merged_config(name)
+    except ValueError as error:
+        raise FileNotFoundError(f"--config {name} is no file, and {error}") from error
 
 
 def main(arguments: list[str], trainer_class: type[Trainer] = Trainer) -> None:
@@ -232,7 +241,12 @@ def main(arguments: list[str], trainer_class: type[Trainer] = Trainer) -> None:
         if arguments[:1] == ["export"]:
             export.main(arguments[1:])
             return
-        sys.argv[1:] = with_inherited_configs(arguments)
+        if arguments[:1] == ["config"]:
+            if len(arguments) != 2:
+                raise ValueError("main.py config takes one row, such as: main.py config ptb/small/zaremba")
+            print(merged_config(arguments[1]), end="")
+            return
+        sys.argv[1:] = with_rows(arguments)
         run(trainer_class)
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)  # Lightning would end with status 0, as if the run had finished
@@ -262,7 +276,7 @@ def run(trainer_class: type[Trainer]) -> None:
         save_config_callback=SaveRunConfig,
         parser_class=Parser,
         parser_kwargs={
-            name: {"usage": f"main.py {name} --config configs/.../ROW.yaml [options]", "description": does}
+            name: {"usage": f"main.py {name} --config ROW_OR_FILE [options]", "description": does}
             for name, does in COMMANDS.items()
         },
     )

@@ -30,15 +30,17 @@ COMMANDS = {
 WITHOUT_CONFIG = {
     "predict MODEL [FILE]": "Say what a trained model makes of a text.",
     "export CHECKPOINT FOLDER": "Save a trained model to be shared.",
+    "config ROW": "Print the configuration of a row.",
 }
 """Those that need none, and what they do."""
 
-HELP = """usage: main.py COMMAND --config configs/.../ROW.yaml [options]
+HELP = """usage: main.py COMMAND --config ROW_OR_FILE [options]
 
 Train and test the models of the paper: `make demo`, or for one of its runs `main.py reproduce
---config configs/demo/sentiment/variational.yaml --result results/demo/sentiment/variational/seed0.json`.
+--config demo/sentiment/variational --result results/demo/sentiment/variational/seed0.json`.
+A configuration is a row of configs/, EXPERIMENT/GROUP/ROW, or a YAML file.
 
-Commands with a configuration (`main.py COMMAND --config FILE --help` lists their options):
+Commands with a configuration (`main.py COMMAND --config ROW_OR_FILE --help` lists their options):
 {}
 
 Commands without one (`main.py predict --help`, `main.py export --help`):
@@ -105,7 +107,7 @@ def in_short(message: str, parser: LightningArgumentParser | None = None) -> str
     if command := re.match(r"expected \"subcommand\"|argument subcommand: invalid choice: ('.+?')", message):
         return f"there is no command {command[1]}: {CHOICE}" if command[1] else f"there is no command: {CHOICE}"
     if re.search(r"arguments are required: \w+\.model", message):
-        return "there is no model: name a configuration, such as --config configs/demo/sentiment/variational.yaml"
+        return "there is no model: name a configuration, such as --config demo/sentiment/variational"
     if required := re.match(r"the following arguments are required: (.+)", message):
         names = (name.partition(".")[2] for name in required[1].split(", "))
         return f"{' and '.join(f'--{name}' for name in names)} must be given"
@@ -151,7 +153,7 @@ def _where(option: str) -> str:
     if any(f".{word.partition('=')[0].lstrip('-')}".endswith(f".{option}") for word in sys.argv if word[:2] == "--"):
         return ""
     paths = [path for word, path in pairwise(sys.argv) if word == "--config"]
-    for path in reversed(paths):  # the last one counts
+    for path in reversed([path for path in paths if "\n" not in path]):  # the last one counts; a row is text
         for name, (line, _) in check_config(Path(path)).items():
             if f".{name}".endswith(f".{option}"):
                 return f"--config {path}, line {line}: "

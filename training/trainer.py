@@ -25,8 +25,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, Sto
 from datamodules.checks import check_count, check_number
 from datamodules.rated_sequences import RatedSequences
 from datamodules.streams import TokenStreams
-from experiments.results import ablation_file, load_result
-from experiments.settings import MC, settings
+from experiments.results import MC, ablation_file, load_result, options_that_matter
 from inference.sharing import weights_sha256
 from lightning_modules.experiment import Experiment
 from lightning_modules.language_model import LanguageModel
@@ -279,11 +278,15 @@ class Trainer(L.Trainer):
             raise FileNotFoundError(f"{result} is not there: an ablation is of a finished run; run it first")
         run = load_result(result)
         self._check_seed(result, run.seed)
-        options = {name: value for name, value in settings(self.run_config).items() if name not in (*MC, "precision")}
+        options = {
+            name: value
+            for name, value in options_that_matter(self.run_config).items()
+            if name not in (*MC, "precision")
+        }
         if changed := [
             f"{name}: {run.settings[name]} in {result.name}, {value} here"
             for name, value in options.items()
-            if name in run.settings and run.settings[name] != value
+            if name in run.settings and name not in (*MC, "precision") and run.settings[name] != value
         ]:
             raise ValueError(
                 f"{result} is of a run with other options ({'; '.join(changed)}): use the configuration of that run"

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from experiments.settings import configured, defaults, settings
 
 import datamodules
 import lightning_modules
-from experiments.results import alike, load_result, load_results
-from experiments.settings import configured, defaults, settings
+from experiments.results import comparable, load_result, load_results
 
 WriteResult = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def seeds(folder: Path, write_result: WriteResult) -> Callable[..., list[list[in
     def find(*configs: dict[str, Any]) -> list[list[int]]:
         for seed, its in enumerate(configs):
             write_result("ptb", "medium", "variational_tied", seed=seed, config=its)
-        return [[run.seed for run in same] for same in alike(load_results(folder))]
+        return [[run.seed for run in same] for same in comparable(load_results(folder))]
 
     return find
 
