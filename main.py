@@ -2,7 +2,7 @@
 
 Without --config, `main.py predict MODEL [FILE]` reads a text with a trained model: see `inference.predict`.
 `main.py export CHECKPOINT FOLDER` saves one, and shares it: see `inference.export`.
-`--config` takes a row of `configs`, EXPERIMENT/GROUP/ROW, or a file; `main.py config ROW` prints what a row resolves to.
+`--config` takes a row of `configs`, EXPERIMENT/GROUP/ROW, or a file; `main.py config ROW` prints a row's options.
 """
 
 from __future__ import annotations
@@ -27,21 +27,20 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from experiments import print_any_text
 from experiments.catalogue import CONFIGS, merged_config
+from experiments.files import LOCKS, check_writable, is_running, lock_run_folder, write_atomically
 from inference import export, predict
 from training.checkpoints import LAST, PREVIOUS, checkpoints
 from training.parser import COMMANDS, Parser, check_config, in_short
 from training.progress import Progress
+from training.provenance import provenance
 from training.tracking import (
     FOLDER,
-    LOCKS,
     LoggersOfARun,
     RunWandbLogger,
     default_loggers,
-    hold,
-    is_running,
     log_lost_epochs,
 )
-from training.trainer import Trainer, check_writable, kept_options, provenance, write_atomically
+from training.trainer import Trainer, kept_options
 
 # Device lists and advertisements (a run says what it runs on), and a warning about Lightning's own use of torch.
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -71,7 +70,7 @@ class SaveRunConfig(SaveConfigCallback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Data and checkpoint are in order."""
         folder = Path(trainer.default_root_dir)
-        hold(folder)
+        lock_run_folder(folder)
         here = provenance(trainer.strategy.root_device, trainer.world_size)
         for logger in trainer.loggers:
             if isinstance(logger, RunWandbLogger):

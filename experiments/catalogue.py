@@ -136,8 +136,11 @@ def find_row(name: str) -> Row:
     """
     known = rows()
     if name not in known:
-        near = difflib.get_close_matches(name, known) or list(known)
-        raise ValueError(f"there is no row {name!r} in configs; choose from: {', '.join(near)}")
+        of_group = [row for row in known if row.startswith(f"{name.rpartition('/')[0]}/")]
+        near = difflib.get_close_matches(name, known) or of_group
+        groups = [group.name for experiment in catalogue().values() for group in experiment.groups.values()]
+        choice = f"choose from: {', '.join(near)}" if near else f"rows are of {', '.join(groups)}"
+        raise ValueError(f"there is no row {name!r} in configs; {choice}")
     return known[name]
 
 

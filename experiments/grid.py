@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
         if chosen.agent:
             import wandb  # here, since it takes longer to load than a list to print
 
-            from training.tracking import PROJECT
+            from experiments.wandb_runs import PROJECT
 
             here = str(Path(sys.executable).parent)  # the agent starts `python`
             os.environ["PATH"] = os.pathsep.join([here, os.environ["PATH"]])

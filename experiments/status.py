@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import print_any_text
+from experiments.files import is_running
 from experiments.results import load_result
 from experiments.slurm import Job, queue
 
@@ -44,11 +45,8 @@ def status(result: Path, folder: Path, job: Job | None) -> Status:
         return Status("running" if job.is_running else "queued", *made, f"job {job.id}")
     if run and not run.shortened:
         return Status("done", run.epochs, run.planned_epochs)
-    if folder.is_dir():
-        from training.tracking import is_running  # here, since it takes seconds to load
-
-        if is_running(folder):
-            return Status("running", *made)
+    if folder.is_dir() and is_running(folder):
+        return Status("running", *made)
     if run:
         return Status("done", run.epochs, run.planned_epochs)
     if log.exists():

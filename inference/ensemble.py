@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from experiments import print_any_text
+from experiments.files import write_atomically
 from experiments.results import (
     MC,
     Result,
@@ -22,7 +23,6 @@ from experiments.results import (
     without_diverged,
 )
 from training.checkpoints import read_checkpoint
-from training.trainer import write_atomically
 
 # What `main.py predict` calls its surprisals, and the perplexity that a test makes of them.
 METRICS = {

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from experiments import print_any_text
 from experiments.catalogue import Row, catalogue, groups_of, labelled, place_of, rows
+from experiments.files import replace_between
 from experiments.results import (
     Result,
     ResultError,
@@ -601,18 +602,6 @@ def _narrow(cell: str) -> str:
     return cell.replace(" ± 0.", "±.").replace(" ± ", "±").replace(" epochs", "").replace(" of ", "/")
 
 
-def replace_between_markers(text: str, tables: str) -> str:
-    """`text` with everything between the two results markers replaced by `tables`.
-
-    Raises:
-        ValueError: `text` does not contain the two markers exactly once, in order.
-    """
-    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or not pattern.search(text):
-        raise ValueError(f"must contain the line {BEGIN} and, after it, the line {END}, once each")
-    return pattern.sub(lambda _: f"{BEGIN}\n\n{tables}\n\n{END}", text)
-
-
 def _lines(experiment: str, group: str, results: list[Result]) -> list[tuple[str, str, list[Result]]]:
     """The lines of a table: a row, its name, and runs of it that may be averaged."""
     groups = groups_of(experiment)
@@ -845,18 +834,10 @@ def main(arguments: list[str] | None = None) -> None:
         tables = to_markdown(results, experiments, options.size)
     except ResultError as error:
         sys.exit(str(error))
-    text = options.readme.read_text(encoding="utf-8")
     try:
-        current = replace_between_markers(text, tables)
-    except ValueError as error:
-        sys.exit(f"{options.readme}: {error}")
-    if options.check:
-        if current != text:
-            sys.exit(f"{options.readme}: the results are stale; run `make table`")
-    else:
-        temporary = options.readme.with_name(options.readme.name + ".tmp")
-        temporary.write_text(current, encoding="utf-8")
-        temporary.replace(options.readme)
+        replace_between(options.readme, BEGIN, END, tables, options.check)
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ import lightning as L
 import pytest
 import torch
 
+from experiments.files import write_atomically
 from lightning_modules import LanguageModel, SentimentRegressor
 from lightning_modules.experiment import duration
 from training import trainer as module
 from training.checkpoints import checkpoints
-from training.trainer import write_atomically
 
 TIMINGS = {"seconds", "words_per_s"}
 DROPOUT = {"word_dropout": 0.3, "input_dropout": 0.4, "recurrent_dropout": 0.35, "output_dropout": 0.45}

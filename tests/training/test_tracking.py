@@ -22,6 +22,7 @@ import wandb
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from datamodules import FilmReviews, PennTreebank, film_reviews, penn_treebank
+from experiments import files
 from lightning_modules import LanguageModel
 from tests.tiny import small_disk, tiny_program, tiny_run
 from tests.wandb_server import running
@@ -68,8 +69,8 @@ def train(call: Call, tiny_treebank: Path, tmp_path: Path, result: Path) -> Call
 def end_of_process() -> None:
     """What the end of a process does to its records."""
     tracking.teardown()
-    while tracking.LOCKS:
-        tracking.LOCKS.popitem()[1].close()
+    while files.LOCKS:
+        files.LOCKS.popitem()[1].close()
 
 
 def offline_runs(root: Path) -> list[Path]:
@@ -645,7 +646,7 @@ def test_a_folder_in_use_is_not_trained_in_by_another_process(train: Call, tmp_p
     code = f"""
 from pathlib import Path
 from training import tracking
-tracking.hold(Path({str(tmp_path / "run")!r}))
+files.lock_run_folder(Path({str(tmp_path / "run")!r}))
 print("held", flush=True)
 input()
 """
