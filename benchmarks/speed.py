@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from experiments import print_any_text
-from experiments.files import write_atomically
+from experiments.files import replace_between, write_atomically
 from lightning_modules.language_model import LanguageModel
 from lightning_modules.optim import DecoupledSGD
 from training.provenance import provenance

@@ -5,11 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from experiments.settings import configured, defaults, settings
 
 import datamodules
 import lightning_modules
-from experiments.results import comparable, load_result, load_results
+from experiments.results import (
+    comparable,
+    configured,
+    defaults,
+    load_result,
+    load_results,
+    options_that_matter,
+)
 
 WriteResult = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
@@ -49,7 +55,7 @@ def test_defaults_that_are_read_in_the_source_are_those_of_the_class(of: type) -
 
 def test_a_class_of_somewhere_else_has_no_known_defaults() -> None:
     assert defaults("somewhere.Model") == {}
-    assert settings({"model": {"class_path": "somewhere.Model", "init_args": {"size": 3}}})["size"] == 3
+    assert options_that_matter({"model": {"class_path": "somewhere.Model", "init_args": {"size": 3}}})["size"] == 3
 
 
 @pytest.mark.parametrize(
@@ -110,7 +116,7 @@ def test_runs_are_marked_by_what_tells_them_from_the_rest_of_their_row(folder: P
     ]
 
 
-def test_a_row_is_configured_by_its_file_and_those_of_the_folders_above() -> None:
+def test_a_row_has_its_options_and_those_that_its_table_and_its_experiment_share() -> None:
     found = configured("ptb", "medium", "variational_tied")
     names = ("learning_rate", "window", "hidden_size", "mc_samples", "word_masks", "precision", "gradient_clip_val")
     assert [found[name] for name in names] == [1.0, 35, 650, 1000, "type", "32-true", 5.0]
