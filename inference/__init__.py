@@ -1,1 +1,1 @@
-"""A trained model on other texts, in a folder, on the hub."""
+"""Use of a trained model: predictions for other texts, ensembles, export to a folder or the Hugging Face hub."""

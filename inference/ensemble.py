@@ -22,7 +22,7 @@ from experiments.results import (
     options_that_matter,
     without_diverged,
 )
-from training.checkpoints import read_checkpoint
+from lightning_modules.loading import read_checkpoint
 
 # What `main.py predict` calls its surprisals, and the perplexity that a test makes of them.
 METRICS = {

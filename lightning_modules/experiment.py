@@ -6,6 +6,7 @@ import copy
 import inspect
 import os
 import time
+from collections.abc import Iterable
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -20,7 +21,6 @@ from torchmetrics import Metric
 from datamodules.rated_sequences import RatedSequences
 from datamodules.reader import Reader
 from datamodules.streams import TokenStreams
-from inference.sharing import Shareable
 from lightning_modules.optim import DecoupledSGD
 from variational_rnn import RNNMasks
 from variational_rnn.masks import check_probability
@@ -58,7 +58,7 @@ class NetworkMasks(NamedTuple):
         return NetworkMasks(words, self.rnn.select(sequences), output)
 
 
-class Experiment(L.LightningModule, Shareable):
+class Experiment(L.LightningModule):
     """Base of the LightningModules: records every epoch, measures words/s, and checks checkpoints before loading.
 
     Attributes:
@@ -69,6 +69,8 @@ class Experiment(L.LightningModule, Shareable):
             checkpoint, so an interrupted run keeps it.
         options: of data and trainer that a resumed run must have kept.
         reader: how the model reads texts: of the data, or of the checkpoint; None if neither says.
+        run: that trained the parameters: its number of epochs (`epoch`), `date`, `commit` and whether that was `dirty`;
+            set by `load`, None if it is unknown.
         provenance: where this run was started, and where it was resumed; also part of the checkpoint.
         sampled_dropout: names of the probabilities that make sampled networks differ.
         training_means: names of the metrics that training fills in the course of an epoch.
@@ -77,6 +79,8 @@ class Experiment(L.LightningModule, Shareable):
     """
 
     monitor: str
+    rates_texts: bool
+    run: dict[str, Any] | None = None
     sampled_dropout: tuple[str, ...]
     learning_rate: float
     reference_batch_size: int | None
@@ -370,7 +374,8 @@ class Experiment(L.LightningModule, Shareable):
         """
         if "curve" not in checkpoint:
             raise ValueError("the checkpoint was not written by this repository: it has no curve of its run")
-        theirs, ours = checkpoint["state_dict"], self.state_dict()
+        ours = self.state_dict()
+        theirs = checkpoint["state_dict"] = upgrade(checkpoint["state_dict"], ours)
         differences = [f"{name}: {_shape(theirs, name)} in the checkpoint, {_shape(ours, name)} here"
                        for name in sorted(theirs.keys() | ours.keys())
                        if _shape(theirs, name) != _shape(ours, name)]  # fmt: skip
@@ -442,6 +447,17 @@ class Experiment(L.LightningModule, Shareable):
             self.reader = _agreed(reader, self.reader)
         self.curve = checkpoint["curve"]
         self.provenance = checkpoint["provenance"] + self.provenance
+
+
+def upgrade(state_dict: dict[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
+    """Rename parameters that were saved without the prefix "network.".
+
+    Args:
+        state_dict: of a checkpoint or a saved folder.
+        own: names of the parameters of the model that loads it.
+    """
+    names = {name.removeprefix("network."): name for name in own}
+    return {names.get(name, name): value for name, value in state_dict.items()}
 
 
 def check_probabilities(**options: float) -> list[float]:

@@ -11,7 +11,7 @@ import pytest
 from datamodules import penn_treebank
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-SMALL = ["--config", str(CONFIGS / "ptb/small/variational_tied.yaml")]
+SMALL = ["--config", "ptb/small/variational_tied"]
 
 
 def tiny_run(tmp_path: Path, *more: str, logger: tuple[str, ...] = ("--trainer.logger", "false")) -> list[str]:

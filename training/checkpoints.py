@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import signal
 import sys
 import threading
 import time
-import zipfile
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_modules.loading import read_checkpoint
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -68,44 +67,6 @@ class WholeFiles(TorchCheckpointIO):
         if weights_only is False:
             raise ValueError(f"weights_only=False would execute what is in the checkpoint {path}: leave it out")
         return read_checkpoint(Path(path))
-
-
-def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, and execute nothing that is in it.
-
-    It is compared with the checksums in it, which torch.load does not do.
-
-    Args:
-        path: of the file.
-        mmap: whether tensors are read only when they are needed.
-
-    Raises:
-        OSError: it cannot be opened.
-        ValueError: it is damaged, or no checkpoint at all.
-        UnpicklingError: it is whole, but holds something other than tensors and plain values.
-    """
-    with path.open("rb") as file:
-        try:
-            archive = zipfile.ZipFile(file)
-            size, there = sum(part.file_size for part in archive.infolist()), path.stat().st_size
-            if size > there:  # torch.save compresses nothing
-                raise ValueError(f"its parts claim {size / 1e6:,.0f} MB, but it has {there / 1e6:,.0f} MB")
-            damaged = archive.testzip()
-            content = None if damaged else torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
-        except UnpicklingError as error:
-            name = re.search(r"GLOBAL (\S+)", str(error))
-            raise UnpicklingError(
-                f"the checkpoint {path} is refused: it holds {name[1] if name else 'something'} beside tensors and "
-                "plain values, and to read that is to execute code. Nothing was executed. Checkpoints of this "
-                "repository need none: take another, or ask who made it for safetensors."
-            ) from error
-        except Exception as error:  # there is no end to what readers of damaged files raise
-            raise ValueError(f"the checkpoint {path} is damaged, or none: {error}") from error
-    if damaged:
-        raise ValueError(f"the checkpoint {path} is damaged: its part {damaged} has another content than was written")
-    if not isinstance(content, dict):
-        raise ValueError(f"the checkpoint {path} is none: it holds a {type(content).__name__}")
-    return content
 
 
 def add_to_checkpoint(path: Path, entries: dict[str, Any]) -> None:

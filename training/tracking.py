@@ -23,7 +23,7 @@ from experiments import print_any_text
 from experiments.files import is_running, lock_run_folder
 from experiments.runs import Run
 from experiments.wandb_runs import FAILURES, PROJECT, artifact_name, first_line, start, teardown, without_records
-from training.checkpoints import read_checkpoint
+from lightning_modules.loading import read_checkpoint
 
 # Curves; other metrics have one value. W&B keeps one definition of a metric, any one: no two patterns may fit it.
 LOWER_IS_BETTER = ("train_*", "valid_*", "test_ppl*", "test_rmse*")

@@ -24,9 +24,9 @@ from datamodules.streams import TokenStreams
 from experiments.files import check_writable, lock_run_folder, write_atomically
 from experiments.results import MC, ablation_file, load_result, options_that_matter
 from experiments.runs import Run
-from inference.sharing import weights_sha256
 from lightning_modules.experiment import Experiment
 from lightning_modules.language_model import LanguageModel
+from lightning_modules.loading import read_checkpoint, weights_sha256
 from lightning_modules.sentiment_regressor import SentimentRegressor
 from training.ablation import test_time_choices
 from training.checkpoints import (
@@ -35,7 +35,6 @@ from training.checkpoints import (
     WholeFiles,
     add_to_checkpoint,
     find_checkpoint,
-    read_checkpoint,
 )
 from training.provenance import provenance
 from training.tracking import FOLDER, RunWandbLogger

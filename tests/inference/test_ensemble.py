@@ -12,7 +12,7 @@ import torch
 
 from experiments.results import ensembles_of, load_results
 from inference.ensemble import ensemble_perplexities, load_predictions, main
-from tests.tiny import CONFIGS, tiny_run
+from tests.tiny import tiny_run
 
 
 def test_an_ensemble_averages_probabilities_word_by_word() -> None:
@@ -349,7 +349,7 @@ def test_ratings_are_predicted_on_one_device_or_a_part_of_them_would_be_written(
 ) -> None:
     (tmp_path / "texts.csv").write_text("text,rating\n" + "".join(f"a b c{i},{i}\n" for i in range(40)))
     data = ("--data", "datamodules.RatedText", "--data.init_args.source", str(tmp_path / "texts.csv"))
-    configuration = ("--config", str(CONFIGS / "demo/sentiment/variational.yaml"))
+    configuration = ("--config", "demo/sentiment/variational")
     root = ("--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.logger", "false")
     trained = call("fit", *configuration, *data, *root, "--trainer.max_epochs", "1")
     assert trained.status == 0, trained.err

@@ -24,9 +24,10 @@ import torch
 from datamodules import PennTreebank
 from experiments import files
 from lightning_modules import LanguageModel, load
+from lightning_modules.loading import read_checkpoint
 from tests.tiny import small_disk, tiny_program, tiny_run
 from training import tracking
-from training.checkpoints import WholeFiles, find_checkpoint, read_checkpoint
+from training.checkpoints import WholeFiles, find_checkpoint
 from training.trainer import kept_options
 
 Call = Callable[..., Any]

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
 from datamodules.reader import Reader
+from inference.export import describe, push, save
 from lightning_modules import LanguageModel, SentimentRegressor, load
+from lightning_modules.loading import weights_sha256
 from tests import hub_server
 from tests.tiny import tiny_run
 from tests.training.test_faults import Trap
@@ -26,6 +28,7 @@ READER = Reader(("<unk>", "<eos>", *map(str, range(9))), "words", window=5)
 RATED = Reader(("<pad>", "<start>", "<unk>", "<unused>", *map(str, range(26))), "words", chunk_length=6)
 DROPOUT = {"word_dropout": 0.2, "input_dropout": 0.3, "recurrent_dropout": 0.4, "output_dropout": 0.5}
 NAME = "someone/model"
+RUN = {"epoch": 2, "date": "2026-01-02T03:04:05", "commit": "0123456789", "dirty": True}
 ROOT = Path(__file__).parents[2]
 
 
@@ -38,7 +41,7 @@ def model() -> LanguageModel:
 
 @pytest.fixture
 def folder(model: LanguageModel, tmp_path: Path) -> Path:
-    model.save_pretrained(tmp_path / "saved")
+    save(model, tmp_path / "saved")
     return tmp_path / "saved"
 
 
@@ -68,12 +71,9 @@ def without_hashes(folder: Path) -> Path:
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loader", [load, LanguageModel.from_pretrained])
-def test_a_language_model_comes_back_bit_for_bit(
-    loader: Callable[..., Any], model: LanguageModel, folder: Path
-) -> None:
+def test_a_language_model_comes_back_bit_for_bit(model: LanguageModel, folder: Path) -> None:
     assert sorted(files(folder)) == ["README.md", "config.json", "model.safetensors", "reader.json"]
-    loaded = loader(folder)
+    loaded = load(folder)
     assert not loaded.training
     assert (dict(loaded.hparams), loaded.reader) == (dict(model.hparams), READER)
     words, masks = torch.randint(11, (7, 3)), model.sample_masks(3)
@@ -91,14 +91,14 @@ def test_a_regressor_comes_back_bit_for_bit_with_its_scale(
     model.target_mean.fill_(3.7)
     model.target_std.fill_(0.3)
     model.noise = {"tau": 1.5, "tau_mc": 2.5}
-    model.save_pretrained(tmp_path / "saved")
+    save(model, tmp_path / "saved")
     words = torch.randint(30, (6, 4))
     masks = model.sample_masks(4, 6)
-    for loaded in (load(tmp_path / "saved"), SentimentRegressor.from_pretrained(tmp_path / "saved")):
-        assert (loaded.reader, loaded.noise) == (RATED, model.noise)
-        assert torch.equal(loaded(words), model(words))
-        with mc_dropout(model), mc_dropout(loaded):
-            assert torch.equal(loaded(words, masks), model(words, masks))
+    loaded = load(tmp_path / "saved")
+    assert (loaded.reader, loaded.noise) == (RATED, model.noise)
+    assert torch.equal(loaded(words), model(words))
+    with mc_dropout(model), mc_dropout(loaded):
+        assert torch.equal(loaded(words, masks), model(words, masks))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -108,8 +108,8 @@ def test_a_model_that_was_saved_in_half_precision_comes_back_in_its_own_with_the
 ) -> None:
     for number, model in enumerate((LanguageModel(5, 3, tie_weights=tied), SentimentRegressor(9))):
         folder = tmp_path / str(number)
-        model.to(dtype).save_pretrained(folder)
-        found = type(model).from_pretrained(folder).state_dict()
+        save(model.to(dtype), folder)
+        found = load(folder).state_dict()
         plain = type(model)(**{k: v for k, v in model.hparams.items() if not k.startswith("_")}).state_dict()
         for name, value in model.state_dict().items():
             assert torch.equal(found[name], value.to(plain[name].dtype)), name
@@ -117,7 +117,7 @@ def test_a_model_that_was_saved_in_half_precision_comes_back_in_its_own_with_the
 
 
 def test_what_is_chosen_at_test_time_is_given_when_a_model_is_loaded(folder: Path) -> None:
-    assert LanguageModel.from_pretrained(folder, mc_samples=7).mc_samples == 7
+    assert load(folder, mc_samples=7).mc_samples == 7
     assert load(folder).mc_samples == 0
 
 
@@ -130,7 +130,7 @@ def test_a_saved_folder_is_plain_files_that_others_may_read(folder: Path) -> Non
 
 
 def test_a_model_without_a_reader_is_saved_without_one(tmp_path: Path) -> None:
-    LanguageModel(11, 6).save_pretrained(tmp_path / "saved")
+    save(LanguageModel(11, 6), tmp_path / "saved")
     assert not (tmp_path / "saved/reader.json").exists()
     assert load(tmp_path / "saved").reader is None
 
@@ -145,9 +145,9 @@ def test_parameters_that_are_one_are_saved_once_and_stay_one(tmp_path: Path, mon
 
     monkeypatch.setattr(LanguageModel, "__init__", build_tied)
     model = LanguageModel(11, 6).eval()
-    model.save_pretrained(tmp_path / "saved")
+    save(model, tmp_path / "saved")
     assert len(load_file(tmp_path / "saved/model.safetensors")) == len(model.state_dict()) - 1
-    loaded = LanguageModel.from_pretrained(tmp_path / "saved")
+    loaded = load(tmp_path / "saved")
     assert loaded.embedding.weight is loaded.softmax.weight
     words = torch.randint(11, (7, 3))
     assert torch.equal(loaded(words)[0], model(words)[0])
@@ -158,10 +158,10 @@ def test_a_folder_with_something_in_it_is_left_alone(model: LanguageModel, tmp_p
     (tmp_path / "mine/notes.txt").write_text("do not touch")
     for place in ("mine", "mine/notes.txt"):
         with pytest.raises(FileExistsError, match=f"{place} is there, and is no empty folder: name another one"):
-            model.save_pretrained(tmp_path / place)
+            save(model, tmp_path / place)
     assert files(tmp_path / "mine") == {"notes.txt": b"do not touch"}
     (tmp_path / "empty").mkdir()
-    model.save_pretrained(tmp_path / "empty")
+    save(model, tmp_path / "empty")
     assert load(tmp_path / "empty").reader == READER
 
 
@@ -172,9 +172,9 @@ def test_a_folder_that_cannot_be_written_as_a_whole_is_not_there(
     def full(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("inference.sharing.save_model", full)  # config.json is written by then
+    monkeypatch.setattr("inference.export.save_file", full)  # config.json is written by then
     with pytest.raises(OSError, match=rf"saved cannot be written .*{error.strerror}.*: make room, give the right"):
-        model.save_pretrained(tmp_path / "saved")
+        save(model, tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -251,7 +251,7 @@ def test_a_reader_of_another_model_is_refused(exchange: Callable[[Path], Any], f
 
 
 def test_a_reader_that_was_added_to_a_model_without_one_is_refused(tmp_path: Path) -> None:
-    LanguageModel(11, 6).save_pretrained(tmp_path / "saved")
+    save(LanguageModel(11, 6), tmp_path / "saved")
     (tmp_path / "saved/reader.json").write_text(json.dumps(READER.state()))
     with pytest.raises(ValueError, match=r"reader\.json is not the one that was saved with config\.json"):
         load(tmp_path / "saved")
@@ -283,7 +283,7 @@ def test_a_bit_that_is_turned_over_in_what_a_folder_says_is_found_or_changes_not
 ) -> None:
     model = regressor(**DROPOUT)
     model.reader, model.noise = RATED, {"tau": 123.5, "tau_mc": 2.5}
-    model.save_pretrained(tmp_path / "saved")
+    save(model, tmp_path / "saved")
     file = tmp_path / "saved" / name
     content = file.read_bytes()
     for bit in range(8 * len(content)):
@@ -310,9 +310,8 @@ def test_a_bit_that_is_turned_over_in_what_a_folder_says_is_found_or_changes_not
 )
 def test_a_configuration_that_was_changed_is_refused(changes: dict[str, Any], message: str, folder: Path) -> None:
     change(folder / "config.json", **changes)
-    for loader in (load, LanguageModel.from_pretrained):
-        with pytest.raises(ValueError, match=message):
-            loader(folder)
+    with pytest.raises(ValueError, match=message):
+        load(folder)
     if "more" not in changes:
         load(without_hashes(folder))
 
@@ -327,14 +326,13 @@ def test_damage_on_the_way_from_the_hub_is_found(hub: hub_server.Server, folder:
     content = files(folder)
     content["model.safetensors"] = with_a_bit_turned_over(content["model.safetensors"], 8 * 1000)
     hub.models[NAME] = content
-    for loader in (load, LanguageModel.from_pretrained):
-        with pytest.raises(ValueError, match=r"model\.safetensors is not the one that was saved with config\.json"):
-            loader(NAME)
+    with pytest.raises(ValueError, match=r"model\.safetensors is not the one that was saved with config\.json"):
+        load(NAME)
 
 
 def test_a_model_in_double_precision_comes_back_bit_for_bit(tmp_path: Path) -> None:
     model = LanguageModel(11, 6).double().eval()
-    model.save_pretrained(tmp_path / "saved")
+    save(model, tmp_path / "saved")
     loaded = load(tmp_path / "saved")
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
@@ -342,13 +340,11 @@ def test_a_model_in_double_precision_comes_back_bit_for_bit(tmp_path: Path) -> N
 
 
 def test_a_folder_names_the_run_that_trained_it_and_passes_that_on(model: LanguageModel, tmp_path: Path) -> None:
-    model.curve = [{"epoch": 1.0}, {"epoch": 2.0}]
-    model.provenance = [{"date": "2026-01-02T03:04:05", "commit": "0123456789", "dirty": True, "hardware": {}}]
-    run = {"epoch": 2, "date": "2026-01-02T03:04:05", "commit": "0123456789", "dirty": True}
-    model.save_pretrained(tmp_path / "saved")
-    load(tmp_path / "saved").save_pretrained(tmp_path / "again")
+    model.run = RUN
+    save(model, tmp_path / "saved")
+    save(load(tmp_path / "saved"), tmp_path / "again")
     for name in ("saved", "again"):
-        assert json.loads((tmp_path / name / "config.json").read_text())["run"] == run
+        assert json.loads((tmp_path / name / "config.json").read_text())["run"] == RUN
         card = (tmp_path / name / "README.md").read_text()
         assert "Trained for 2 epochs in a run of 2026-01-02, commit 0123456 with uncommitted changes." in card
 
@@ -359,25 +355,17 @@ def test_a_reader_may_be_written_otherwise(folder: Path) -> None:
     assert load(folder).reader == READER
 
 
-@pytest.mark.parametrize("loader", [load, LanguageModel.from_pretrained])
-def test_a_folder_of_parameters_that_are_not_finite_is_refused(
-    loader: Callable[..., Any], model: LanguageModel, tmp_path: Path
-) -> None:
+def test_a_folder_of_parameters_that_are_not_finite_is_refused(model: LanguageModel, tmp_path: Path) -> None:
     with torch.no_grad():
         model.softmax.bias[3] = math.nan
-    model.save_pretrained(tmp_path / "saved")
+    save(model, tmp_path / "saved")
     with pytest.raises(ValueError, match=r"saved are not finite \('softmax.bias'\): its run diverged"):
-        loader(tmp_path / "saved")
-
-
-def test_a_model_is_not_loaded_as_one_of_another_class(folder: Path) -> None:
-    with pytest.raises(ValueError, match="has a LanguageModel, not a SentimentRegressor"):
-        SentimentRegressor.from_pretrained(folder)
+        load(tmp_path / "saved")
 
 
 def test_a_name_that_is_neither_a_folder_nor_of_the_hub_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none has no config\.json; there is: nothing"):
-        LanguageModel.from_pretrained(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match=r"none is no file or folder; in .* there is: nothing"):
+        load(tmp_path / "none")
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------
@@ -386,12 +374,12 @@ def test_a_name_that_is_neither_a_folder_nor_of_the_hub_is_refused(tmp_path: Pat
 def test_a_model_is_pushed_to_the_hub_and_comes_back_bit_for_bit(
     hub: hub_server.Server, model: LanguageModel, folder: Path
 ) -> None:
-    assert model.push_to_hub(NAME).startswith(f"{hub.address}/{NAME}/commit/")
+    assert push(model, NAME).startswith(f"{hub.address}/{NAME}/commit/")
     assert hub.models == {NAME: files(folder)}
     words = torch.randint(11, (7, 3))
-    for loaded in (LanguageModel.from_pretrained(NAME), load(NAME)):
-        assert loaded.reader == READER
-        assert torch.equal(loaded(words)[0], model(words)[0])
+    loaded = load(NAME)
+    assert loaded.reader == READER
+    assert torch.equal(loaded(words)[0], model(words)[0])
 
 
 def test_a_model_that_was_fetched_once_is_there_without_a_network(
@@ -400,7 +388,8 @@ def test_a_model_that_was_fetched_once_is_there_without_a_network(
     hub.models[NAME] = files(folder)
     load(NAME)
     hub.models.clear()
-    assert LanguageModel.from_pretrained(NAME, local_files_only=True).reader == READER
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load(NAME).reader == READER
 
 
 def test_nothing_but_safetensors_is_taken_from_the_hub(
@@ -410,18 +399,16 @@ def test_nothing_but_safetensors_is_taken_from_the_hub(
     (folder / "model.safetensors").unlink()
     hub.models[NAME] = files(folder)
     for place in (NAME, folder):
-        for loader in (load, LanguageModel.from_pretrained):
-            with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors; .* no other format is read"):
-                loader(place)
+        with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors; .* no other format is read"):
+            load(place)
     assert not list(tmp_path.glob("hub/**/*.bin")), "it is not even fetched"
     assert not (tmp_path / "sprung").exists()
 
 
 def test_a_name_that_the_hub_does_not_know_is_refused(hub: hub_server.Server) -> None:
     message = r"no folder .*nobody/nothing, and the .* hub delivers no model nobody/nothing: it has none of this name"
-    for loader in (load, LanguageModel.from_pretrained):
-        with pytest.raises(ConnectionError, match=message):
-            loader("nobody/nothing")
+    with pytest.raises(ConnectionError, match=message):
+        load("nobody/nothing")
 
 
 def test_the_hub_is_not_asked_for_a_path_that_was_mistyped(
@@ -430,7 +417,7 @@ def test_the_hub_is_not_asked_for_a_path_that_was_mistyped(
     def asked(*_: Any, **__: Any) -> None:
         raise AssertionError("the hub is asked")
 
-    monkeypatch.setattr("inference.sharing.snapshot_download", asked)
+    monkeypatch.setattr("lightning_modules.loading.snapshot_download", asked)
     monkeypatch.chdir(tmp_path)
     for place, message in {
         "saved/modle": r"/saved/modle is no file or folder; in .* there is: 'README\.md'.* there is a folder saved\)$",
@@ -439,23 +426,18 @@ def test_the_hub_is_not_asked_for_a_path_that_was_mistyped(
     }.items():
         with pytest.raises(FileNotFoundError, match=message):
             load(place)
-        with pytest.raises(FileNotFoundError, match=rf"^{place} has no config\.json"):
-            LanguageModel.from_pretrained(place)
 
 
-def test_where_and_which_version_of_a_model_is_fetched_is_asked_of_the_hub(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_version_of_a_model_on_the_hub_is_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
     def snapshot(name: str, **options: Any) -> str:
         asked.update(options)
         return str(folder)
 
-    monkeypatch.setattr("inference.sharing.snapshot_download", snapshot)
-    where = {"revision": "v1", "token": "hf_x", "cache_dir": tmp_path / "kept", "local_files_only": True}
-    LanguageModel.from_pretrained(NAME, force_download=True, **where)
-    assert {name: asked[name] for name in (*where, "force_download")} == where | {"force_download": True}
+    monkeypatch.setattr("lightning_modules.loading.snapshot_download", snapshot)
+    load(NAME, revision="v1")
+    assert asked["revision"] == "v1"
 
 
 def test_a_hub_that_does_not_answer_is_said(hub: hub_server.Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,8 +489,8 @@ def result(tmp_path: Path) -> Path:
 def test_a_card_has_the_figures_of_the_result_beside_the_published_ones_and_where_they_come_from(
     model: LanguageModel, result: Path, tmp_path: Path
 ) -> None:
-    model.curve = [{"epoch": 1, "valid_ppl": 95.0}, {"epoch": 2, "valid_ppl": 82.5, "train_ppl": math.nan}]
-    model.save_pretrained(tmp_path / "saved", model_card_kwargs={"result": result})
+    model.run = RUN
+    save(model, tmp_path / "saved", result)
     card = ModelCard.load(tmp_path / "saved/README.md")
     assert card.data.license is None, "it is the owner's to choose"
     assert card.data.library_name == "variational-rnn"
@@ -535,8 +517,8 @@ def test_a_card_has_the_figures_of_the_result_beside_the_published_ones_and_wher
 def test_a_card_describes_the_network_and_types_its_figures_by_the_task(
     model: LanguageModel, result: Path, tmp_path: Path
 ) -> None:
-    model.curve = [{"epoch": 1, "valid_ppl": 95.0}, {"epoch": 2, "valid_ppl": 82.5, "train_ppl": math.nan}]
-    model.save_pretrained(tmp_path / "saved", model_card_kwargs={"result": result})
+    model.run = RUN
+    save(model, tmp_path / "saved", result)
     card = ModelCard.load(tmp_path / "saved/README.md")
     assert "GRU, 2 × 6 units, 11 word types." in card.content
     assert "language-modeling" in card.data.tags
@@ -551,14 +533,14 @@ def test_a_card_of_the_best_epoch_has_the_figures_of_a_run_that_went_on(
     run = json.loads(result.read_text())
     curve = [*run["curve"], {"epoch": 3, "valid_ppl": 84.0}]
     result.write_text(json.dumps(run | {"epochs": 3, "curve": curve}))
-    model.curve = [{"epoch": 1, "valid_ppl": 95.0}, {"epoch": 2, "valid_ppl": 82.5}]
-    model.save_pretrained(tmp_path / "saved", model_card_kwargs={"result": result})
+    model.run = RUN
+    save(model, tmp_path / "saved", result)
     card = (tmp_path / "saved/README.md").read_text()
     assert "(epochs: 3 of 39 epochs)" in card
     assert "tested after epoch 2 of 39" in card
-    model.curve = [*model.curve, {"epoch": 3, "valid_ppl": 84.0}]
-    with pytest.raises(ValueError, match="is not of this model: what was tested there, after epoch 2"):
-        model.save_pretrained(tmp_path / "last", model_card_kwargs={"result": result})
+    model.run = RUN | {"epoch": 3}
+    with pytest.raises(ValueError, match="is not of this model: its run of 2026-01-02T03:04:05 was tested aft"):
+        save(model, tmp_path / "last", result)
 
 
 def test_a_regressors_card_has_each_of_its_errors_by_its_name(
@@ -577,8 +559,8 @@ def test_a_regressors_card_has_each_of_its_errors_by_its_name(
     curve = [{"epoch": 1, "test_rmse": 0.3}, {"epoch": 2, "test_rmse": 0.12}]
     result.write_text(json.dumps(run | {"metrics": metrics | {"mc_samples": 50}, "curve": curve}))
     model = regressor()
-    model.curve = curve
-    model.save_pretrained(tmp_path / "saved", model_card_kwargs={"result": result})
+    model.run = RUN
+    save(model, tmp_path / "saved", result)
     card = ModelCard.load(tmp_path / "saved/README.md")
     for metric, name in names.items():
         assert f"\n| {name} | {metrics[metric]:.4f} | n/a |\n" in card.content
@@ -591,13 +573,26 @@ def test_a_regressors_card_has_each_of_its_errors_by_its_name(
     }
 
 
-def test_a_card_does_not_show_the_figures_of_other_parameters(
-    model: LanguageModel, result: Path, tmp_path: Path
+@pytest.mark.parametrize("changes", [{"epoch": 1}, {"date": "2026-01-02T03:04:06"}])
+def test_a_card_does_not_show_the_figures_of_another_run_or_epoch(
+    changes: dict[str, Any], model: LanguageModel, result: Path, tmp_path: Path
 ) -> None:
-    model.curve = [{"epoch": 1, "valid_ppl": 95.0}]  # the epoch before
-    with pytest.raises(ValueError, match=r"seed3\.json is not of this model: what was tested there, after epoch 2"):
-        model.save_pretrained(tmp_path / "saved", model_card_kwargs={"result": result})
+    model.run = RUN | changes
+    with pytest.raises(ValueError, match=r"seed3\.json is not of this model: its run of .* was tested after epoch 2"):
+        save(model, tmp_path / "saved", result)
     assert not (tmp_path / "saved").exists()
+
+
+def test_a_card_does_not_show_the_figures_of_other_weights(model: LanguageModel, result: Path, tmp_path: Path) -> None:
+    model.run = RUN
+    content = json.loads(result.read_text())
+    content["provenance"]["weights_sha256"] = weights_sha256(model)
+    result.write_text(json.dumps(content))
+    describe(model, result)
+    with torch.no_grad():
+        model.softmax.bias[3] += 1
+    with pytest.raises(ValueError, match=r"seed3\.json is not of this model: .*or has other weights"):
+        describe(model, result)
 
 
 def test_a_card_without_a_result_claims_nothing(folder: Path) -> None:
@@ -609,13 +604,13 @@ def test_a_card_without_a_result_claims_nothing(folder: Path) -> None:
 @pytest.mark.parametrize(("reader", "words"), [(None, 11), (Reader(("<unk>", "<eos>", "a"), "words", window=5), 3)])
 def test_a_card_counts_the_words_that_the_model_knows(reader: Reader | None, words: int, model: LanguageModel) -> None:
     model.reader = reader
-    assert f" {words} word types." in model.generate_model_card().content
+    assert f" {words} word types." in describe(model).content
 
 
 @pytest.mark.parametrize("reader", [None, READER])
 def test_the_lines_of_use_on_a_card_run(reader: Reader | None, model: LanguageModel, tmp_path: Path) -> None:
     model.reader = reader
-    model.save_pretrained(tmp_path / "saved")
+    save(model, tmp_path / "saved")
     card = (tmp_path / "saved/README.md").read_text()
     [lines] = [block.partition("```")[0] for block in card.split("```python\n")[1:]]
     names: dict[str, Any] = {"words": torch.ones(3, 1, dtype=torch.long)}
@@ -628,7 +623,7 @@ def test_the_lines_of_use_on_a_regressors_card_run(
 ) -> None:
     model = regressor()
     model.reader = RATED
-    model.save_pretrained(tmp_path / "saved")
+    save(model, tmp_path / "saved")
     card = (tmp_path / "saved/README.md").read_text()
     [lines] = [block.partition("```")[0] for block in card.split("```python\n")[1:]]
     names: dict[str, Any] = {}
