@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from experiments.catalogue import catalogue, groups_of, labelled, place_of, rows
+from experiments.metrics import METRICS
 
 PTB_WORDS = 929_589
 """Training words of Penn Treebank (protocol 1.1)."""
@@ -208,6 +209,43 @@ def in_words(options: dict[str, Any]) -> str:
         names.get(name, name.replace("mc_", "MC ").replace("_", " ") + " ") + str(value)
         for name, value in options.items()
     )
+
+
+def commit_of(origin: dict[str, Any]) -> str:
+    """The commit of a provenance, in words."""
+    commit = f"commit {origin['commit'][:7]}" if origin.get("commit") else "no commit"
+    return commit + (" with uncommitted changes" if origin["dirty"] else "")
+
+
+def hardware_of(run: Result) -> str:
+    """The hardware of a run, and its precision if that was not float32."""
+    hardware = run.provenance["hardware"]
+    machine = hardware.get("gpu") or f"{hardware.get('cpu')} ({hardware.get('cores')} cores)"
+    devices = hardware.get("devices") or 1
+    precision = run.trainer.get("precision") or "32-true"
+    named = f"{devices} × {machine}" if devices > 1 else machine
+    return named if precision == "32-true" else f"{named}, {precision}"
+
+
+def origin_of(run: Result) -> str:
+    """Where a result comes from, on one line: commit, date, hardware, time, epochs, figures, and changed settings."""
+    origin = run.provenance
+    changes = in_words({name: value for name, value in run.changes.items() if name != "precision"})  # the hardware's
+    minutes, seconds = divmod(round(origin["wall_time_s"]), 60)
+    hours, minutes = divmod(minutes, 60)
+    facts = [
+        commit_of(origin),
+        origin["date"][:10],
+        hardware_of(run),
+        f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s",
+        f"tested after epoch {run.tested_epoch} of {run.planned_epochs}",
+        *(
+            f"{metric.brief} {run.metrics[name]:.{metric.digits}f}"
+            for name, metric in METRICS.items()
+            if metric.brief and name in run.metrics
+        ),
+    ]
+    return ", ".join(facts) + (f"; unlike its configuration: {changes}" if changes else "")
 
 
 def load_results(folder: Path) -> list[Result]:

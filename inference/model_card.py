@@ -7,26 +7,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from datamodules.penn_treebank import HUB_REPOSITORY
 from datamodules.reader import Reader
 from experiments.catalogue import groups_of
-from experiments.results import Result, title
-from reproduction.table import commit_of, origin_of, published_figure
+from experiments.metrics import METRICS, published_figure
+from experiments.results import Result, commit_of, origin_of, title
 
 PAPER = "[Gal & Ghahramani (2016)](https://arxiv.org/abs/1512.05287)"
-
-# Figures of a card: name, digits, and which published one stands beside it: suffix of the row, and its name there.
-FIGURES = {
-    "valid_ppl": ("validation perplexity", 2, None),
-    "valid_ppl_lua": ("validation perplexity, as the original code prints it", 2, "valid"),
-    "test_ppl": ("test perplexity", 2, "test"),
-    "test_ppl_mc": ("test perplexity, MC", 2, "test_mc"),
-    "test_ppl_mc_window": ("test perplexity, MC, masks per window", 2, None),
-    "test_ppl_sliding": ("test perplexity, each word from the window before it alone", 2, None),
-    "valid_rmse": ("validation RMSE", 4, None),
-    "test_rmse": ("test RMSE", 4, None),
-    "test_rmse_review": ("test RMSE, by review", 4, None),
-    "test_rmse_mc": ("test RMSE, MC", 4, None),
-    "test_rmse_review_mc": ("test RMSE, by review, MC", 4, None),
-    "constant_rmse": ("test RMSE of the mean training rating as prediction", 4, None),
-}
 
 # By the task, and whether the model has a vocabulary.
 USE = {
@@ -112,11 +96,11 @@ def model_card(
                 dataset_type=repository,
                 dataset_name=corpus,
                 metric_type=metric,
-                metric_name=FIGURES[name][0],
+                metric_name=METRICS[name].what,
                 metric_value=value,
             )
             for name, value in result.metrics.items()
-            if name in FIGURES and name.startswith("test")
+            if name in METRICS and name.startswith("test")
         ]
     limits = (
         "Words beyond the vocabulary in `reader.json` are `<unk>`; it also says how texts are split."
@@ -140,12 +124,11 @@ def _figures(run: Result) -> str:
     group = groups_of(run.experiment).get(run.group)
     paper = group.rows[run.row].published if group and run.row in group.rows else {}
     lines: list[str] = []
-    for metric, (name, digits, published) in FIGURES.items():
-        if metric not in run.metrics:
-            continue
-        if metric.startswith(("test_ppl_mc", "test_rmse_mc", "test_rmse_review_mc")):
-            name += f", K = {run.metrics['mc_samples']:g}"
-        lines.append(f"| {name} | {run.metrics[metric]:.{digits}f} | {published_figure(paper, published)} |")
+    for name, metric in METRICS.items():
+        if name in run.metrics:
+            what = f"{metric.what}, K = {run.metrics['mc_samples']:g}" if metric.is_mc else metric.what
+            value = f"{run.metrics[name]:.{metric.digits}f}"
+            lines.append(f"| {what} | {value} | {published_figure(paper, metric.published)} |")
     origin = run.provenance
     corpus = origin.get("corpus")
     notes = [

@@ -22,18 +22,22 @@ from rich.table import Table
 from experiments import print_any_text
 from experiments.catalogue import Row, catalogue, groups_of, labelled, place_of, rows
 from experiments.files import replace_between
+from experiments.metrics import published_figure
 from experiments.results import (
     Result,
     ResultError,
     ablations_of,
     chosen_experiments,
+    commit_of,
     comparable,
     differing,
     ensembles_of,
     groups_with,
+    hardware_of,
     in_words,
     load_results,
     options_that_matter,
+    origin_of,
     read_json,
     title,
     without_diverged,
@@ -48,16 +52,6 @@ TEXT = ("row", "claim", "verdict", "evidence", "mean")  # columns of words
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 # What the line on a run's origin says of its result: name and digits by metric.
-SHOWN = {
-    "valid_ppl": ("valid", 2),
-    "valid_ppl_lua": ("valid as printed", 2),
-    "test_ppl": ("test", 2),
-    "test_ppl_mc": ("MC", 2),
-    "test_ppl_mc_window": ("MC with masks per window", 2),
-    "test_rmse": ("test", 4),
-    "test_rmse_mc": ("MC", 4),
-}
-
 HEADINGS = {"ptb": "Penn Treebank", "sentiment": "Film reviews", "demo": "Demo"}
 NOTES = {
     "ptb": "Perplexity per word, lower is better; mean ± sample standard deviation where a row has several seeds. "
@@ -684,14 +678,6 @@ def _ends(runs: list[Result], metric: str) -> list[float]:
     return [sum(curve[-LAST_EPOCHS:]) / LAST_EPOCHS for curve in curves if len(curve) > LAST_EPOCHS]
 
 
-def published_figure(paper: dict[str, Any], metric: str | None) -> str:
-    """A published mean, with its deviation if that is known, e.g. "79.0 ± 0.1"."""
-    if metric not in paper:
-        return "n/a"
-    values = paper[metric] if isinstance(paper[metric], list) else [paper[metric]]
-    return " ± ".join(f"{value:.1f}" for value in values)
-
-
 def _samples(same: list[Result]) -> str:
     """The number of MC samples, which they share."""
     return f"{same[0].metrics['mc_samples']:g}" if same and "mc_samples" in same[0].metrics else "–"
@@ -723,23 +709,13 @@ def _hours(runs: list[Result]) -> str:
 
 
 def _machines(runs: list[Result]) -> str:
-    return "; ".join(dict.fromkeys(map(_hardware, runs))) or "–"
+    return "; ".join(dict.fromkeys(map(hardware_of, runs))) or "–"
 
 
 def _machines_of(table: pd.DataFrame) -> str:
     """What the lines of a table ran on."""
     cells = table.get("hardware", [])
     return "; ".join(dict.fromkeys(machine for cell in cells for machine in cell.split("; ") if machine != "–"))
-
-
-def _hardware(run: Result) -> str:
-    """What a run ran on, and its precision if that was not float32."""
-    hardware = run.provenance["hardware"]
-    machine = hardware.get("gpu") or f"{hardware.get('cpu')} ({hardware.get('cores')} cores)"
-    devices = hardware.get("devices") or 1
-    precision = run.trainer.get("precision") or "32-true"
-    named = f"{devices} × {machine}" if devices > 1 else machine
-    return named if precision == "32-true" else f"{named}, {precision}"
 
 
 def _config(experiment: str, group: str, row: str) -> str:
@@ -758,34 +734,6 @@ def _ptb_sources(size: str) -> list[str]:
         numbers = ", ".join(f"{name} {published_figure(paper, key)}" for key, name in names.items() if key in paper)
         remarks.append(f"Also published: {paper['what']}: {numbers}. Source: {paper['source']}.")
     return remarks
-
-
-def origin_of(run: Result) -> str:
-    """Where a result comes from, on one line: commit, date, hardware, time, epochs, figures, and changed settings."""
-    origin = run.provenance
-    changes = in_words({name: value for name, value in run.changes.items() if name != "precision"})  # the hardware's
-    minutes, seconds = divmod(round(origin["wall_time_s"]), 60)
-    hours, minutes = divmod(minutes, 60)
-    return ", ".join(
-        [
-            commit_of(origin),
-            origin["date"][:10],
-            _hardware(run),
-            f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s",
-            f"tested after epoch {run.tested_epoch} of {run.planned_epochs}",
-            *(
-                f"{name} {run.metrics[metric]:.{digits}f}"
-                for metric, (name, digits) in SHOWN.items()
-                if metric in run.metrics
-            ),
-        ]
-    ) + (f"; unlike its configuration: {changes}" if changes else "")
-
-
-def commit_of(origin: dict[str, Any]) -> str:
-    """The commit of a provenance, in words."""
-    commit = f"commit {origin['commit'][:7]}" if origin.get("commit") else "no commit"
-    return commit + (" with uncommitted changes" if origin["dirty"] else "")
 
 
 def main(arguments: list[str] | None = None) -> None:
