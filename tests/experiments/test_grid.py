@@ -119,9 +119,7 @@ def test_a_sweep_is_registered_and_its_agent_starts_what_the_server_says(
         done = subprocess.run(
             [sys.executable, "-m", "experiments", "sweep"],
             cwd=ROOT,
-            env=dict(os.environ)
-            | server.environment
-            | {"DATA_DIR": str(tmp_path), "HOME": str(tmp_path), "NAME": "ptb_dropout", "ARGS": "--count 1"},
+            env=dict(os.environ) | server.environment | variables,
             capture_output=True,
             text=True,
             timeout=120,
