@@ -181,6 +181,7 @@ def main(command: str, variables: Variables) -> None:
     if command == "demo":
         demo = [Run.of_row(row.name, 0) for group in groups_of("demo").values() for row in group.own.values()]
         os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are small
         _reproduce(command, v, [v.plan(run) for run in demo], jobs=max(2, v.jobs))
         _module("reproduction.table", "--results", v.results, "--experiment", "demo")
         _module("reproduction.figures", "--results", v.results, "--experiment", "demo")
@@ -285,7 +286,7 @@ def _cost(missing: list[Plan]) -> None:
 def _tested(run: Run, v: Variables) -> Path:
     """The checkpoint that a run was tested with."""
     weights = find_row(run.row_name).config["trainer"].get("tested_weights", "last")
-    for option, value in zip(v.args, [*v.args[1:], ""], strict=True):
+    for option, value in zip(v.args, [*v.args[1:], ""], strict=False):
         if option.partition("=")[0] == "--trainer.tested_weights":
             weights = option.partition("=")[2] or value
     return run.folder(v.runs) / "checkpoints" / f"{weights}.ckpt"

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 EXPERIMENTS = ("ptb", "sentiment", "demo")
 PARTS = ("model", "data", "trainer")
@@ -26,6 +27,7 @@ KEYS = {
     "group": {"title", "source", "extra", "like", "classes", "common", "rows", "grid", "ensembles", "further"},
     "row": {*PARTS, "label", "from", "published", "published_as", "default"},
 }
+PUBLISHED = {"valid", "test", "test_mc", "kwps"}
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,18 @@ def catalogue() -> dict[str, Experiment]:
             for file in sorted((CONFIGS / name).glob("*.yaml"))
             if file.stem != "experiment"
         }
+        _check_like(CONFIGS / name, files)
         groups = {group: _group(name, group, files, shared) for group in dict.fromkeys([*shared["tables"], *files])}
         found[name] = Experiment(shared["title"], groups, shared.get("constant_predictor", {}))
+    for group in (group for experiment in found.values() for group in experiment.groups.values()):
+        for name, row in group.rows.items():
+            experiment_name, _, place = row.name.partition("/")
+            table, _, source = place.partition("/")
+            of = found[experiment_name].groups.get(table) if experiment_name in found else None
+            if not of or source not in of.own:
+                raise ValueError(
+                    f"{CONFIGS / group.name}.yaml: row {name} is from {row.name}, but there is no such row"
+                )
     return found
 
 
@@ -153,9 +165,17 @@ def merged_config(row: str) -> str:
     return yaml.safe_dump(find_row(row).config, sort_keys=False)
 
 
-def labelled(row: str, mark: str = "") -> str:
-    """The name of a row in tables and legends, with what tells some of its runs from others, if anything does."""
-    label = _labels().get(row, row)
+def labelled(row: str, mark: str = "", experiment: str = "", group: str = "") -> str:
+    """The name of a row in tables and legends: that of its group, of another group's row of this name, or its own.
+
+    Args:
+        row: its name.
+        mark: what tells some of its runs from others.
+        experiment: of the group.
+        group: that the row is of.
+    """
+    known = groups_of(experiment).get(group)
+    label = known.rows[row].label if known and row in known.rows else _labels().get(row, row)
     return f"{label} [{mark}]" if mark else label
 
 
@@ -184,13 +204,40 @@ def _places() -> dict[str, int]:
 
 def _read(file: Path, kind: str) -> dict[str, Any]:
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        text = file.read_text(encoding="utf-8")
+        _check_keys(file, yaml.compose(text, Loader=LOADER))
+        content = yaml.load(text, Loader=LOADER)
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     _check(file, "the file", content, KEYS[kind], {"title"})
+    for section in {"common", "rows", "grid", "classes"} & content.keys():
+        if not isinstance(content[section], dict):
+            raise ValueError(f"{file}: {section} must be a mapping, got {content[section]!r}")
     for name, row in content.get("rows", {}).items():
         _check(file, f"row {name}", row, KEYS["row"], {"label"})
+        _check(file, f"published of row {name}", row.get("published", {}), PUBLISHED, set())
+        for figure, value in row.get("published", {}).items():
+            numbers = value if isinstance(value, list) else [value]
+            if not all(type(number) in (int, float) for number in numbers) or len(numbers) not in (1, 2):
+                raise ValueError(
+                    f"{file}: {figure} of row {name} is {value!r}; write a number, or [mean, standard deviation]"
+                )
+        if row.get("published_as", name) not in content["rows"]:
+            raise ValueError(f"{file}: row {name} is published_as {row['published_as']}, which is no row of this file")
+    if missing := {"name", "label"} - content.get("grid", {"name": "", "label": ""}).keys():
+        raise ValueError(f"{file}: grid needs {', '.join(sorted(missing))}")
     return content
+
+
+def _check_keys(file: Path, node: yaml.Node | None) -> None:
+    """Refuse a key that is written twice: YAML would silently keep the last one."""
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if isinstance(key, str) and keys.count(key) > 1:
+                raise ValueError(f"{file}: {key} is written twice; give one of them another name")
+        for _, value in node.value:
+            _check_keys(file, value)
 
 
 def _check(file: Path, where: str, content: Any, allowed: set[str], required: set[str]) -> None:
@@ -199,6 +246,17 @@ def _check(file: Path, where: str, content: Any, allowed: set[str], required: se
         raise ValueError(f"{file}: {where} needs {', '.join(missing)}")
     if unknown := sorted(given - allowed):
         raise ValueError(f"{file}: {where} has {', '.join(unknown)}; allowed are: {', '.join(sorted(allowed))}")
+
+
+def _check_like(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Refuse a file that is `like` none, or like itself, directly or by others."""
+    for name in files:
+        chain = [name]
+        while (other := files[chain[-1]].get("like")) is not None:
+            if other not in files or other in chain:
+                what = "itself" if other in chain else f"{other}, but there is no {other}.yaml beside it"
+                raise ValueError(f"{folder / chain[-1]}.yaml is like {what}")
+            chain.append(other)
 
 
 def _group(experiment: str, name: str, files: dict[str, dict[str, Any]], shared: dict[str, Any]) -> Group:

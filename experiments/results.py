@@ -77,7 +77,7 @@ class Result:
     @property
     def label(self) -> str:
         """The name of the row in tables and legends, with the mark, e.g. "Zaremba et al. [bf16-mixed]"."""
-        return labelled(self.row, self.mark)
+        return labelled(self.row, self.mark, self.experiment, self.group)
 
     @property
     def shortened(self) -> bool:

@@ -603,7 +603,7 @@ def _lines(experiment: str, group: str, results: list[Result]) -> list[tuple[str
     lines: list[tuple[str, str, list[Result]]] = []
     for row in sorted(dict.fromkeys([*planned, *(run.row for run in results)]), key=place_of):
         sets = comparable([run for run in results if run.row == row])
-        lines += [(row, same[0].label, same) for same in sets] or [(row, labelled(row), [])]
+        lines += [(row, same[0].label, same) for same in sets] or [(row, labelled(row, "", experiment, group), [])]
     return lines
 
 

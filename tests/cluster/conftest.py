@@ -50,7 +50,7 @@ PartitionName=all Nodes=node1,node2 Default=YES MaxTime=60 State=UP
 ENVIRONMENT = {
     name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "PL_", "MAKE"))
 } | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "COLUMNS": "300"}
-CONFIG = "configs/ptb/small/variational_tied.yaml"
+CONFIG = "ptb/small/variational_tied"
 TINY = "--config tests/cluster/tiny.yaml"
 MEASURED = {"words_per_s", "seconds"}
 

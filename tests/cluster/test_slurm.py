@@ -21,7 +21,7 @@ def make(slurm: Slurm, folder: Path, *arguments: str) -> str:
 
 def status(slurm: Slurm, folder: Path) -> dict[str, str]:
     """State and the rest of the line, by run, of those that are there."""
-    shown = slurm(sys.executable, "-m", "experiments.status", "--results", str(folder), "--runs", f"{folder}/runs")
+    shown = slurm("make", "--no-print-directory", "status", f"RESULTS={folder}")
     return dict(re.findall(r"^ +(ptb/\S+) +(\S.*?) *$", shown, flags=re.MULTILINE))
 
 

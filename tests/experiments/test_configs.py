@@ -391,6 +391,12 @@ def test_sentiment_curves_have_the_published_settings(name: str, parse: Callable
         assert data.chunk_length == int(length)
     elif row == "variational_gru_p0.5":
         expected = (0.5, 0.5, 0.5, 0.5, 1e-6, 0.0)
+    elif row == "variational_gru_l2_1e-4":
+        expected = (0.25, 0.25, 0.25, 0.25, 1e-4, 0.0)
+    elif row == "variational_no_recurrent":
+        expected = (0.25, 0.25, 0.0, 0.25, 1e-3, 0.0)
+    elif figure == "figure2_control":
+        expected = (*THREE[row.rpartition("_")[0]][:4], 1e-3, 0.0)
     elif figure == "window_masks":
         expected = THREE["naive"]
     else:

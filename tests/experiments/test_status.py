@@ -42,7 +42,7 @@ def shown(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> C
     """The lines of the table, and the one below it."""
 
     def show(*names: str) -> list[str]:
-        status.main([*names, "--results", str(folder), "--runs", str(tmp_path / "runs")])
+        status.show(list(names), folder, tmp_path / "runs")
         lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
         return [line for line in lines if re.match(r"ptb/|\d", line)]
 
@@ -178,10 +178,13 @@ def test_jobs_are_queued_or_running_by_slurms_queue_alone(
     shown: Callable[..., list[str]], begin: Callable[..., Path], folder: Path, slurm_with: Callable[..., Path]
 ) -> None:
     begin(1)
+    (tasks := folder / "submission1").mkdir()
+    for task in range(3):
+        arguments = ("reproduce", "--result", f"ptb/small/moon/seed{task}.json", "--epochs", "1")
+        (tasks / str(task)).write_text("".join(f"{word}\0" for word in arguments))
     slurm_with(
         squeue="\n".join(
-            f"7_{task}\t{task}\t{state}\t{folder}\t/x/run.sbatch a --result ptb/small/moon/seed0.json "
-            "b --result ptb/small/moon/seed1.json c --result elsewhere/../ptb/small/moon/seed2.json"
+            f"7_{task}\t{task}\t{state}\t{folder}\t/x/run.sbatch {tasks}"
             for task, state in enumerate(("RUNNING", "PENDING", "REQUEUED"))
         )
         + f"\n8\tN/A\tRUNNING\t{folder}\t/x/run.sbatch a --result=ptb/small/moon/seed3.json"
@@ -202,7 +205,7 @@ def test_where_slurm_does_not_answer_the_rest_is_shown(
 ) -> None:
     write_result("ptb", "small", "moon")
     slurm_with(squeue="Unable to contact slurm controller", status=1)
-    status.main(["--results", str(folder), "--runs", str(tmp_path / "runs")])
+    status.show([], folder, tmp_path / "runs")
     printed = capsys.readouterr()
     assert "1 done" in printed.out
     assert printed.err == "what Slurm has in its queue is unknown: Unable to contact slurm controller\n"
