@@ -29,7 +29,7 @@ from experiments import print_any_text
 from inference import export, predict
 from training.checkpoints import LAST, PREVIOUS, checkpoints
 from training.parser import COMMANDS, Parser, check_config, in_short
-from training.progress import Progress
+from training.recorder import Progress, options_that_count
 from training.tracking import (
     FOLDER,
     LOCKS,
@@ -40,7 +40,7 @@ from training.tracking import (
     is_running,
     log_lost_epochs,
 )
-from training.trainer import Trainer, check_writable, kept_options, provenance, write_atomically
+from training.trainer import Trainer, check_writable, provenance, write_atomically
 
 # Device lists and advertisements (a run says what it runs on), and a warning about Lightning's own use of torch.
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -75,7 +75,7 @@ class SaveRunConfig(SaveConfigCallback):
         here = provenance(trainer.strategy.root_device, trainer.world_size)
         for logger in trainer.loggers:
             if isinstance(logger, RunWandbLogger):
-                logger.log_run(trainer.run_config, pl_module, (pl_module.provenance or [here])[-1])
+                logger.log_run(trainer.run_config, pl_module, (trainer.recorder.provenance or [here])[-1])
             else:
                 logger.log_hyperparams({"config": trainer.run_config})
         write_atomically(folder / "config.yaml", yaml.safe_dump(trainer.run_config, sort_keys=False))
@@ -83,7 +83,7 @@ class SaveRunConfig(SaveConfigCallback):
     @rank_zero_only
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Log the epochs again whose records were lost with a killed process."""
-        log_lost_epochs(Path(trainer.default_root_dir), trainer, pl_module.curve)
+        log_lost_epochs(Path(trainer.default_root_dir), trainer, trainer.recorder.curve)
 
 
 class CommandLine(LightningCLI):
@@ -114,7 +114,7 @@ class CommandLine(LightningCLI):
     def before_fit(self) -> None:
         """Let a checkpoint be compared with the options given here."""
         self._check_ckpt_path()
-        self.model.options = kept_options(self.trainer.run_config)
+        self.trainer.recorder.options = options_that_count(self.trainer.run_config)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it is: Lightning would put the checkpoint's hyper-parameters over it, unasked."""

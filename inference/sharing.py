@@ -47,19 +47,10 @@ class Shareable(ModelHubMixin):
     rates_texts: bool
     reader: Reader | None
     noise: dict[str, float]
-    curve: list[dict[str, float]]
-    provenance: list[dict[str, Any]]
+    curve: Sequence[dict[str, float]] = ()
     hparams: Any
-    saved_run: dict[str, Any] | None = None
-    """The run that trained a model loaded from a folder, if the folder names it."""
-
-    @property
-    def run(self) -> dict[str, Any] | None:
-        """The run that trained the parameters: its number of epochs, start and commit; None if it is unknown."""
-        if not self.provenance:
-            return self.saved_run
-        begun = self.provenance[0]
-        return {"epoch": len(self.curve), **{name: begun.get(name) for name in ("date", "commit", "dirty")}}
+    run: dict[str, Any] | None = None
+    """The run that trained the parameters: its number of epochs, start and commit; None if it is unknown."""
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write the model into a folder, which is there as a whole or not at all.
@@ -177,7 +168,7 @@ class Shareable(ModelHubMixin):
             own = {key: value.dtype for key, value in _tensors(model).items()}
             _cast(model, dtypes)  # hashed as it was saved, maybe in half precision
             load_model(model, folder / WEIGHTS)
-            model.saved_run = config.get("run")
+            model.run = config.get("run")
             of_reader = model.reader and json_sha256(model.reader.state())
             of_weights = weights_sha256(model)
             _cast(model, own)

@@ -20,7 +20,13 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging, Timer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Checkpoint,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    Timer,
+)
 
 from datamodules.checks import check_count, check_number
 from datamodules.rated_sequences import RatedSequences
@@ -40,6 +46,7 @@ from training.checkpoints import (
     find_checkpoint,
     read_checkpoint,
 )
+from training.recorder import Recorder, options_that_count, recorder_of, without_paths
 from training.tracking import FOLDER, RunWandbLogger, hold, place
 
 CODE = (
@@ -53,18 +60,6 @@ CODE = (
     "variational_rnn",
 )
 """What a run depends on: uncommitted changes there make its provenance "dirty"."""
-
-NOT_LEARNT = (
-    *("data_dir", "source", "vocabulary"),  # whose content is compared
-    *("eval_batch_size", "train_eval_windows", "train_eval_chunks", "sliding_test"),
-)
-"""Options of the data that a resumed run may change."""
-
-KEPT_OPTIONS = (
-    *("limit_train_batches", "overfit_batches", "accumulate_grad_batches", "precision"),
-    *("gradient_clip_val", "gradient_clip_algorithm", "optimizer", "lr_scheduler"),
-)
-"""Options of trainer and command line that change what is learnt: a resumed run must have kept them."""
 
 NOT_IN_A_RESULT = (BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging)
 """Callbacks that do not train as the configuration says."""
@@ -104,6 +99,10 @@ class Trainer(L.Trainer):
     ) -> None:
         check_number(0, checkpoint_minutes=checkpoint_minutes, gradient_clip_val=kwargs.get("gradient_clip_val") or 0)
         check_count(1, accumulate_grad_batches=kwargs.get("accumulate_grad_batches", 1))
+        callbacks = _listed(kwargs.get("callbacks") or [])
+        if not any(isinstance(callback, Recorder) for callback in callbacks):
+            callbacks = [Recorder(), *callbacks]  # its records are then in the checkpoints of those after it
+        kwargs["callbacks"] = callbacks
         try:
             super().__init__(*args, **kwargs)
         except (TypeError, ValueError) as error:
@@ -122,6 +121,16 @@ class Trainer(L.Trainer):
         environment = self._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment):
             environment.auto_requeue = False  # it would save in the middle of a step; LastCheckpoint does at its end
+
+    @property
+    def recorder(self) -> Recorder:
+        """What the run records about itself."""
+        return recorder_of(self)
+
+    @property
+    def checkpoint_callbacks(self) -> list[Checkpoint]:
+        """Those that save checkpoints, which the recorder does not."""
+        return [callback for callback in super().checkpoint_callbacks if not isinstance(callback, Recorder)]
 
     def reproduce(
         self,
@@ -152,27 +161,28 @@ class Trainer(L.Trainer):
         if self.is_global_zero:
             check_writable(result, RESULT)
             hold(Path(self.default_root_dir))
-        model.provenance = [provenance(self.strategy.root_device, self.world_size)]
-        model.options = kept_options(self.run_config) | {"seed": seed}
+        recorder = self.recorder
+        recorder.provenance = [provenance(self.strategy.root_device, self.world_size)]
+        recorder.options = options_that_count(self.run_config) | {"seed": seed}
         self.goes_on = True
         planned_epochs = self.max_epochs or 0
         self.fit_loop.max_epochs = min(epochs or planned_epochs, planned_epochs)
         [checkpoints] = [callback for callback in self.checkpoint_callbacks if isinstance(callback, BestCheckpoint)]
         folder = Path(checkpoints.dirpath or "")
         last = find_checkpoint(folder)
-        model.run_name = f"{experiment}/{group}/{row} seed {seed}"
-        hardware = model.provenance[0]["hardware"]
+        recorder.name = f"{experiment}/{group}/{row} seed {seed}"
+        hardware = recorder.provenance[0]["hardware"]
         parameters = sum(p.numel() for p in model.parameters())
         if result.exists() and not last:
             self.print(f"{result} will be replaced: there is no checkpoint {folder / LAST} to go on from")
         self.print(
-            f"{model.run_name}: {self.max_epochs} of {planned_epochs} epochs, {parameters / 1e6:.2f}M parameters, "
+            f"{recorder.name}: {self.max_epochs} of {planned_epochs} epochs, {parameters / 1e6:.2f}M parameters, "
             f"on {hardware['gpu'] or hardware['cpu']}, "
             + (f"resumed from {last}" if last else f"checkpoints and logs in {self.default_root_dir}")
         )
         self.fit(model, datamodule=datamodule, ckpt_path=last)
 
-        curve, attempts = model.curve, model.provenance
+        curve, attempts = recorder.curve, recorder.provenance
         best = None
         if self.tested_weights == "best":
             best = checkpoints.best_model_path
@@ -184,10 +194,10 @@ class Trainer(L.Trainer):
         parts = self.test(model, datamodule=datamodule, ckpt_path=best, verbose=False)  # one for each loader
         test_metrics = {name: value for part in parts for name, value in part.items()}
         test_seconds = time.perf_counter() - test_start
-        tested_epoch = model.curve[-1]  # the best checkpoint brings back its own curve, which ends with its epoch
+        tested_epoch = (read_checkpoint(Path(best))["curve"] if best else curve)[-1]
 
         values = "  ".join(f"{metric} {value:.5g}" for metric, value in test_metrics.items())
-        self.print(f"{model.run_name}  tested after epoch {tested_epoch['epoch']:.0f}  {values}")
+        self.print(f"{recorder.name}  tested after epoch {tested_epoch['epoch']:.0f}  {values}")
         if not self.is_global_zero:
             return
         if isinstance(model, SentimentRegressor) and model.noise:
@@ -203,7 +213,7 @@ class Trainer(L.Trainer):
             "parameters": parameters,
             "metrics": _finite({k: v for k, v in tested_epoch.items() if k != "epoch"} | test_metrics),
             "curve": [_finite(entry) for entry in curve],
-            "config": _without_paths(self.run_config),
+            "config": without_paths(self.run_config),
             "provenance": attempts[0]
             | _corpus(datamodule)
             | {
@@ -296,10 +306,11 @@ class Trainer(L.Trainer):
         checkpoint = read_checkpoint(Path(ckpt_path))
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
-        started = [origin["date"] for origin in model.provenance[:1]]
-        if (len(model.curve), started) != (run.tested_epoch, [run.provenance["date"]]):
+        curve, attempts = checkpoint["curve"], checkpoint["provenance"]
+        started = [origin["date"] for origin in attempts[:1]]
+        if (len(curve), started) != (run.tested_epoch, [run.provenance["date"]]):
             raise ValueError(
-                f"{ckpt_path} is after epoch {len(model.curve)} of a run begun {', '.join(started) or 'elsewhere'}, "
+                f"{ckpt_path} is after epoch {len(curve)} of a run begun {', '.join(started) or 'elsewhere'}, "
                 f"but {result} was tested after epoch {run.tested_epoch} of one begun {run.provenance['date']}: "
                 "name the checkpoint that was tested"
             )
@@ -318,12 +329,12 @@ class Trainer(L.Trainer):
         report = {
             "tested_epoch": run.tested_epoch,
             "choices": choices,
-            "config": _without_paths(self.run_config),
+            "config": without_paths(self.run_config),
             "provenance": origin
             | _corpus(datamodule)
             | {
                 "wall_time_s": time.perf_counter() - start,
-                "run": model.provenance,
+                "run": attempts,
                 "weights_sha256": weights_sha256(model),
             },
         }
@@ -349,17 +360,18 @@ class Trainer(L.Trainer):
         predictions = super().predict(*args, **kwargs)
         if predictions is not None and self.is_global_zero:
             model: Any = self.lightning_module
+            checkpoint = read_checkpoint(Path(kwargs["ckpt_path"]), mmap=True) if kwargs.get("ckpt_path") else {}
             test, *validation = predictions if predictions and isinstance(predictions[0], list) else [predictions]
             content = {
                 "predictions": test,
                 **({"validation": validation[0]} if validation else {}),
                 "seed": self.run_config.get("seed_everything"),
                 "mc_samples": model.mc_samples,
-                "epoch": len(model.curve),
-                "config": _without_paths(self.run_config),
+                "epoch": len(checkpoint.get("curve", ())),
+                "config": without_paths(self.run_config),
                 "provenance": provenance(self.strategy.root_device, self.world_size)
                 | _corpus(datamodule)
-                | {"run": model.provenance, "weights_sha256": weights_sha256(model)},
+                | {"run": checkpoint.get("provenance", []), "weights_sha256": weights_sha256(model)},
             }
             buffer = io.BytesIO()
             torch.save(content, buffer)
@@ -373,14 +385,6 @@ class Trainer(L.Trainer):
             print(*values, flush=True)
 
 
-def kept_options(run_config: dict[str, Any]) -> dict[str, Any]:
-    """Options of data and trainer that a resumed run must have kept."""
-    data = run_config.get("data", {}).get("init_args", {})
-    others = run_config | run_config.get("trainer", {})
-    kept = {name: value for name, value in data.items() if name not in NOT_LEARNT}
-    return kept | {name: others[name] for name in KEPT_OPTIONS if name in others}
-
-
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
@@ -388,16 +392,6 @@ def _listed(value: Any) -> list[Any]:
 def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
     """JSON has no nan and no infinity: a diverged value is null."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-
-
-def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without the folders and files of the machine it ran on."""
-    folders = ("default_root_dir", "data_dir", "source", "vocabulary", "result", "ckpt_path")
-    return {
-        name: _without_paths(value) if isinstance(value, dict) else value
-        for name, value in config.items()
-        if name not in folders
-    }
 
 
 def _corpus(datamodule: Any) -> dict[str, Any]:
