@@ -22,8 +22,10 @@ import torch
 from benchmarks.speed import FOLDER, STEPS, STREAMS, VOCABULARY, _markdown, origin, write_into
 from datamodules.streams import TokenStreams
 from experiments import print_any_text
+from experiments.files import write_atomically
 from lightning_modules.language_model import LanguageModel
-from training.trainer import Trainer, provenance, write_atomically
+from training.provenance import provenance
+from training.trainer import Trainer
 
 OUTPUT = FOLDER / "results" / "scaling.json"
 SIZES = ("small", "medium")

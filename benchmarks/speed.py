@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from experiments import print_any_text
+from experiments.files import replace_between, write_atomically
 from lightning_modules.language_model import LanguageModel
 from lightning_modules.optim import DecoupledSGD
-from training.trainer import provenance, write_atomically
+from training.provenance import provenance
 from variational_rnn import VariationalGRU, VariationalLSTM
 from variational_rnn.kernels import cpu
 
@@ -433,10 +434,7 @@ def perplexities() -> str:
 
 def write_into(readme: Path, place: str, text: str) -> None:
     """Replace what stands between the marks of a place."""
-    begin, end = f"<!-- {place}:begin -->", f"<!-- {place}:end -->"
-    old = readme.read_text(encoding="utf-8")
-    before, after = old.partition(begin)[0], old.partition(end)[2]
-    write_atomically(readme, f"{before}{begin}\n\n{text}\n\n{end}{after}")
+    replace_between(readme, f"<!-- {place}:begin -->", f"<!-- {place}:end -->", text)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The grids of `configs/sweeps`, as W&B sweeps or as plain runs: `python -m experiments.grid --help`."""
+"""The grids of `configs/sweeps`, as W&B sweeps or as plain runs."""
 
 import argparse
 import math
@@ -13,8 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments import print_any_text
-from experiments.results import ResultError, load_results
+from experiments.results import load_results
 
 SWEEPS = Path(__file__).parents[1] / "configs/sweeps"
 
@@ -79,43 +78,34 @@ def table(name: str, folder: Path) -> Table:
     return shown
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """List the points of a grid, print the options of one, show what they reached, or run them by a W&B agent."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.grid", description="The points of a sweep of configs/sweeps."
-    )
-    parser.add_argument("name", help="file in configs/sweeps, without .yaml")
-    parser.add_argument("point", nargs="?", help="print the options of main.py for this point")
-    parser.add_argument("--results", type=Path, help="show what the points have reached whose result files are there")
-    parser.add_argument("--agent", action="store_true", help="register the sweep with W&B and run its points")
-    parser.add_argument("--count", type=int, help="of points that the agent runs (default: all)")
-    chosen = parser.parse_args(arguments)
+def show(name: str, results: Path) -> None:
+    """Print what the points have reached whose result files exist."""
+    Console(markup=False).print(table(name, results))
+
+
+def start_agent(name: str, options: list[str]) -> None:
+    """Register a sweep with W&B and train its points by an agent here.
+
+    Args:
+        name: of the file in `configs/sweeps`.
+        options: `--count N` for the first N points only.
+
+    Raises:
+        ValueError: there is no such sweep, or W&B refuses it.
+    """
+    parser = argparse.ArgumentParser(prog="make sweep ARGS=...", description="Train the points of a sweep.")
+    parser.add_argument("--count", type=int, help="of points that the agent trains (default: all)")
+    count = parser.parse_args(options).count
+    sweep = load(name)
+    from experiments import wandb_runs  # here, since it takes seconds to load
+
+    here = str(Path(sys.executable).parent)  # the agent starts `python`
+    os.environ["PATH"] = os.pathsep.join([here, os.environ["PATH"]])
+    project = wandb_runs.PROJECT
     try:
-        sweep = load(chosen.name)
-        if chosen.agent:
-            import wandb  # here, since it takes longer to load than a list to print
-
-            from training.tracking import PROJECT
-
-            here = str(Path(sys.executable).parent)  # the agent starts `python`
-            os.environ["PATH"] = os.pathsep.join([here, os.environ["PATH"]])
-            try:
-                wandb.agent(wandb.sweep(sweep, project=PROJECT), project=PROJECT, count=chosen.count)
-            except wandb.errors.Error as error:
-                sys.exit(
-                    f"W&B: the sweep was not run ({error}). `.venv/bin/wandb login` logs in; "
-                    f"`make grid NAME={chosen.name}` needs no account."
-                )
-        elif chosen.results:
-            Console(markup=False).print(table(chosen.name, chosen.results))
-        elif chosen.point:
-            print(*options(sweep, chosen.point))
-        else:
-            print(*points(sweep), sep="\n")
-    except (ValueError, ResultError) as error:
-        sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    print_any_text()
-    main()
+        wandb_runs.wandb.agent(wandb_runs.wandb.sweep(sweep, project=project), project=project, count=count)
+    except wandb_runs.wandb.errors.Error as error:
+        raise ValueError(
+            f"W&B: the sweep was not run ({error}). `.venv/bin/wandb login` logs in; "
+            f"`make grid NAME={name}` needs no account."
+        ) from error

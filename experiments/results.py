@@ -1,66 +1,16 @@
 """Load result files: what a finished training run leaves at `<experiment>/<group>/<row>/seed<k>.json`."""
 
+import ast
 import json
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from experiments.settings import MC, configured, differing, settings
-
-STEPS = ("0", "0.1", "0.2", "0.3", "0.4", "0.5")  # of p_U and p_E in the sweeps
-
-# Names of every row, in the order in which tables and legends show them.
-LABELS = {
-    "non_regularized": "Non-regularised",
-    "moon": "Moon et al.",
-    "moon_embedding": "Moon + emb dropout",
-    "moon_loop": "Moon, scaled in the loop",
-    "moon_fresh": "Moon, inputs dropped afresh",
-    "zaremba": "Zaremba et al.",
-    "variational_tied": "Variational (tied)",
-    "variational_untied": "Variational (untied)",
-    "vd": "VD-LSTM",
-    "vd_al": "VD-LSTM + AL",
-    "vd_al_stop": "VD-LSTM + AL, y fixed",
-    "vd_re": "VD-LSTM + RE",
-    "vd_real": "VD-LSTM + REAL",
-    "non_regularized_wt": "Non-regularised + WT",
-    "non_regularized_pr": "Non-regularised + PR",
-    "non_regularized_wt_pr": "Non-regularised + WT + PR",
-    "zaremba_wt": "Zaremba et al. + WT",
-    "bd_wd": "Variational (untied), words by token",
-    "bd_wt": "Variational (untied), words by token + WT",
-    "standard": "No dropout",
-    "naive": "Naive dropout",
-    "variational": "Variational dropout",
-    "standard_lstm": "Standard LSTM",
-    "naive_lstm": "Naive LSTM",
-    "variational_lstm": "Variational LSTM",
-    "standard_gru": "Standard GRU",
-    "naive_gru": "Naive GRU",
-    "variational_gru": "Variational GRU",
-    "variational_gru_p0.5": "Variational GRU, p = 0.5, l2 = 1e-6",
-    "constant_lstm": "LSTM, input and output masks kept",
-    **{f"pu{u}_pe{e}": f"p_U = {u}, p_E = {e}" for e in STEPS for u in STEPS},
-    **{f"l2_{l2}": f"l2 = {l2}" for l2 in ("1e-6", "1e-5", "1e-4", "1e-3")},
-    "l2_1e-3_all": "l2 = 1e-3, on all weights",
-    "t20": "T = 20",
-    "t50": "T = 50",
-    "t50_pe0": "T = 50, p_E = 0",
-    "t50_pe0.5": "T = 50, p_E = 0.5",
-    "t200": "T = 200",
-    "t400": "T = 400",
-}
-
-PTB_ROWS = ["non_regularized", "moon", "moon_embedding", "zaremba", "variational_tied", "variational_untied"]
-INAN_ROWS = ["vd", "vd_al", "vd_re", "vd_real"]
-DEMO_ROWS = ["standard", "naive", "variational"]
-LSTM_ROWS = [f"{row}_lstm" for row in DEMO_ROWS]
-GRU_ROWS = [f"{row}_gru" for row in DEMO_ROWS]
-
+from experiments.catalogue import catalogue, groups_of, labelled, place_of, rows
 
 PTB_WORDS = 929_589
 """Training words of Penn Treebank (protocol 1.1)."""
@@ -74,114 +24,23 @@ SAME_PERPLEXITY = 1e-4
 """Largest relative difference between two evaluations of the same weights, since processors round differently."""
 
 
-@dataclass(frozen=True)
-class Group:
-    """A set of runs shown together: one table, one figure. `rows` are the runs that the reproduction plans.
-
-    An extra group has no table where nothing of it was run: it is named instead. `beside` are rows that its own are
-    held against, shown with them if they were run: what each is called here, and the group and row that it is there.
-    """
-
-    title: str
-    rows: list[str]
-    is_extra: bool = False
-    beside: dict[str, tuple[str, str]] = field(default_factory=dict)
-
-
-def _ends_of(sweep: str) -> dict[str, tuple[str, str]]:
-    """The rows of Figure 3 that a sweep begins and ends with."""
-    return {row: ("figure3", row) for row in (sweep.format(STEPS[0]), sweep.format(STEPS[-1]))}
-
-
-GROUPS: dict[str, dict[str, Group]] = {
-    "ptb": {
-        "small": Group("Penn Treebank, small (2 × 200 units)", PTB_ROWS),
-        "v1": Group("Penn Treebank, v1 (first version of the paper, 2 × 200 units, constant learning rate)", PTB_ROWS),
-        "medium": Group("Penn Treebank, medium (2 × 650 units)", PTB_ROWS),
-        "medium_constant": Group(
-            "Penn Treebank, medium with a constant learning rate (Figure 2)",
-            ["non_regularized", "zaremba", "variational_untied"],
-            is_extra=True,
-        ),
-        "large": Group("Penn Treebank, large (2 × 1500 units)", PTB_ROWS),
-        "gal1250": Group("Penn Treebank, 2 × 1250 units (the authors' public log)", ["variational_untied"]),
-        **{
-            f"inan_{size}": Group(
-                f"Beyond the paper: Inan et al. (2016), {size} (2 × {units} units)", INAN_ROWS, is_extra=True
-            )
-            for size, units in (("small", 200), ("medium", 650), ("large", 1500))
-        },
-        "press_small": Group(
-            "Beyond the paper: Press & Wolf (2016), small (2 × 200 units)",
-            ["non_regularized_wt", "non_regularized_pr", "non_regularized_wt_pr"],
-            is_extra=True,
-            beside={"non_regularized": ("small", "non_regularized")},
-        ),
-        "press_large": Group(
-            "Beyond the paper: Press & Wolf (2016), large (2 × 1500 units)",
-            ["zaremba_wt", "bd_wd", "bd_wt"],
-            is_extra=True,
-        ),
-    },
-    "sentiment": {
-        "figure2": Group("Film reviews, LSTM as executed (Figure 3a–b; Figure 2 of the first version)", LSTM_ROWS),
-        "figure10": Group(
-            "Film reviews, GRU as executed (Figure 3c; Figure 10 of the first version)",
-            [*GRU_ROWS, "variational_gru_p0.5"],
-        ),
-        "figure3": Group(
-            "Film reviews, dropout of recurrent connections and of words (Figure 4a; Figure 3 of the first version)",
-            [f"pu{u}_pe{e}" for e in ("0", "0.5") for u in ("0", "0.5")],
-        ),
-        "figure2_modern": Group("Film reviews, LSTM with what is usual today", LSTM_ROWS, is_extra=True),
-        "figure10_modern": Group("Film reviews, GRU with what is usual today", GRU_ROWS, is_extra=True),
-        "fair": Group("Film reviews, LSTM, the epoch chosen on held-out training reviews", LSTM_ROWS, is_extra=True),
-        **{
-            f"fair_split{seed}": Group(f"Film reviews, the same on split {seed}", LSTM_ROWS, is_extra=True)
-            for seed in (1, 2)
-        },
-        "recurrent_sweep": Group(
-            "Film reviews, more and more dropout of recurrent connections, none of words (Figure 4b)",
-            [f"pu{u}_pe0" for u in STEPS[1:-1]],
-            is_extra=True,
-            beside=_ends_of("pu{}_pe0"),
-        ),
-        "recurrent_sweep_words": Group(
-            "Film reviews, more and more dropout of recurrent connections, and that of words (Figure 4c)",
-            [f"pu{u}_pe0.5" for u in STEPS[1:-1]],
-            is_extra=True,
-            beside=_ends_of("pu{}_pe0.5"),
-        ),
-        "word_sweep": Group(
-            "Film reviews, more and more dropout of words (appendix)",
-            [f"pu0.5_pe{e}" for e in STEPS[1:-1]],
-            is_extra=True,
-            beside=_ends_of("pu0.5_pe{}"),
-        ),
-        "decay_sweep": Group(
-            "Film reviews, weight of the penalty (appendix)",
-            ["l2_1e-6", "l2_1e-5", "l2_1e-4", "l2_1e-3_all"],
-            is_extra=True,
-            beside={"l2_1e-3": ("figure2", "variational_lstm")},
-        ),
-        "length_sweep": Group(
-            "Film reviews, length of the sequences (appendix)",
-            ["t20", "t50", "t50_pe0", "t50_pe0.5", "t400"],
-            is_extra=True,
-            beside={"t200": ("figure2", "variational_lstm")},
-        ),
-        "window_masks": Group(
-            "Film reviews, masks on input and output kept for the sequence (appendix)",
-            ["constant_lstm"],
-            is_extra=True,
-            beside={"naive_lstm": ("figure2", "naive_lstm")},
-        ),
-    },
-    "demo": {
-        "language_model": Group("Demo, language model", DEMO_ROWS),
-        "sentiment": Group("Demo, sentiment regression", DEMO_ROWS),
-    },
+TRAINER: dict[str, Any] = {
+    "precision": "32-true",
+    "tested_weights": "last",
+    "gradient_clip_val": None,
+    "gradient_clip_algorithm": "norm",
+    "limit_train_batches": None,
 }
+"""Options of the trainer that matter, and their values where they are not given. The length of a run is apart."""
+
+NO_MATTER = (
+    *("data_dir", "eval_batch_size", "backend"),
+    *("sliding_test", "train_eval_windows", "train_eval_chunks", "mc_every"),
+)
+"""Options of models and data that leave all figures alone, or only ask for more of them."""
+
+MC = ("mc_samples", "mc_masks", "mc_word_dropout")
+"""Options of the test, which MC figures depend on and no others."""
 
 
 class ResultError(ValueError):
@@ -244,11 +103,11 @@ class Result:
     @property
     def settings(self) -> dict[str, Any]:
         """The options that all of its figures depend on."""
-        return {name: value for name, value in settings(self.config).items() if name not in MC}
+        return {name: value for name, value in options_that_matter(self.config).items() if name not in MC}
 
     def mc_settings(self, metric: str) -> dict[str, Any]:
         """What an MC metric depends on beside them."""
-        options = settings(self.config)
+        options = options_that_matter(self.config)
         masks = "window" if metric.endswith("_window") or options.get("mc_masks") == "window" else "stream"
         drops = options.get("mc_word_dropout")
         return {
@@ -261,7 +120,9 @@ class Result:
     def changes(self) -> dict[str, Any]:
         """Its settings, those of MC too, that are not those of the row's file in `configs`."""
         planned = configured(self.experiment, self.group, self.row)
-        return {n: value for n, value in settings(self.config).items() if n in planned and planned[n] != value}
+        return {
+            n: value for n, value in options_that_matter(self.config).items() if n in planned and planned[n] != value
+        }
 
     @property
     def words_per_s(self) -> float | None:
@@ -269,7 +130,7 @@ class Result:
 
         None where the number of words is not known: it is for whole epochs of Penn Treebank.
         """
-        options = settings(self.config)
+        options = options_that_matter(self.config)
         seconds = [entry["seconds"] for entry in self.curve if "seconds" in entry]
         is_whole = all(self.trainer.get(limit) is None for limit in LIMITS)
         if not seconds or not is_whole or options.get("data") != "datamodules.PennTreebank":
@@ -286,6 +147,67 @@ class Result:
             named[int(self.metrics["mc_samples"])] = self.metrics["test_ppl_mc"]
         counts = sorted(named)
         return counts, [named[count] for count in counts]
+
+
+def options_that_matter(config: dict[str, Any]) -> dict[str, Any]:
+    """The options of a run's configuration that matter, by name.
+
+    An option that the file lacks, since it was made before there was such an option, has the default value: a new
+    option leaves what was there before as it was.
+    """
+    trainer = config.get("trainer") or {}
+    found = {name: trainer[name] for name in TRAINER if name in trainer}
+    found = {name: TRAINER[name] if value is None else value for name, value in found.items()}
+    if found.get("precision") in (32, "32"):
+        found["precision"] = "32-true"
+    for part in ("model", "data"):
+        given = config.get(part) or {}
+        if given.get("class_path"):
+            found |= {part: given["class_path"]} | defaults(given["class_path"])
+        found |= given.get("init_args") or {}
+    implied = {"stream": False, "window": True}.get(found.get("mc_masks", ""))
+    if implied is not None and found.get("mc_word_dropout") == implied:
+        found["mc_word_dropout"] = None  # the default says the same
+    return {name: value for name, value in found.items() if name not in NO_MATTER}
+
+
+@cache
+def defaults(class_path: str) -> dict[str, Any]:
+    """The default values of a class of this repository, read in its source: to import a model takes seconds."""
+    package, _, name = class_path.rpartition(".")
+    for file in (Path(__file__).parents[1] / package).glob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                [init] = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
+                values = init.args.defaults
+                options = init.args.args[len(init.args.args) - len(values) :]
+                return {option.arg: ast.literal_eval(value) for option, value in zip(options, values, strict=True)}
+    return {}
+
+
+def configured(experiment: str, group: str, row: str) -> dict[str, Any]:
+    """The options of a row of `configs` that matter; none without such a row."""
+    known = rows().get(f"{experiment}/{group}/{row}")
+    return options_that_matter(known.config | {"trainer": TRAINER | known.config["trainer"]}) if known else {}
+
+
+def differing(several: list[dict[str, Any]]) -> list[str]:
+    """Of each of several settings, in words, what is not the same in all of them."""
+    names = [
+        name
+        for name in dict.fromkeys(name for one in several for name in one)
+        if any(name not in one or one[name] != several[0].get(name) for one in several)
+    ]
+    return [in_words({name: one[name] for name in names if name in one}) for one in several]
+
+
+def in_words(options: dict[str, Any]) -> str:
+    """Settings, e.g. "K 100, MC masks stream, bf16-mixed"."""
+    names = {"precision": "", "mc_samples": "K "}
+    return ", ".join(
+        names.get(name, name.replace("mc_", "MC ").replace("_", " ") + " ") + str(value)
+        for name, value in options.items()
+    )
 
 
 def load_results(folder: Path) -> list[Result]:
@@ -343,18 +265,7 @@ def load_result(path: Path) -> Result:
     return Result(path=path, is_language="valid_ppl" in kinds, **fields)
 
 
-def place_of(row: str) -> int:
-    """Where a row stands in tables and legends; one's own come last."""
-    return _PLACES.get(row, len(_PLACES))
-
-
-def labelled(row: str, mark: str = "") -> str:
-    """The name of a row in tables and legends."""
-    label = LABELS.get(row, row)
-    return f"{label} [{mark}]" if mark else label
-
-
-def alike(runs: list[Result]) -> list[list[Result]]:
+def comparable(runs: list[Result]) -> list[list[Result]]:
     """The runs of a row in sets that may be averaged, of equal length and settings.
 
     The longest comes first, and of equally long ones the one that is most as its file in `configs` says.
@@ -368,7 +279,7 @@ def alike(runs: list[Result]) -> list[list[Result]]:
     )
 
 
-def kept(runs: list[Result]) -> list[Result]:
+def without_diverged(runs: list[Result]) -> list[Result]:
     """The runs of a row without the diverged ones, by the rule fixed in advance (protocol section 4, choice 10)."""
     scores = [run.metrics.get("valid_ppl", run.metrics.get("test_rmse", math.nan)) for run in runs]
     finite = [score for score in scores if math.isfinite(score)]
@@ -479,11 +390,11 @@ def groups_with(experiment: str, results: list[Result]) -> dict[str, list[Result
 
     Where a group has any, those of the rows `beside` it are among them.
     """
-    groups: dict[str, list[Result]] = {name: [] for name in GROUPS.get(experiment, {})}
+    groups: dict[str, list[Result]] = {name: [] for name in groups_of(experiment)}
     for run in results:
         if run.experiment == experiment:
             groups.setdefault(run.group, []).append(run)
-    for name, group in GROUPS.get(experiment, {}).items():
+    for name, group in groups_of(experiment).items():
         if groups[name]:
             others = [
                 replace(run, row=row)
@@ -498,7 +409,10 @@ def groups_with(experiment: str, results: list[Result]) -> dict[str, list[Result
 def experiments_of(results: list[Result]) -> list[str]:
     """The experiments to show: those of the paper, the demo where it was run, and one's own; sweeps are `grid`'s."""
     run = {result.experiment for result in results}
-    return [*(name for name in GROUPS if name != "demo" or name in run), *sorted(run - GROUPS.keys() - {"sweeps"})]
+    return [
+        *(name for name in catalogue() if name != "demo" or name in run),
+        *sorted(run - catalogue().keys() - {"sweeps"}),
+    ]
 
 
 def chosen_experiments(names: list[str] | None, results: list[Result]) -> list[str]:
@@ -507,7 +421,7 @@ def chosen_experiments(names: list[str] | None, results: list[Result]) -> list[s
     Raises:
         ResultError: one is neither planned nor has results; names those that are or have.
     """
-    there = dict.fromkeys([*GROUPS, *experiments_of(results)])
+    there = dict.fromkeys([*catalogue(), *experiments_of(results)])
     for name in names or ():
         if name not in there:
             raise ResultError(f"there is no experiment {name!r}; choose from: {', '.join(there)}")
@@ -516,7 +430,7 @@ def chosen_experiments(names: list[str] | None, results: list[Result]) -> list[s
 
 def title(experiment: str, group: str) -> str:
     """The heading of a group's table and figure."""
-    planned = GROUPS.get(experiment, {})
+    planned = groups_of(experiment)
     return planned[group].title if group in planned else f"{experiment}, {group}"
 
 
@@ -553,8 +467,6 @@ def _marked(results: list[Result]) -> list[Result]:
         for run, mark in zip(runs, differing([run.settings for run in runs]), strict=True)
     ]
 
-
-_PLACES = {row: i for i, row in enumerate(LABELS)}
 
 _KINDS: dict[str, Any] = {
     "experiment": str,

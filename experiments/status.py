@@ -1,6 +1,5 @@
-"""Which runs are done, running, queued, failed or missing: `python -m experiments.status --help`."""
+"""Which runs are done, running, queued, failed or missing."""
 
-import argparse
 import csv
 import sys
 from collections import Counter
@@ -12,9 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments import print_any_text
+from experiments.files import is_running
+from experiments.launch import Job, queue
 from experiments.results import load_result
-from experiments.slurm import Job, queue
 
 
 class Status(NamedTuple):
@@ -44,11 +43,8 @@ def status(result: Path, folder: Path, job: Job | None) -> Status:
         return Status("running" if job.is_running else "queued", *made, f"job {job.id}")
     if run and not run.shortened:
         return Status("done", run.epochs, run.planned_epochs)
-    if folder.is_dir():
-        from training.tracking import is_running  # here, since it takes seconds to load
-
-        if is_running(folder):
-            return Status("running", *made)
+    if folder.is_dir() and is_running(folder):
+        return Status("running", *made)
     if run:
         return Status("done", run.epochs, run.planned_epochs)
     if log.exists():
@@ -124,16 +120,6 @@ def table(names: list[str], results: Path, runs: Path) -> Table:
     return shown
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.status", description="How far the runs are.")
-    parser.add_argument("names", nargs="*", help="runs to show (all that are there, or in the queue)")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of result files")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of checkpoints and logs")
-    chosen = parser.parse_args(arguments)
-    Console(markup=False).print(table(chosen.names, chosen.results, chosen.runs))
-
-
-if __name__ == "__main__":
-    print_any_text()
-    main()
+def show(names: list[str], results: Path, runs: Path) -> None:
+    """Print the status of these runs or, where none are named, of all that have a result file, a folder or a job."""
+    Console(markup=False).print(table(names, results, runs))

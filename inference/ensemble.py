@@ -11,10 +11,18 @@ import torch
 from torch import Tensor
 
 from experiments import print_any_text
-from experiments.results import Result, ResultError, alike, check_perplexity, kept, load_results
-from experiments.settings import MC, settings
+from experiments.files import write_atomically
+from experiments.results import (
+    MC,
+    Result,
+    ResultError,
+    check_perplexity,
+    comparable,
+    load_results,
+    options_that_matter,
+    without_diverged,
+)
 from training.checkpoints import read_checkpoint
-from training.trainer import write_atomically
 
 # What `main.py predict` calls its surprisals, and the perplexity that a test makes of them.
 METRICS = {
@@ -51,7 +59,8 @@ def load_predictions(file: Path) -> dict[str, Any]:
         origin = {
             "begun": content["provenance"]["run"][0]["date"],
             "weights_sha256": content["provenance"]["weights_sha256"],
-            "mc": {name: settings(content["config"]).get(name) for name in MC} | {"mc_samples": content["mc_samples"]},
+            "mc": {name: options_that_matter(content["config"]).get(name) for name in MC}
+            | {"mc_samples": content["mc_samples"]},
             "epoch": content["epoch"],
             "seed": content["seed"],
         }
@@ -98,7 +107,7 @@ def check_run(model: dict[str, Any], run: Result) -> None:
             "epoch: delete the file and run `make ensemble` again"
         )
     advice = "an ensemble needs predictions of the whole test text: delete the file and run `make ensemble` again"
-    here, of_run = settings(model["config"]), settings(run.config)
+    here, of_run = options_that_matter(model["config"]), options_that_matter(run.config)
     as_tested = all(here.get(name) == of_run.get(name) for name in (*MC, "precision"))
     for kind, metric in METRICS.items():
         # Other samples or masks may be chosen for an ensemble. The validation text is one stream here, not in training.
@@ -131,7 +140,7 @@ def finished_runs(folder: Path, seeds: list[int]) -> list[Result]:
         )
     by_seed = {run.seed: run for run in load_results(folder.parents[2]) if run.path.parent == folder}
     runs = [by_seed[seed] for seed in seeds]
-    if len(alike(runs)) > 1:
+    if len(comparable(runs)) > 1:
         each = (f"{run.length} {run.mark}".strip() for run in runs)
         raise ResultError(f"{folder}: the seeds ran for different epochs, or with other settings: {', '.join(each)}")
     return runs
@@ -169,7 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.output:
         try:
             runs = finished_runs(options.output.parent, seeds)
-            diverged = [run.seed for run in runs if run not in kept(runs)]
+            diverged = [run.seed for run in runs if run not in without_diverged(runs)]
             for model, run in zip(models, runs, strict=True):
                 if run.seed not in diverged:
                     check_run(model, run)

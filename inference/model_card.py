@@ -6,17 +6,18 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from datamodules.penn_treebank import HUB_REPOSITORY
 from datamodules.reader import Reader
+from experiments.catalogue import groups_of
 from experiments.results import Result, title
-from reproduction.table import PUBLISHED, commit_of, origin_of, published_figure
+from reproduction.table import commit_of, origin_of, published_figure
 
 PAPER = "[Gal & Ghahramani (2016)](https://arxiv.org/abs/1512.05287)"
 
 # Figures of a card: name, digits, and which published one stands beside it: suffix of the row, and its name there.
 FIGURES = {
     "valid_ppl": ("validation perplexity", 2, None),
-    "valid_ppl_lua": ("validation perplexity, as the original code prints it", 2, ("", "valid")),
-    "test_ppl": ("test perplexity", 2, ("", "test")),
-    "test_ppl_mc": ("test perplexity, MC", 2, ("_mc", "test")),
+    "valid_ppl_lua": ("validation perplexity, as the original code prints it", 2, "valid"),
+    "test_ppl": ("test perplexity", 2, "test"),
+    "test_ppl_mc": ("test perplexity, MC", 2, "test_mc"),
     "test_ppl_mc_window": ("test perplexity, MC, masks per window", 2, None),
     "test_ppl_sliding": ("test perplexity, each word from the window before it alone", 2, None),
     "valid_rmse": ("validation RMSE", 4, None),
@@ -136,23 +137,19 @@ def model_card(
 
 def _figures(run: Result) -> str:
     """The table of figures, and where they come from."""
-    rows = PUBLISHED["ptb"].get(run.group, {}) if run.experiment == "ptb" else {}
+    group = groups_of(run.experiment).get(run.group)
+    paper = group.rows[run.row].published if group and run.row in group.rows else {}
     lines: list[str] = []
-    sources: dict[str, None] = {}
     for metric, (name, digits, published) in FIGURES.items():
         if metric not in run.metrics:
             continue
-        suffix, figure = published or ("", "")
-        paper = rows.get(f"{run.row}{suffix}", {})
-        if figure in paper:
-            sources[paper["source"]] = None
         if metric.startswith(("test_ppl_mc", "test_rmse_mc", "test_rmse_review_mc")):
             name += f", K = {run.metrics['mc_samples']:g}"
-        lines.append(f"| {name} | {run.metrics[metric]:.{digits}f} | {published_figure(paper, figure)} |")
+        lines.append(f"| {name} | {run.metrics[metric]:.{digits}f} | {published_figure(paper, published)} |")
     origin = run.provenance
     corpus = origin.get("corpus")
     notes = [
-        f"Published: {'; '.join(sources) or 'nothing for this setting'}. Lower is better.",
+        f"Published: {'; '.join(group.sources) if group and paper else 'nothing for this setting'}. Lower is better.",
         f"Run `{run.experiment}/{run.group}/{run.row}`, seed {run.seed} (epochs: {run.length}): {origin_of(run)}.",
         f"Versions: {', '.join(f'{name} {version}' for name, version in origin.get('versions', {}).items())}.",
         f"Corpus {corpus['name']}, SHA-256: "

@@ -20,11 +20,11 @@ from rich.text import Text
 from datamodules.checks import LARGEST_SEED, check_count, check_number
 from datamodules.reader import EOS, Reader
 from datamodules.text_files import decoded, read
+from experiments.files import check_writable, write_atomically
 from inference.options import OptionParser, path
 from lightning_modules.language_model import LanguageModel
 from lightning_modules.loading import load
 from lightning_modules.sentiment_regressor import SentimentRegressor
-from training.trainer import check_writable, write_atomically
 
 Row = dict[str, Any]
 FORMATS = ("table", "jsonl", "csv")

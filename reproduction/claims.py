@@ -7,7 +7,8 @@ from statistics import mean, median, stdev
 
 import pandas as pd
 
-from experiments.results import LABELS, LIMITS, STEPS, Result, alike, kept
+from experiments.catalogue import labelled
+from experiments.results import LIMITS, Result, comparable, without_diverged
 
 LAST_EPOCHS = 25  # "the end of training" of a sentiment curve, protocol section 4, choice 24
 RISES = 0.03  # a curve overfits if its end is so much above its lowest stretch
@@ -280,6 +281,9 @@ def _main_claims(group: str, cell: str, name: str, settings: str = "") -> list[C
     ]
 
 
+STEPS = ("0", "0.1", "0.2", "0.3", "0.4", "0.5")  # of p_U and p_E in the sweeps
+
+
 def _corner(recurrent: str, word: str) -> Row:
     """Of Figure 3, or what lies between."""
     if {recurrent, word} <= {"0", "0.5"}:
@@ -381,7 +385,7 @@ def _mc_and_approximation(runs: dict[Row, list[Result]]) -> Verdict:
     The other rows with dropout that have learnt something are in the evidence only, like the error by review.
     """
     above = {row: ratio for row, of_row in runs.items() if (ratio := _mc_above(of_row, "test_rmse")) is not None}
-    names = {(group, row): f"{LABELS.get(row, row)} ({group})" for group, row in above}
+    names = {(group, row): f"{labelled(row)} ({group})" for group, row in above}
     judged = {row: ratio for row, ratio in above.items() if row in VARIATIONAL_ROWS}
     if not judged:
         return NOT_RUN, "–"
@@ -408,10 +412,10 @@ def _mc_above(runs: list[Result], metric: str) -> float | None:
 
 def _complete(runs: list[Result]) -> list[Result]:
     """Of a row the first set that may be averaged with runs that did not diverge, saw all data, and have all errors."""
-    for same in alike(runs):
+    for same in comparable(runs):
         complete = [
             run
-            for run in kept(same)
+            for run in without_diverged(same)
             if run.points("test_rmse")[0] == list(range(1, len(run.curve) + 1))
             and "constant_rmse" in run.metrics
             and all(run.trainer.get(limit) is None for limit in LIMITS)

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from experiments import print_any_text
-from experiments.results import Result, ResultError, alike, chosen_experiments, groups_with, load_results, title
+from experiments.results import Result, ResultError, chosen_experiments, comparable, groups_with, load_results, title
 from reproduction.table import LOG, baselines
 
 # Okabe and Ito's palette, which stays distinct under the common kinds of colour blindness. Schemes that are the same
@@ -175,7 +175,7 @@ def draw_curves(axes: Axes, results: list[Result], metric: str, style: str = "so
     colour_of = colours(results)
     shown = [run for run in results if run.points(metric)[0]]
     for row in dict.fromkeys(run.row for run in shown):
-        for runs in alike([run for run in shown if run.row == row]):
+        for runs in comparable([run for run in shown if run.row == row]):
             _draw_seeds(axes, runs, metric, colour_of[row], style)
 
 

@@ -1,11 +1,10 @@
 """Tables of results as Markdown, with the published numbers beside ours: `python -m reproduction.table --help`.
 
-Numbers of this repository come from result files, published ones from `published.json`; none is written here.
+Numbers of this repository come from result files, published ones from `configs`; none is written here.
 """
 
 import argparse
 import html
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -21,29 +20,28 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from experiments import print_any_text
+from experiments.catalogue import Row, catalogue, groups_of, labelled, place_of, rows
+from experiments.files import replace_between
 from experiments.results import (
-    GROUPS,
-    LABELS,
     Result,
     ResultError,
     ablations_of,
-    alike,
     chosen_experiments,
+    comparable,
+    differing,
     ensembles_of,
     groups_with,
-    kept,
-    labelled,
+    in_words,
     load_results,
-    place_of,
+    options_that_matter,
     read_json,
     title,
+    without_diverged,
 )
-from experiments.settings import differing, in_words, settings
 from reproduction.claims import ALIKE, LAST_EPOCHS, LEARNS, MINIMUM, OSCILLATIONS_ALIKE, RISES, claims_table
 
 ROOT = Path(__file__).parents[1]
 LOG = Path(__file__).with_name("gal_1250_untied.csv")
-PUBLISHED: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 
 TEXT = ("row", "claim", "verdict", "evidence", "mean")  # columns of words
 
@@ -128,10 +126,6 @@ def heading(experiment: str) -> str:
     return HEADINGS.get(experiment, experiment)
 
 
-READINGS = {"moon_loop": "moon", "moon_fresh": "moon", "vd_al_stop": "vd_al"}
-"""Rows that are another reading of a published one, whose figures stand beside them."""
-
-
 def note(experiment: str) -> str:
     """What is to be said of all tables of an experiment."""
     return NOTES.get(experiment, OWN_NOTE)
@@ -139,10 +133,9 @@ def note(experiment: str) -> str:
 
 def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
     """Table 1 of the paper for one size: perplexities per word, published and ours."""
-    published = PUBLISHED["ptb"].get(size, {})
     lines = []
     for row, label, runs in _lines("ptb", size, results):
-        paper = published.get(READINGS.get(row, row), {})
+        paper = _published("ptb", size, row)
         lines.append(
             {
                 "row": label,
@@ -157,7 +150,7 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
                 "epochs": _epochs(runs),
                 "seeds": _seeds(runs, "test_ppl"),
                 "words/s, paper": f"{paper['kwps']:.1f}K" if "kwps" in paper else "n/a",
-                "words/s": _speed([run.words_per_s for run in kept(runs)]),
+                "words/s": _speed([run.words_per_s for run in without_diverged(runs)]),
                 "hours": _hours(runs),
                 "hardware": _machines(runs),
                 "config": _config("ptb", runs[0].path.parts[-3] if runs else size, row),
@@ -167,7 +160,6 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
             for metric, mc in (("test_ppl_mc", "MC"), ("test_ppl_mc_window", "MC, masks per window")):
                 if metric == "test_ppl_mc_window" and not any(metric in run.metrics for run in runs):
                     continue
-                paper = published.get(f"{row}_mc", {}) if metric == "test_ppl_mc" else {}
                 sets = _alike_in_mc(runs, metric) or [[]]
                 marks = differing([same[0].mc_settings(metric) | {"mc_samples": 0} for same in sets if same])
                 for same, mark in zip(sets, marks or [""], strict=True):
@@ -176,7 +168,7 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
                         | {"config": lines[-1]["config"]}
                         | {
                             "row": _with_mc(label, mc) + (f" [{mark}]" if mark else ""),
-                            "test, paper": published_figure(paper, "test"),
+                            "test, paper": published_figure(paper if metric == "test_ppl_mc" else {}, "test_mc"),
                             "test, ours": _mean_sd(runs, [run.metrics[metric] for run in same], 1),
                             "K": _samples(same),
                             "epochs": _epochs(runs),
@@ -186,7 +178,7 @@ def ptb_table(size: str, results: list[Result]) -> pd.DataFrame:
     table = pd.DataFrame(lines)
     if size != "medium_constant":  # where nothing ends the descent, the last epoch is as good as any
         table = table.drop(columns="valid, lowest")
-    if not any("kwps" in paper for paper in published.values()):
+    if not any("kwps" in row.published for row in _rows("ptb", size)):
         table = table.drop(columns="words/s, paper")
     return table if any("test_ppl_sliding" in run.metrics for run in results) else table.drop(columns="test, sliding")
 
@@ -195,7 +187,7 @@ def trajectory_table(runs: list[Result]) -> pd.DataFrame:
     """Validation perplexity, as printed, of the authors' public log and of our runs, by epoch (protocol 1.7)."""
     log = pd.read_csv(LOG, index_col="epoch")["valid_ppl_as_printed"]
     lines = []
-    curves = [dict(zip(*run.points("valid_ppl_lua"), strict=True)) for run in kept(runs)]
+    curves = [dict(zip(*run.points("valid_ppl_lua"), strict=True)) for run in without_diverged(runs)]
     for epoch in (1, 2, 3, 5, 8, 10, 11, 12, 15, 20, 25, 30, 40, 50, 55):
         values = [curve[epoch] for curve in curves if epoch in curve]
         ours = _mean_sd(runs, values, 1)
@@ -206,17 +198,23 @@ def trajectory_table(runs: list[Result]) -> pd.DataFrame:
 
 def ensemble_table(results: list[Result], sizes: list[str] | None = None) -> pd.DataFrame:
     """Perplexities of models whose probabilities are averaged, published and ours, by the number of models."""
-    published = {(paper["group"], paper["row"], paper["models"]): paper for paper in PUBLISHED["ensembles"]}
+    published = {
+        (size, paper["row"], paper["models"]): paper
+        for size, group in groups_of("ptb").items()
+        for paper in group.ensembles
+    }
     ours = {(size, row): ensemble for size, row, ensemble in ensembles_of(results)}
     together = {(size, row, len(ensemble["seeds"])) for (size, row), ensemble in ours.items()}
-    order = {pair: i for i, pair in enumerate((size, row) for size in GROUPS["ptb"] for row in LABELS)}
+    order = {
+        pair: i for i, pair in enumerate((size, row) for size, group in groups_of("ptb").items() for row in group.rows)
+    }
     lines = []
     for size, row, models in sorted(published.keys() | together, key=lambda key: (order.get(key[:2], len(order)), key)):
         if sizes and size not in sizes:
             continue
         paper = published.get((size, row, models), {})
         ensemble = ours.get((size, row), {})
-        metrics, label = ensemble.get("metrics", {}), LABELS.get(row, row)
+        metrics, label = ensemble.get("metrics", {}), labelled(row)
         metric = "test_ppl_mc" if row.startswith("variational") or "test_ppl_mc" in metrics else "test_ppl"
         values, valid = metrics.get(metric, []), metrics.get("valid_ppl", [])
         absent = "–" if len(values) >= models else "not run"
@@ -245,11 +243,11 @@ def ablation_table(results: list[Result], sizes: list[str] | None = None) -> pd.
         if sizes and size not in sizes:
             continue
         for row, label, every in _lines("ptb", size, of_size):
-            runs = [run for run in kept(every) if run.path in ablations]
+            runs = [run for run in without_diverged(every) if run.path in ablations]
             discarded = sum(run.path in ablations for run in every) - len(runs)
             by_kind: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
             for run in runs:
-                drops = settings(ablations[run.path].get("config", {})).get("mc_word_dropout")
+                drops = options_that_matter(ablations[run.path].get("config", {})).get("mc_word_dropout")
                 for choice in ablations[run.path]["choices"]:
                     masks = choice["masks"] or "–"
                     if choice["masks"] and drops is not None and drops != (masks == "window"):
@@ -296,7 +294,7 @@ def language_model_table(experiment: str, group: str, results: list[Result]) -> 
             "seeds": _seeds(runs, "test_ppl"),
         }
         if experiment != "demo":
-            speeds = [run.points("words_per_s")[1] for run in kept(runs)]
+            speeds = [run.points("words_per_s")[1] for run in without_diverged(runs)]
             training = [median(values) for values in speeds if values]
             line |= {"words/s, training": _speed(training), "hours": _hours(runs), "hardware": _machines(runs)}
         lines.append(line)
@@ -359,7 +357,7 @@ def sentiment_table(experiment: str, group: str, results: list[Result], folder: 
 
 def has_predictive_distribution(experiment: str, group: str, results: list[Result]) -> bool:
     """Whether a table of regressions shows what texts that are held out for validation make known."""
-    planned = experiment in GROUPS
+    planned = experiment in catalogue()
     return group.startswith("fair") if planned else any("valid_rmse" in run.metrics for run in results)
 
 
@@ -377,7 +375,10 @@ def baselines(experiment: str, group: str, results: list[Result], folder: Path |
     names = {"train, all": "train_rmse", "test": "test_rmse", "test, by review": "test_rmse_review"}
     file = (folder or Path()) / "sentiment/baselines.json"
     if not file.is_file():
-        published = {"train, all": PUBLISHED["constant_predictor"]["train_rmse"], "test": constant}
+        published: dict[str, Any] = {
+            "train, all": catalogue()["sentiment"].constant_predictor["train_rmse"],
+            "test": constant,
+        }
         return {} if split != "0" else {"Constant predictor": published}
     labels = {"constant": "Constant predictor", "ridge": "Ridge regression on words"}
     try:
@@ -398,9 +399,11 @@ def constant_rmse(experiment: str, results: list[Result]) -> float | None:
     None if it is not known: no demo has run, or runs on texts of one's own are not all on the same.
     """
     measured = [run.metrics["constant_rmse"] for run in results if "constant_rmse" in run.metrics]
-    if experiment not in GROUPS and len({f"{value:.4g}" for value in measured}) > 1:
+    if experiment not in catalogue() and len({f"{value:.4g}" for value in measured}) > 1:
         return None
-    return next(iter(measured), PUBLISHED["constant_predictor"]["test_rmse"] if experiment == "sentiment" else None)
+    return next(
+        iter(measured), catalogue()["sentiment"].constant_predictor["test_rmse"] if experiment == "sentiment" else None
+    )
 
 
 @dataclass(frozen=True)
@@ -422,7 +425,7 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
     """The tables of an experiment; of Penn Treebank only these sizes, if any are named."""
     parts = []
     folder = next((run.path.parents[3] for run in results), None)
-    planned = GROUPS.get(experiment, {})
+    planned = groups_of(experiment)
     for group, runs in groups_with(experiment, results).items():
         if not runs and group in planned and planned[group].is_extra and group not in (sizes or ()):
             continue
@@ -451,7 +454,7 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
         parts.append(Section(f"{experiment}_{group}", title(experiment, group), table, remarks, origins, more))
         if (experiment, group) == ("ptb", "gal1250"):
             trajectory = trajectory_table(
-                next(iter(alike([run for run in runs if run.row == "variational_untied"])), [])
+                next(iter(comparable([run for run in runs if run.row == "variational_untied"])), [])
             )
             heading = "Validation perplexity as printed, by epoch, 2 × 1250 units"
             parts.append(Section("ptb_gal1250_trajectory", heading, trajectory, [], []))
@@ -461,13 +464,13 @@ def sections(experiment: str, results: list[Result], sizes: list[str] | None = N
         and len(table := ensemble_table(results, sizes))
         and (not sizes or any(table["seeds"] != "–"))
     ):
-        sources = dict.fromkeys(paper["source"] for paper in PUBLISHED["ensembles"])
+        sources = dict.fromkeys(paper["source"] for group in planned.values() for paper in group.ensembles)
         remarks = [
             "The validation text is one stream here, and is predicted by the approximation alone. "
             f"Published numbers: {'; '.join(sources)}."
         ]
         origins = [
-            f"{size}, {LABELS.get(row, row)}, ensemble of seeds {', '.join(map(str, ensemble['seeds']))}: predicted by "
+            f"{size}, {labelled(row)}, ensemble of seeds {', '.join(map(str, ensemble['seeds']))}: predicted by "
             f"{', '.join(dict.fromkeys(map(commit_of, ensemble['provenance'])))}; the seeds' own lines are above"
             for size, row, ensemble in ensembles_of(results)
             if not sizes or size in sizes
@@ -599,25 +602,13 @@ def _narrow(cell: str) -> str:
     return cell.replace(" ± 0.", "±.").replace(" ± ", "±").replace(" epochs", "").replace(" of ", "/")
 
 
-def replace_between_markers(text: str, tables: str) -> str:
-    """`text` with everything between the two results markers replaced by `tables`.
-
-    Raises:
-        ValueError: `text` does not contain the two markers exactly once, in order.
-    """
-    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or not pattern.search(text):
-        raise ValueError(f"must contain the line {BEGIN} and, after it, the line {END}, once each")
-    return pattern.sub(lambda _: f"{BEGIN}\n\n{tables}\n\n{END}", text)
-
-
 def _lines(experiment: str, group: str, results: list[Result]) -> list[tuple[str, str, list[Result]]]:
     """The lines of a table: a row, its name, and runs of it that may be averaged."""
-    groups = GROUPS.get(experiment, {})
-    planned = groups[group].rows if group in groups else []
+    groups = groups_of(experiment)
+    planned = groups[group].planned if group in groups else []
     lines: list[tuple[str, str, list[Result]]] = []
     for row in sorted(dict.fromkeys([*planned, *(run.row for run in results)]), key=place_of):
-        sets = alike([run for run in results if run.row == row])
+        sets = comparable([run for run in results if run.row == row])
         lines += [(row, same[0].label, same) for same in sets] or [(row, labelled(row), [])]
     return lines
 
@@ -627,10 +618,22 @@ def _with_mc(label: str, mc: str) -> str:
     return label.replace(")", f", {mc})", 1) if ")" in label else f"{label}, {mc}"
 
 
+def _rows(experiment: str, group: str) -> list[Row]:
+    """The rows of `configs` of a group."""
+    known = groups_of(experiment).get(group)
+    return list(known.rows.values()) if known else []
+
+
+def _published(experiment: str, group: str, row: str) -> dict[str, Any]:
+    """The published figures of a row."""
+    known = groups_of(experiment).get(group)
+    return known.rows[row].published if known and row in known.rows else {}
+
+
 def _alike_in_mc(runs: list[Result], metric: str) -> list[list[Result]]:
     """Those of a line that have an MC metric, in sets of the same samples and masks."""
     sets: dict[str, list[Result]] = {}
-    for run in kept(runs):
+    for run in without_diverged(runs):
         if metric in run.metrics:
             sets.setdefault(in_words(run.mc_settings(metric)), []).append(run)
     return list(sets.values())
@@ -648,18 +651,20 @@ def _mc_samples(runs: list[Result], metric: str) -> str:
 
 
 def _mean(runs: list[Result], metric: str, digits: int, absent: str = "not run") -> str:
-    return _mean_sd(runs, [run.metrics[metric] for run in kept(runs) if metric in run.metrics], digits, absent)
+    return _mean_sd(
+        runs, [run.metrics[metric] for run in without_diverged(runs) if metric in run.metrics], digits, absent
+    )
 
 
 def _absent(experiment: str, row: str = "") -> str:
     """What stands where a run has no such error: none is planned for texts of one's own, nor MC without dropout."""
-    return "–" if experiment not in GROUPS or row.startswith("standard") else "not run"
+    return "–" if experiment not in catalogue() or row.startswith("standard") else "not run"
 
 
 def _mean_sd(runs: list[Result], values: list[float], digits: int, absent: str = "not run") -> str:
     if not runs:
         return "not run"
-    if not kept(runs):
+    if not without_diverged(runs):
         return "diverged"
     if not values:
         return absent
@@ -670,18 +675,21 @@ def _mean_sd(runs: list[Result], values: list[float], digits: int, absent: str =
 
 def _lowest(runs: list[Result], metric: str) -> list[float]:
     """The lowest value of each run's curve."""
-    return [min(values) for run in kept(runs) if (values := run.points(metric)[1])]
+    return [min(values) for run in without_diverged(runs) if (values := run.points(metric)[1])]
 
 
 def _ends(runs: list[Result], metric: str) -> list[float]:
     """The mean over the last epochs of each run's curve that has more than those."""
-    curves = [run.points(metric)[1] for run in kept(runs)]
+    curves = [run.points(metric)[1] for run in without_diverged(runs)]
     return [sum(curve[-LAST_EPOCHS:]) / LAST_EPOCHS for curve in curves if len(curve) > LAST_EPOCHS]
 
 
-def published_figure(paper: dict[str, Any], metric: str) -> str:
+def published_figure(paper: dict[str, Any], metric: str | None) -> str:
     """A published mean, with its deviation if that is known, e.g. "79.0 ± 0.1"."""
-    return " ± ".join(f"{value:.1f}" for value in paper[metric]) if metric in paper else "n/a"
+    if metric not in paper:
+        return "n/a"
+    values = paper[metric] if isinstance(paper[metric], list) else [paper[metric]]
+    return " ± ".join(f"{value:.1f}" for value in values)
 
 
 def _samples(same: list[Result]) -> str:
@@ -695,12 +703,12 @@ def _epochs(runs: list[Result]) -> str:
 
 def _seeds(runs: list[Result], metric: str) -> str:
     """The number of seeds in the mean."""
-    return _of_all(runs, sum(metric in run.metrics for run in kept(runs)))
+    return _of_all(runs, sum(metric in run.metrics for run in without_diverged(runs)))
 
 
 def _of_all(runs: list[Result], used: int) -> str:
     """A number of seeds, e.g. "3", or "2 of 3" if one is discarded."""
-    return f"{used} of {len(runs)}" if len(kept(runs)) < len(runs) else str(used)
+    return f"{used} of {len(runs)}" if len(without_diverged(runs)) < len(runs) else str(used)
 
 
 def _speed(speeds: Sequence[float | None]) -> str:
@@ -736,21 +744,19 @@ def _hardware(run: Result) -> str:
 
 def _config(experiment: str, group: str, row: str) -> str:
     """The configuration of a row, a path in the repository, or – if it has none there."""
-    path = f"configs/{experiment}/{group}/{row}.yaml"
-    return path if (ROOT / path).is_file() else "–"
+    return f"configs/{experiment}/{group}.yaml" if f"{experiment}/{group}/{row}" in rows() else "–"
 
 
 def _ptb_sources(size: str) -> list[str]:
     """Where the published numbers of a size come from, and what else has been published on it."""
-    published = PUBLISHED["ptb"].get(size)
-    if not published:
+    group = groups_of("ptb").get(size)
+    if not group or not group.sources:
         return ["Published numbers: none known for this setting."]
-    remarks = ["Published numbers: " + "; ".join(dict.fromkeys(paper["source"] for paper in published.values())) + "."]
+    remarks = [f"Published numbers: {'; '.join(group.sources)}."]
     names = {"valid": "valid", "test": "test", "test_mc": "test with MC"}
-    for paper in PUBLISHED["ptb_further"]:
-        if paper["group"] == size:
-            numbers = ", ".join(f"{name} {published_figure(paper, key)}" for key, name in names.items() if key in paper)
-            remarks.append(f"Also published: {paper['what']}: {numbers}. Source: {paper['source']}.")
+    for paper in group.further:
+        numbers = ", ".join(f"{name} {published_figure(paper, key)}" for key, name in names.items() if key in paper)
+        remarks.append(f"Also published: {paper['what']}: {numbers}. Source: {paper['source']}.")
     return remarks
 
 
@@ -790,9 +796,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of result files (%(default)s)")
     parser.add_argument(
-        "--experiment", nargs="+", help=f"of {', '.join(GROUPS)} and your own (default: all; the demo where it was run)"
+        "--experiment",
+        nargs="+",
+        help=f"of {', '.join(catalogue())} and your own (default: all; the demo where it was run)",
     )
-    parser.add_argument("--size", nargs="+", choices=list(GROUPS["ptb"]), help="Penn Treebank sizes (default: all)")
+    parser.add_argument("--size", nargs="+", choices=list(groups_of("ptb")), help="Penn Treebank sizes (default: all)")
     parser.add_argument("--format", choices=list(FORMATS), help="print in this format (default: for reading)")
     parser.add_argument("--readme", type=Path, help=f"replace what stands between {BEGIN} and {END} in this file")
     parser.add_argument("--wandb", type=Path, metavar="FOLDER", help="log W&B Tables, too; their files go to FOLDER")
@@ -809,7 +817,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ResultError as error:
         sys.exit(str(error))
     if (options.readme or options.wandb) and not any(run.experiment in experiments for run in results):
-        wanted = options.experiment or list(GROUPS)
+        wanted = options.experiment or list(catalogue())
         targets = " or ".join("`make demo`" if name == "demo" else f"`make reproduce-{name}`" for name in wanted)
         sys.exit(f"{options.results}: no results of {', '.join(wanted)}; run {targets} first")
     try:
@@ -826,18 +834,10 @@ def main(arguments: list[str] | None = None) -> None:
         tables = to_markdown(results, experiments, options.size)
     except ResultError as error:
         sys.exit(str(error))
-    text = options.readme.read_text(encoding="utf-8")
     try:
-        current = replace_between_markers(text, tables)
-    except ValueError as error:
-        sys.exit(f"{options.readme}: {error}")
-    if options.check:
-        if current != text:
-            sys.exit(f"{options.readme}: the results are stale; run `make table`")
-    else:
-        temporary = options.readme.with_name(options.readme.name + ".tmp")
-        temporary.write_text(current, encoding="utf-8")
-        temporary.replace(options.readme)
+        replace_between(options.readme, BEGIN, END, tables, options.check)
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

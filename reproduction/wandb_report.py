@@ -15,11 +15,10 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from pydantic import TypeAdapter
 
-from experiments import print_any_text
+from experiments import print_any_text, wandb_runs
 from experiments.results import Result, ResultError, experiments_of, load_results, title
+from experiments.wandb_runs import PROJECT
 from reproduction.table import HEADINGS, Section, heading, markdown_of, note, sections
-from training import tracking
-from training.tracking import PROJECT
 
 SWEEPS = Path(__file__).parents[1] / "configs/sweeps"
 TITLE = "A Theoretically Grounded Application of Dropout in Recurrent Neural Networks"
@@ -60,12 +59,12 @@ def log_tables(folder: Path, results: list[Result], experiments: list[str], size
     """
     logged = [_logged(section, results) for name in experiments for section in sections(name, results, sizes)]
     # One run, whose tables are replaced.
-    run = tracking.start(project=PROJECT, id="tables", name="tables", job_type="tables", resume="allow", dir=folder)
+    run = wandb_runs.start(project=PROJECT, id="tables", name="tables", job_type="tables", resume="allow", dir=folder)
     try:
         for values in logged:
             run.log(values)
         run.finish()
-    except tracking.FAILURES as error:
+    except wandb_runs.FAILURES as error:
         print(f"W&B: the tables are not all logged ({error}); `make wandb-table` tries again.", flush=True)
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from datamodules import penn_treebank
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-SMALL = ["--config", str(CONFIGS / "ptb/small/variational_tied.yaml")]
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--config", "ptb/small/variational_tied"]
 
 
 def tiny_run(tmp_path: Path, *more: str, logger: tuple[str, ...] = ("--trainer.logger", "false")) -> list[str]:
@@ -37,7 +37,7 @@ def tiny_program(tmp_path: Path) -> list[str]:
     script = tmp_path / "program.py"
     script.write_text(
         "import sys\n"
-        f"sys.path.insert(0, {str(CONFIGS.parent)!r})\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
         "import main\n"
         "from datamodules import penn_treebank\n"
         f"penn_treebank.SHA256 = {penn_treebank.SHA256!r}\n"

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from datamodules import FilmReviews
 from experiments import print_any_text
+from experiments.files import write_atomically
 from lightning_modules.sentiment_regressor import rmse_by_review
-from training.trainer import provenance, write_atomically
+from training.provenance import provenance
 
 WORDS = range(4, 5003)  # ids of the 4,999 most frequent words, as measured for protocol section 2.1
 PENALTIES = (10.0, 30.0, 100.0, 300.0, 1000.0)

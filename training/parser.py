@@ -17,37 +17,8 @@ import yaml
 from lightning.fabric.utilities.seed import max_seed_value
 from lightning.pytorch.cli import LightningArgumentParser
 
-COMMANDS = {
-    "fit": "Train a model.",
-    "reproduce": "Train, test, and write the result file (--result); started again, an interrupted run goes on.",
-    "validate": "Evaluate a checkpoint (--ckpt_path) on the validation data.",
-    "test": "Evaluate a checkpoint (--ckpt_path) on the test data.",
-    "predict": "Predict the test data by a checkpoint (--ckpt_path), into predictions.pt in the run's folder.",
-    "ablate": "Evaluate a finished language model (--ckpt_path, --result) by every choice at test time.",
-}
-"""Those that need a configuration, and what they do."""
+from training.commands import CHOICE, HELP
 
-WITHOUT_CONFIG = {
-    "predict MODEL [FILE]": "Say what a trained model makes of a text.",
-    "export CHECKPOINT FOLDER": "Save a trained model to be shared.",
-}
-"""Those that need none, and what they do."""
-
-HELP = """usage: main.py COMMAND --config configs/.../ROW.yaml [options]
-
-Train and test the models of the paper: `make demo`, or for one of its runs `main.py reproduce
---config configs/demo/sentiment/variational.yaml --result results/demo/sentiment/variational/seed0.json`.
-
-Commands with a configuration (`main.py COMMAND --config FILE --help` lists their options):
-{}
-
-Commands without one (`main.py predict --help`, `main.py export --help`):
-{}
-
-The guide is docs/guide.md.
-""".format(*("\n".join(f"  {name:<26}{does}" for name, does in part.items()) for part in (COMMANDS, WITHOUT_CONFIG)))
-
-CHOICE = f"choose {', '.join(COMMANDS)} with --config, or {' or '.join(WITHOUT_CONFIG)}"
 TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text", "NoneType": "null"}
 CLASSES = {"model": "lightning_modules.LanguageModel", "data": "datamodules.PlainText"}
 MAY_BE_EMPTY = ("init_args", "dict_kwargs")  # jsonargparse ignores any other empty section silently
@@ -105,7 +76,7 @@ def in_short(message: str, parser: LightningArgumentParser | None = None) -> str
     if command := re.match(r"expected \"subcommand\"|argument subcommand: invalid choice: ('.+?')", message):
         return f"there is no command {command[1]}: {CHOICE}" if command[1] else f"there is no command: {CHOICE}"
     if re.search(r"arguments are required: \w+\.model", message):
-        return "there is no model: name a configuration, such as --config configs/demo/sentiment/variational.yaml"
+        return "there is no model: name a configuration, such as --config demo/sentiment/variational"
     if required := re.match(r"the following arguments are required: (.+)", message):
         names = (name.partition(".")[2] for name in required[1].split(", "))
         return f"{' and '.join(f'--{name}' for name in names)} must be given"
@@ -151,7 +122,7 @@ def _where(option: str) -> str:
     if any(f".{word.partition('=')[0].lstrip('-')}".endswith(f".{option}") for word in sys.argv if word[:2] == "--"):
         return ""
     paths = [path for word, path in pairwise(sys.argv) if word == "--config"]
-    for path in reversed(paths):  # the last one counts
+    for path in reversed([path for path in paths if "\n" not in path]):  # the last one counts; a row is text
         for name, (line, _) in check_config(Path(path)).items():
             if f".{name}".endswith(f".{option}"):
                 return f"--config {path}, line {line}: "

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
 import os
 import re
 import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import lightning.pytorch.loggers as loggers
 import wandb
@@ -23,129 +20,19 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from experiments import print_any_text
+from experiments.files import is_running, lock_run_folder
+from experiments.runs import Run
+from experiments.wandb_runs import FAILURES, PROJECT, artifact_name, first_line, start, teardown, without_records
 from training.checkpoints import read_checkpoint
 
-PROJECT = "variational-rnn"
-FAILURES = (wandb.errors.Error, OSError)  # of W&B, its process, its server, the disk
 # Curves; other metrics have one value. W&B keeps one definition of a metric, any one: no two patterns may fit it.
 LOWER_IS_BETTER = ("train_*", "valid_*", "test_ppl*", "test_rmse*")
 BY_STEP = ("gradient_norm", "learning_rate", "words_per_s")
-ID_FILE, LOCK_FILE, RECORDED_FILE = "wandb_id", "lock", "recorded_epochs"  # in the run's folder
+ID_FILE, RECORDED_FILE = "wandb_id", "recorded_epochs"  # in the run's folder
 FOLDER = "--trainer.default_root_dir; RUNS=... for make"  # how that is chosen
 
-SETTINGS: dict[str, Any] = {
-    "init_timeout": 30.0,  # seconds; a server that does not answer must not hold up a run
-    "finish_timeout": 300.0,  # what is not uploaded by then stays on disk
-    "x_transaction_log_flush_interval": 1.0,  # what a run that is killed can lose
-}
-TEARDOWN_TIMEOUT = 10.0  # seconds
 FLUSHED = 10.0  # seconds after which W&B has written a row, generously
 DROPOUT = ("word_dropout", "input_dropout", "recurrent_dropout", "memory_dropout", "output_dropout")
-
-
-def start(**init: Any) -> Any:
-    """`wandb.init`, offline where nobody is logged in or no server answers, and without records where no disk is.
-
-    Args:
-        init: of `wandb.init`; `dir` is required. WANDB_MODE is respected, but for a server that cannot be reached.
-
-    Returns:
-        The W&B run.
-    """
-    where = Path(init["dir"]).absolute() / "wandb"
-    os.environ.setdefault("WANDB_DATA_DIR", str(where))  # of artifacts until they are uploaded; else in the home folder
-    # W&B's own messages go to its log. Where the log or its process is gone, Python would print tracebacks instead.
-    logging.raiseExceptions = False
-    logging.getLogger("asyncio").setLevel(logging.ERROR)
-    home = os.path.expanduser("~")  # without one, W&B's process prints its log
-    os.environ["HOME"] = home if os.path.isdir(home) else str(where)
-    reason = "no account is logged in."
-    try:
-        where.mkdir(parents=True, exist_ok=True)
-        if "WANDB_MODE" in os.environ or wandb.login(prompt=False):
-            return wandb.init(**init, settings=wandb.Settings(**SETTINGS))
-    except wandb.errors.Error as error:
-        teardown()  # or what failed would be asked again
-        reason = _first_line(error)
-    except OSError as error:
-        return without_records(error)
-    try:
-        run = wandb.init(**init, mode="offline", settings=wandb.Settings(**SETTINGS, silent=True))
-    except FAILURES as error:
-        return without_records(error)
-    runs = Path(__file__).resolve().parents[1] / "runs"  # where `make sync` looks unless told otherwise
-    elsewhere = "" if where.resolve().is_relative_to(runs) else f" RUNS={where.parent}"
-    print(f"W&B: {reason} The run is recorded offline in {where}; `make sync{elsewhere}` uploads it later.", flush=True)
-    return run
-
-
-def teardown() -> None:
-    """`wandb.teardown`, which waits for all that W&B's process has still to ask of a server, but not for ever."""
-
-    def end() -> None:
-        with suppress(*FAILURES):  # W&B's process may have ended already
-            wandb.teardown()
-
-    thread = threading.Thread(target=end, daemon=True)
-    thread.start()
-    thread.join(TEARDOWN_TIMEOUT)
-
-
-def without_records(error: Exception) -> Any:
-    """Say why, and return a run that records nothing."""
-    print(
-        f"W&B: {_first_line(error)} Nothing more is recorded there; result file and CSV are not concerned.", flush=True
-    )
-    teardown()  # otherwise this process ends with a traceback where that of W&B has died
-    return wandb.init(mode="disabled")
-
-
-def _first_line(error: Exception) -> str:
-    return f"{(str(error).strip() or type(error).__name__).splitlines()[0].rstrip('.')}."
-
-
-def place(result: Path) -> tuple[str, str, str, int]:
-    """Experiment, group, row and seed of a result file.
-
-    Raises:
-        ValueError: its path has another form.
-    """
-    name = re.search(r"([^/]+)/([^/]+)/([^/]+)/seed(\d+)\.json$", result.as_posix())
-    if not name:
-        raise ValueError(f"result must be .../EXPERIMENT/GROUP/ROW/seedK.json, got {result}")
-    return name[1], name[2], name[3], int(name[4])
-
-
-LOCKS: dict[Path, IO[str]] = {}
-"""Files of the runs of this process, by folder: what others see by its end, however it ends."""
-
-
-def hold(root: Path) -> None:
-    """Mark the run in a folder as one of this process, for as long as it lives.
-
-    Raises:
-        ValueError: it is one of another process.
-        OSError: the folder cannot be written to.
-    """
-    if root in LOCKS:
-        return
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        file = (root / LOCK_FILE).open("a", encoding="utf-8")
-    except OSError as error:
-        raise OSError(
-            f"{root} cannot be written to ({error.strerror}): choose another folder for checkpoints and logs ({FOLDER})"
-        ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(
-            f"{root} is the folder of a run that another process has not ended: "
-            f"wait for it, or choose another folder ({FOLDER})"
-        ) from error
-    except OSError as error:
-        print(f"{root / LOCK_FILE} cannot be locked ({error.strerror}): start no second run there", flush=True)
-    LOCKS[root] = file
 
 
 class EpochsFromOne:
@@ -194,12 +81,13 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
     ) -> None:
         named: dict[str, Any] = {} if kind in ("fit", "reproduce") else {"job_type": kind}
         if result:
-            experiment, group, row, seed = place(result)
+            run = Run.parse(result)
+            experiment, group, row = run.experiment, run.group, run.row
             scheme = row.removesuffix("_lstm").removesuffix("_gru")
             table = ["table1"] if experiment == "ptb" and group in ("medium", "large") else []
             beyond = ["beyond"] if experiment == "ptb" and group.startswith(("inan_", "press_")) else []
             named = {
-                "name": f"{row}-seed{seed}",
+                "name": f"{row}-seed{run.seed}",
                 "group": f"{experiment}/{group}",
                 "job_type": row,
                 "tags": [
@@ -244,7 +132,7 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
     def _save_id(self) -> None:
         if self._id_file is not None and self._id != self._saved_id:
             self._id_file.parent.mkdir(parents=True, exist_ok=True)
-            hold(self._id_file.parent)
+            lock_run_folder(self._id_file.parent)
             (self._id_file.parent / RECORDED_FILE).unlink(missing_ok=True)
             self._id_file.write_text(f"{self._id}\n", encoding="utf-8")
 
@@ -283,7 +171,7 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
         """
         if self.experiment.disabled:
             return
-        run = "/".join([*place(result)[:3], result.stem])
+        run = Run.parse(result)
         files = [("result", result, []), *(("model", path, [alias]) for alias, path in checkpoints.items())]
         try:
             report = json.loads(result.read_text(encoding="utf-8"))
@@ -306,7 +194,7 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
                 self.experiment.log_artifact(artifact, aliases=["latest", *aliases])
             self._save_epochs()
         except (*FAILURES, ValueError) as error:  # the result is there, whatever happens here
-            print(f"W&B: {_first_line(error)} Result file and checkpoints are not all logged as artifacts.", flush=True)
+            print(f"W&B: {first_line(error)} Result file and checkpoints are not all logged as artifacts.", flush=True)
             if isinstance(error, (ConnectionError, wandb.errors.Error)):
                 teardown()  # as in `without_records`
 
@@ -347,11 +235,6 @@ def default_loggers(root: Path, result: Path | None, kind: str, is_new: bool, ce
     return [RunWandbLogger(root, result, kind, is_new, cell), RunCSVLogger(root, name="csv")]
 
 
-def artifact_name(name: str) -> str:
-    """A name that W&B accepts for an artifact: other characters become hyphens, and the end of a long name is kept."""
-    return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)[-128:]
-
-
 def log_lost_epochs(root: Path, trainer: Any, curve: list[dict[str, float]]) -> None:
     """Log the last epochs of a checkpoint again, whose rows are lost if the process was killed soon after them.
 
@@ -378,20 +261,6 @@ def log_lost_epochs(root: Path, trainer: Any, curve: list[dict[str, float]]) -> 
             logger.save()
 
 
-def is_running(root: Path) -> bool:
-    """Whether a process still records a run in this folder."""
-    if not (root / LOCK_FILE).is_file():
-        return False
-    with (root / LOCK_FILE).open(encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # a file system without locks
-            return False
-    return False
-
-
 def main(folder: Path) -> None:
     """Upload every run below a folder that was recorded offline, unless it is still running."""
     runs = sorted(folder.rglob("wandb/offline-run-*"))
@@ -406,7 +275,7 @@ def main(folder: Path) -> None:
     try:  # without a server, `wandb sync` would go on asking for one
         reason = "" if wandb.login(prompt=False) else "no account is logged in."
     except FAILURES as error:
-        reason = _first_line(error)
+        reason = first_line(error)
     if reason:
         teardown()  # else at the end of the process, without a limit
         advice = "log in with `.venv/bin/wandb login`, or try again when the server answers"

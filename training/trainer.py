@@ -6,13 +6,9 @@ import io
 import json
 import math
 import os
-import platform
 import re
-import subprocess
-import tempfile
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +27,9 @@ from lightning.pytorch.callbacks import (
 from datamodules.checks import check_count, check_number
 from datamodules.rated_sequences import RatedSequences
 from datamodules.streams import TokenStreams
-from experiments.results import ablation_file, load_result
-from experiments.settings import MC, settings
+from experiments.files import check_writable, lock_run_folder, write_atomically
+from experiments.results import MC, ablation_file, load_result, options_that_matter
+from experiments.runs import Run
 from inference.sharing import weights_sha256
 from lightning_modules.experiment import Experiment
 from lightning_modules.language_model import LanguageModel
@@ -46,28 +43,15 @@ from training.checkpoints import (
     find_checkpoint,
     read_checkpoint,
 )
+from training.provenance import provenance
 from training.recorder import Recorder, options_that_count, recorder_of, without_paths
-from training.tracking import FOLDER, RunWandbLogger, hold, place
-
-CODE = (
-    "main.py",
-    "pyproject.toml",
-    "configs",
-    "datamodules",
-    "experiments",
-    "lightning_modules",
-    "training",
-    "variational_rnn",
-)
-"""What a run depends on: uncommitted changes there make its provenance "dirty"."""
+from training.tracking import FOLDER, RunWandbLogger
 
 NOT_IN_A_RESULT = (BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging)
 """Callbacks that do not train as the configuration says."""
 
 RESULT = "--result; RESULTS=... for make"
 """How the folder of a result is chosen."""
-
-PACKAGES = ("torch", "lightning", "torchmetrics", "datasets", "numpy")
 
 
 class Trainer(L.Trainer):
@@ -156,21 +140,21 @@ class Trainer(L.Trainer):
             check_count(1, epochs=epochs)
         self._check_is_whole()
         result = Path(os.path.expanduser(result))
-        experiment, group, row, seed = place(result)
-        self._check_seed(result, seed)
+        run = Run.parse(result)
+        self._check_seed(result, run.seed)
         if self.is_global_zero:
             check_writable(result, RESULT)
-            hold(Path(self.default_root_dir))
+            lock_run_folder(Path(self.default_root_dir))
         recorder = self.recorder
         recorder.provenance = [provenance(self.strategy.root_device, self.world_size)]
-        recorder.options = options_that_count(self.run_config) | {"seed": seed}
+        recorder.options = options_that_count(self.run_config) | {"seed": run.seed}
         self.goes_on = True
         planned_epochs = self.max_epochs or 0
         self.fit_loop.max_epochs = min(epochs or planned_epochs, planned_epochs)
         [checkpoints] = [callback for callback in self.checkpoint_callbacks if isinstance(callback, BestCheckpoint)]
         folder = Path(checkpoints.dirpath or "")
         last = find_checkpoint(folder)
-        recorder.name = f"{experiment}/{group}/{row} seed {seed}"
+        recorder.name = f"{run.row_name} seed {run.seed}"
         hardware = recorder.provenance[0]["hardware"]
         parameters = sum(p.numel() for p in model.parameters())
         if result.exists() and not last:
@@ -203,10 +187,7 @@ class Trainer(L.Trainer):
         if isinstance(model, SentimentRegressor) and model.noise:
             add_to_checkpoint(Path(best or folder / LAST), {"noise": model.noise})
         report = {
-            "experiment": experiment,
-            "group": group,
-            "row": row,
-            "seed": seed,
+            **asdict(run),
             "epochs": len(curve),
             "planned_epochs": planned_epochs,
             "tested_epoch": tested_epoch["epoch"],
@@ -289,11 +270,15 @@ class Trainer(L.Trainer):
             raise FileNotFoundError(f"{result} is not there: an ablation is of a finished run; run it first")
         run = load_result(result)
         self._check_seed(result, run.seed)
-        options = {name: value for name, value in settings(self.run_config).items() if name not in (*MC, "precision")}
+        options = {
+            name: value
+            for name, value in options_that_matter(self.run_config).items()
+            if name not in (*MC, "precision")
+        }
         if changed := [
             f"{name}: {run.settings[name]} in {result.name}, {value} here"
             for name, value in options.items()
-            if name in run.settings and run.settings[name] != value
+            if name in run.settings and name not in (*MC, "precision") and run.settings[name] != value
         ]:
             raise ValueError(
                 f"{result} is of a run with other options ({'; '.join(changed)}): use the configuration of that run"
@@ -398,77 +383,3 @@ def _corpus(datamodule: Any) -> dict[str, Any]:
     """Name of the corpus and SHA-256 of its files, where the data module knows them."""
     corpus = getattr(datamodule, "corpus", None)
     return {"corpus": {"name": corpus[0], "sha256": corpus[1]}} if corpus else {}
-
-
-def provenance(device: torch.device, devices: int) -> dict[str, Any]:
-    """What a result must say about where it came from: commit, time, hardware, versions.
-
-    Args:
-        device: what the run computes on.
-        devices: how many of them.
-    """
-    status = _git("status", "--porcelain", "--", *CODE)
-    return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if status is None else bool(status),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": {
-            "cpu": _cpu_name(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "gpu": {"cuda": torch.cuda.get_device_name, "mps": lambda: "Apple GPU"}.get(device.type, lambda: None)(),
-            "devices": devices,
-        },
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def check_writable(path: Path, option: str) -> None:
-    """Find out before hours of work whether a file can be written.
-
-    Args:
-        path: of the file.
-        option: by which its folder is chosen, for the message.
-
-    Raises:
-        OSError: it cannot.
-    """
-    there = next(folder for folder in path.absolute().parents if os.path.exists(folder))  # Path.exists may raise
-    try:
-        tempfile.TemporaryFile(dir=there).close()
-    except OSError as error:
-        raise OSError(
-            f"{path} cannot be written, since no file can be made in {there} ({error.strerror}): "
-            f"choose another folder ({option})"
-        ) from error
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is either there as a whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".part{os.getpid()}")
-    try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        part.replace(path)
-    except OSError as error:
-        raise OSError(f"{path} cannot be written ({error}): make room there, then start the same again") from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,9 +1,7 @@
-"""Every configuration below configs/: it parses, builds what it says, and says how it is run."""
+"""Every row of configs/: it parses, and builds what it says."""
 
-import os
+import copy
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +11,14 @@ import pytest
 import torch
 import yaml
 
-import main
 from datamodules import FilmReviews, PennTreebank, SnippetLanguage, SnippetRatings
 from experiments import grid
+from experiments.catalogue import CONFIGS, catalogue, find_row, rows
 from lightning_modules import LanguageModel, SentimentRegressor
+from training import cli
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-RUNS = sorted(str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml") if file.name != "common.yaml")
-SWEEPS = [name for name in RUNS if name.startswith("sweeps/")]
-RUNS = [name for name in RUNS if name not in SWEEPS]
+RUNS = list(rows())
+SWEEPS = [f"sweeps/{file.stem}" for file in grid.SWEEPS.glob("*.yaml")]
 PTB = [name for name in RUNS if name.startswith("ptb/")]
 ROWS = {"non_regularized", "moon", "moon_embedding", "zaremba", "variational_tied", "variational_untied"}
 
@@ -89,15 +86,15 @@ class _ParserOnly(Exception):  # noqa: N818
 def parser() -> Any:
     """The parser of main.py, built once."""
 
-    class Stop(main.CommandLine):
+    class Stop(cli.CommandLine):
         def parse_arguments(self, parser: Any, args: Any) -> None:
             raise _ParserOnly(parser)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main, "CommandLine", Stop)
+        patch.setattr(cli, "CommandLine", Stop)
         patch.setattr(sys, "argv", ["main.py"])
         with pytest.raises(_ParserOnly) as stop:
-            main.run(main.Trainer)
+            cli.run(cli.Trainer)
     return stop.value.args[0]
 
 
@@ -108,7 +105,7 @@ def parse(parser: Any) -> Callable[..., Any]:
     def read(name: str, subcommand: str = "fit", *options: str) -> Any:
         key = (name, subcommand, *options)
         if key not in parsed:
-            arguments = main.with_inherited_configs(["--config", str(CONFIGS / name)])
+            arguments = cli.with_rows(["--config", name])
             if subcommand == "reproduce":
                 arguments += ["--result", "results/a/b/c/seed0.json"]
             parsed[key] = parser.parse_args([subcommand, *arguments, *options])
@@ -127,10 +124,6 @@ def build(parser: Any, parse: Callable[..., Any]) -> Callable[..., tuple[Any, An
         return built.model, built.data
 
     return instantiate
-
-
-def read(name: str) -> Any:
-    return yaml.safe_load((CONFIGS / name).read_text()) or {}
 
 
 # --- all configurations -----------------------------------------------------------------------------------------------
@@ -154,39 +147,17 @@ def test_configuration_parses_and_builds_model_and_data(
     assert model.embedding.num_embeddings == data.vocab_size
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
-@pytest.mark.parametrize("name", RUNS)
-def test_first_line_is_the_command_that_runs_this_file_and_only_this(name: str, tmp_path: Path) -> None:
-    first = (CONFIGS / name).read_text().splitlines()[0]
-    assert first.startswith("# make ")
-    done = subprocess.run(
-        ["make", "-n", f"RESULTS={tmp_path}", *first.split()[2:]],
-        cwd=CONFIGS.parent,
-        env={"PATH": os.environ["PATH"]},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    run = re.findall(r"main.py reproduce --config configs/(\S+)", done.stdout)
-    if name.startswith("demo/"):  # one command runs all six
-        assert name in run
-        assert len(run) == 6
-    else:
-        assert run == [name]
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_configuration_only_overrides(name: str) -> None:
-    """A row repeats nothing that it would inherit with the same value."""
-    folders = [CONFIGS / name]
-    inherited: dict[str, Any] = {}
-    for parent in reversed(folders[0].relative_to(CONFIGS).parents):
-        common = CONFIGS / parent / "common.yaml"
-        if common.exists():
-            inherited |= dict(flatten(yaml.safe_load(common.read_text())))
-    repeated = {key for key, value in flatten(read(name)) if key in inherited and inherited[key] == value}
-    assert not repeated
+@pytest.mark.parametrize(
+    "name", [group.name for experiment in catalogue().values() for group in experiment.groups.values()]
+)
+def test_rows_repeat_nothing_that_all_of_their_table_share(name: str) -> None:
+    files = [
+        yaml.safe_load((CONFIGS / path).read_text())
+        for path in (f"{Path(name).parent}/experiment.yaml", f"{name}.yaml")
+    ]
+    shared = dict(flatten(files[0]["common"])) | dict(flatten(files[1].get("common", {})))
+    for row in files[1].get("rows", {}).values():
+        assert not [key for key, value in flatten(row) if key in shared and shared[key] == value]
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -225,7 +196,7 @@ def test_every_configuration_takes_texts_of_ones_own(name: str, parse: Callable[
 def test_sizes_have_the_six_rows_of_the_table_and_the_readings_of_some() -> None:
     by_size: dict[str, set[str]] = {}
     for name in PTB:
-        _, size, row = name.removesuffix(".yaml").split("/")
+        _, size, row = name.split("/")
         by_size.setdefault(size, set()).add(row)
     readings = {"moon_loop", "moon_fresh"}
     assert by_size == dict.fromkeys(("small", "v1"), ROWS) | dict.fromkeys(("medium", "large"), ROWS | readings) | {
@@ -240,7 +211,7 @@ def test_sizes_have_the_six_rows_of_the_table_and_the_readings_of_some() -> None
 
 @pytest.mark.parametrize("name", PTB)
 def test_penn_treebank_rows_follow_the_published_schedules(name: str, parse: Callable[..., Any]) -> None:
-    size, row = name.removesuffix(".yaml").split("/")[1:]
+    size, row = name.split("/")[1:]
     config = parse(name).fit
     model, data, trainer = config.model.init_args, config.data.init_args, config.trainer
     found = (
@@ -266,7 +237,7 @@ def test_penn_treebank_rows_follow_the_published_schedules(name: str, parse: Cal
 
 @pytest.mark.parametrize("name", DROPOUT)
 def test_penn_treebank_rows_have_the_published_dropout(name: str, parse: Callable[..., Any]) -> None:
-    model = parse(f"ptb/{name}.yaml").fit.model.init_args
+    model = parse(f"ptb/{name}").fit.model.init_args
     found = (
         model.word_dropout,
         model.input_dropout,
@@ -280,7 +251,7 @@ def test_penn_treebank_rows_have_the_published_dropout(name: str, parse: Callabl
 
 @pytest.mark.parametrize("name", PTB)
 def test_rows_differ_in_masks_as_their_names_say(name: str, parse: Callable[..., Any]) -> None:
-    row = Path(name).stem
+    row = name.split("/")[-1]
     is_variational = row.startswith(("variational", "bd"))
     model = parse(name).fit.model.init_args
     assert model.time_masks == ("fresh" if row in ("zaremba", "zaremba_wt", "moon_fresh") else "constant")
@@ -297,7 +268,7 @@ def test_rows_differ_in_masks_as_their_names_say(name: str, parse: Callable[...,
 
 @pytest.mark.parametrize("name", PTB)
 def test_rows_beyond_the_paper_have_what_their_names_say(name: str, parse: Callable[..., Any]) -> None:
-    size, row = name.removesuffix(".yaml").split("/")[1:]
+    size, row = name.split("/")[1:]
     model = parse(name).fit.model.init_args
     _, *parts = row.replace("real", "re_al").split("_") if size.startswith(("inan", "press")) else [row]
     assert model.share_masks is size.startswith("inan")
@@ -312,7 +283,7 @@ def test_rows_beyond_the_paper_have_what_their_names_say(name: str, parse: Calla
 def test_rows_of_inan_are_trained_while_the_learning_rate_is_at_least_a_hundredth(
     size: str, factor: float, after: int, build: Callable[..., tuple[Any, Any]], parse: Callable[..., Any]
 ) -> None:
-    name = f"ptb/inan_{size}/vd.yaml"
+    name = f"ptb/inan_{size}/vd"
     model, _ = build(name)
     _, [schedule] = model.configure_optimizers()
     [rate] = schedule.lr_lambdas
@@ -325,7 +296,7 @@ def test_rows_of_inan_are_trained_while_the_learning_rate_is_at_least_a_hundredt
 
 @pytest.mark.parametrize("size", ["small", "v1", "medium", "large"])
 def test_tied_and_untied_rows_differ_in_nothing_else(size: str) -> None:
-    tied, untied = read(f"ptb/{size}/variational_tied.yaml"), read(f"ptb/{size}/variational_untied.yaml")
+    tied, untied = (copy.deepcopy(find_row(f"ptb/{size}/variational_{masks}").config) for masks in ("tied", "untied"))
     assert tied["model"]["init_args"].pop("gate_masks") == "tied"
     assert untied["model"]["init_args"].pop("gate_masks") == "untied"
     assert tied == untied
@@ -333,7 +304,7 @@ def test_tied_and_untied_rows_differ_in_nothing_else(size: str) -> None:
 
 @pytest.mark.parametrize("name", PTB)
 def test_final_weights_are_tested_but_where_the_protocol_says_best(name: str, parse: Callable[..., Any]) -> None:
-    size, row = name.removesuffix(".yaml").split("/")[1:]
+    size, row = name.split("/")[1:]
     early_stopping = {("medium", "non_regularized"), ("large", "non_regularized")}
     tested = parse(name).fit.trainer.tested_weights
     overfits = size == "large" and row in ("moon", "moon_loop", "moon_fresh")
@@ -343,7 +314,7 @@ def test_final_weights_are_tested_but_where_the_protocol_says_best(name: str, pa
 
 @pytest.mark.parametrize("row", ["variational_tied", "variational_untied"])
 def test_monte_carlo_is_that_of_the_paper_and_of_its_first_version(row: str, parse: Callable[..., Any]) -> None:
-    samples = {size: parse(f"ptb/{size}/{row}.yaml").fit.model.init_args for size in ("medium", "large", "v1")}
+    samples = {size: parse(f"ptb/{size}/{row}").fit.model.init_args for size in ("medium", "large", "v1")}
     assert samples["medium"].mc_samples == samples["large"].mc_samples == 1000
     assert {samples[size].mc_masks for size in ("medium", "large")} == {"both"}  # protocol 4 (4)
     assert samples["v1"].mc_samples == 10
@@ -357,17 +328,17 @@ def test_monte_carlo_is_that_of_the_paper_and_of_its_first_version(row: str, par
 def test_models_of_the_configurations_have_the_published_size(
     size: str, published: float, build: Callable[..., tuple[Any, Any]]
 ) -> None:
-    model, _ = build(f"ptb/{size}/variational_untied.yaml")
+    model, _ = build(f"ptb/{size}/variational_untied")
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == published
 
 
 def test_options_of_a_row_reach_layers_and_data(build: Callable[..., tuple[Any, Any]]) -> None:
-    model, _ = build("ptb/medium/moon_loop.yaml")
+    model, _ = build("ptb/medium/moon_loop")
     assert model.rnn.memory_scale == "loop"
-    model, data = build("ptb/v1/zaremba.yaml")
+    model, data = build("ptb/v1/zaremba")
     assert model.rnn.memory_scale == "read"
     assert (data.sliding_test, data.train_eval_windows) == (True, 105)
-    assert build("ptb/small/zaremba.yaml")[1].sliding_test is False
+    assert build("ptb/small/zaremba")[1].sliding_test is False
 
 
 # --- sentiment --------------------------------------------------------------------------------------------------------
@@ -403,7 +374,7 @@ MODERN = {
 @pytest.mark.parametrize("name", CURVES)
 def test_sentiment_curves_have_the_published_settings(name: str, parse: Callable[..., Any]) -> None:
     config = parse(name).fit
-    figure, row = name.removesuffix(".yaml").split("/")[1:]
+    figure, row = name.split("/")[1:]
     model, data = config.model.init_args, config.data.init_args
     found = (
         *(model.word_dropout, model.input_dropout, model.recurrent_dropout, model.output_dropout),
@@ -443,7 +414,7 @@ def test_sentiment_curves_are_as_executed_or_modern(name: str, parse: Callable[.
     preset = MODERN if "_modern/" in name else AS_EXECUTED
     if model.cell == "gru" and preset is AS_EXECUTED:
         preset = preset | {"candidate_activation": "sigmoid", "reset_gate": "before"}
-    if name.endswith("_all.yaml"):
+    if name.endswith("_all"):
         preset = preset | {"penalty": "all"}
     assert {key: model[key] for key in preset} == preset
 
@@ -474,11 +445,11 @@ def test_points_of_a_sweep_are_understood_and_set_the_dropout_they_name(name: st
     sweep = grid.load(Path(name).stem)
     names = list(grid.points(sweep))
     for point in (names[0], names[1], names[-1]):
-        options = main.with_inherited_configs(grid.options(sweep, point))
+        options = cli.with_rows(grid.options(sweep, point))
         config = parser.parse_args(["fit", *options]).fit
         model = config.model.init_args
         values = [float(value) for value in point.split("_")]
-        if name == "sweeps/ptb_dropout.yaml":
+        if name == "sweeps/ptb_dropout":
             assert [model.word_dropout, model.input_dropout] == values
             assert [model.recurrent_dropout, model.output_dropout] == values
         else:

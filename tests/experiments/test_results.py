@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from experiments.results import GROUPS, ResultError, groups_with, load_results
+from experiments.catalogue import groups_of
+from experiments.results import ResultError, groups_with, load_results
 from reproduction.table import to_markdown
 
 WriteResult = Callable[..., Path]
@@ -37,11 +38,11 @@ def test_a_sweep_is_shown_with_the_rows_that_it_begins_and_ends_with(folder: Pat
 
 
 def test_what_stands_beside_a_group_is_a_planned_row_of_another() -> None:
-    for name, group in GROUPS["sentiment"].items():
+    for name, group in groups_of("sentiment").items():
         for row, (source, theirs) in group.beside.items():
             assert source != name
-            assert theirs in GROUPS["sentiment"][source].rows
-            assert row not in group.rows
+            assert theirs in groups_of("sentiment")[source].planned
+            assert row not in group.planned
 
 
 def test_metrics_that_were_not_computed_are_absent(folder: Path, write_result: WriteResult) -> None:

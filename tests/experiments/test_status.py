@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments import status
-from training import tracking
+from experiments import files, status
 
 WriteResult = Callable[..., Path]
 RUN = "ptb/small/moon/seed0"
@@ -67,9 +66,9 @@ def test_a_run_that_holds_its_lock_is_running_and_when_it_ends_without_a_result_
     shown: Callable[..., list[str]], begin: Callable[..., Path]
 ) -> None:
     folder = begin(2)
-    tracking.hold(folder)
+    files.lock_run_folder(folder)
     assert shown() == [f"{RUN} running 2 of 13", "1 running"]
-    tracking.LOCKS.pop(folder).close()
+    files.LOCKS.pop(folder).close()
     assert shown() == [f"{RUN} stopped 2 of 13", "1 stopped"]
 
 
@@ -98,9 +97,9 @@ def test_a_finished_run_that_is_continued_is_running(
 ) -> None:
     write_result("ptb", "small", "moon", epochs=3, planned_epochs=13)
     folder = begin(4, asked=6)
-    tracking.hold(folder)
+    files.lock_run_folder(folder)
     assert shown() == [f"{RUN} running 4 of 6", "1 running"]
-    tracking.LOCKS.pop(folder).close()
+    files.LOCKS.pop(folder).close()
 
 
 DAMAGES = {

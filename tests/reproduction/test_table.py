@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from experiments.catalogue import catalogue, find_row, groups_of
 from experiments.results import groups_with, load_results
 from reproduction.table import (
     BEGIN,
     END,
-    PUBLISHED,
     ablation_table,
     ensemble_table,
     language_model_table,
@@ -50,28 +50,30 @@ def readme(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("size", "row", "metric", "number"),
     [
-        ("medium", "non_regularized", "test", [121.7]),
-        ("medium", "moon_embedding", "valid", [88.9]),
-        ("medium", "variational_untied_mc", "test", [78.6, 0.1]),
-        ("large", "zaremba", "test", [78.4]),
+        ("medium", "non_regularized", "test", 121.7),
+        ("medium", "moon_embedding", "valid", 88.9),
+        ("medium", "variational_untied", "test_mc", [78.6, 0.1]),
+        ("large", "zaremba", "test", 78.4),
         ("large", "variational_tied", "valid", [77.3, 0.2]),
-        ("large", "variational_untied_mc", "test", [73.4, 0.0]),
-        ("small", "non_regularized", "valid", [120.7]),
-        ("small", "non_regularized", "test", [114.5]),
-        ("inan_small", "vd_real", "test", [82.7]),
-        ("inan_medium", "vd_re", "valid", [77.1]),
-        ("inan_large", "vd_al", "test", [71.2]),
-        ("press_small", "non_regularized_wt_pr", "valid", [104.9]),
-        ("press_large", "bd_wt", "test", [73.2]),
+        ("large", "variational_untied", "test_mc", [73.4, 0.0]),
+        ("small", "non_regularized", "valid", 120.7),
+        ("small", "non_regularized", "test", 114.5),
+        ("inan_small", "vd_real", "test", 82.7),
+        ("inan_medium", "vd_re", "valid", 77.1),
+        ("inan_large", "vd_al", "test", 71.2),
+        ("press_small", "non_regularized_wt_pr", "valid", 104.9),
+        ("press_large", "bd_wt", "test", 73.2),
     ],
 )
-def test_published_numbers_are_those_of_the_papers(size: str, row: str, metric: str, number: list[float]) -> None:
-    assert PUBLISHED["ptb"][size][row][metric] == number
+def test_published_numbers_are_those_of_the_papers(
+    size: str, row: str, metric: str, number: float | list[float]
+) -> None:
+    assert find_row(f"ptb/{size}/{row}").published[metric] == number
 
 
 @pytest.mark.parametrize(("size", "row", "kwps"), [("medium", "moon", 4.8), ("large", "variational_untied", 1.6)])
 def test_published_speeds_are_those_of_the_paper(size: str, row: str, kwps: float) -> None:
-    assert PUBLISHED["ptb"][size][row]["kwps"] == kwps
+    assert find_row(f"ptb/{size}/{row}").published["kwps"] == kwps
 
 
 def test_what_else_is_published_on_the_authors_log_stands_below_its_table() -> None:
@@ -86,7 +88,9 @@ def test_what_else_is_published_on_the_authors_log_stands_below_its_table() -> N
 
 
 def test_every_published_number_has_a_source() -> None:
-    assert all(paper["source"] for size in PUBLISHED["ptb"].values() for paper in size.values())
+    for group in groups_of("ptb").values():
+        assert group.sources or not any(row.published for row in group.rows.values())
+        assert all(paper["source"] for paper in [*group.ensembles, *group.further])
 
 
 def test_rows_that_were_not_run_say_so_beside_the_published_numbers() -> None:
@@ -250,7 +254,7 @@ def test_a_result_of_an_unplanned_row_or_group_is_shown(folder: Path, write_resu
     write_result("sentiment", "figure4", "some_curve")
     text = to_markdown(load_results(folder), ["ptb", "sentiment"])
     assert "| zaremba_weight_tied" in text  # no link: it has no configuration
-    assert "[Zaremba et al.](configs/ptb/small/zaremba.yaml)" in text
+    assert "[Zaremba et al.](configs/ptb/small.yaml)" in text
     assert "#### sentiment, figure4" in text
 
 
@@ -273,13 +277,13 @@ def test_a_curve_of_another_figure_stands_beside_those_that_it_is_compared_with(
     write_result("sentiment", "decay_sweep", "l2_1e-5")
     text = to_markdown(load_results(folder), ["sentiment"])
     text = text.split("weight of the penalty (appendix)")[1].split("####")[0]
-    sweep, figure2 = "configs/sentiment/decay_sweep/", "configs/sentiment/figure2/"
+    sweep, figure2 = "configs/sentiment/decay_sweep.yaml", "configs/sentiment/figure2.yaml"
     assert re.findall(r"^\| (\[\S.*?) +\|", text, re.MULTILINE) == [
-        f"[l2 = 1e-6]({sweep}l2_1e-6.yaml)",
-        f"[l2 = 1e-5]({sweep}l2_1e-5.yaml)",
-        f"[l2 = 1e-4]({sweep}l2_1e-4.yaml)",
-        f"[l2 = 1e-3]({figure2}variational_lstm.yaml)",
-        f"[l2 = 1e-3, on all weights]({sweep}l2_1e-3_all.yaml)",
+        f"[l2 = 1e-6]({sweep})",
+        f"[l2 = 1e-5]({sweep})",
+        f"[l2 = 1e-4]({sweep})",
+        f"[l2 = 1e-3]({figure2})",
+        f"[l2 = 1e-3, on all weights]({sweep})",
     ]
     assert "- l2 = 1e-5, seed 0" in text
     assert "- l2 = 1e-3, seed 0" not in text, "where it comes from stands below Figure 2"
@@ -398,7 +402,7 @@ def test_a_readme_without_the_two_markers_is_an_error(
 ) -> None:
     write_result("ptb", "small", "zaremba")
     readme.write_text(text)
-    with pytest.raises(SystemExit, match=r"README\.md: must contain the line <!-- results:begin -->"):
+    with pytest.raises(SystemExit, match=r"README\.md must contain the line <!-- results:begin -->"):
         main(["--results", str(folder), "--readme", str(readme)])
     assert readme.read_text() == text
 
@@ -450,14 +454,14 @@ def test_every_format_has_the_same_cells(folder: Path, write_result: WriteResult
     arguments = ["--results", str(folder), "--experiment", "ptb", "--size", "small", "--format"]
     main([*arguments, "csv"])
     table = pd.read_csv(io.StringIO(capsys.readouterr().out), dtype=str)
-    assert table["config"][0] == "configs/ptb/small/non_regularized.yaml"
+    assert table["config"][0] == "configs/ptb/small.yaml"
     [line] = table[table["row"] == "Zaremba et al."].to_dict("records")
     assert (line["table"], line["test, ours"]) == ("Penn Treebank, small (2 × 200 units)", "85.0")
     main([*arguments, "html"])
     text = capsys.readouterr().out
     cells = re.findall(r"<tr>\s*<td>(.*?)</td>", text)
     assert [re.sub(r"<.*?>", "", cell) for cell in cells] == table["row"].tolist()
-    assert '<a href="configs/ptb/small/zaremba.yaml">Zaremba et al.</a>' in cells
+    assert '<a href="configs/ptb/small.yaml">Zaremba et al.</a>' in cells
     assert "<td>85.0</td>" in text
     main([*arguments, "latex"])
     latex = capsys.readouterr().out
@@ -515,8 +519,8 @@ def test_what_others_built_stands_beside_what_they_built_on(folder: Path, write_
     table = ptb_table("press_small", groups_with("ptb", load_results(folder))["press_small"])
     plain = line(table, "Non-regularised")
     assert (plain["valid, paper"], plain["test, paper"], plain["test, ours"]) == ("120.7", "114.5", "80.0")
-    assert plain["config"] == "configs/ptb/small/non_regularized.yaml"
-    assert line(table, "Non-regularised + PR")["config"] == "configs/ptb/press_small/non_regularized_pr.yaml"
+    assert plain["config"] == "configs/ptb/small.yaml"
+    assert line(table, "Non-regularised + PR")["config"] == "configs/ptb/press_small.yaml"
 
 
 @pytest.mark.parametrize(
@@ -949,7 +953,7 @@ def test_the_speed_of_a_diverged_run_is_not_in_the_mean(folder: Path, write_resu
 
 def test_published_errors_of_the_constant_predictor_stand_where_nothing_was_measured(folder: Path) -> None:
     shown = line(sentiment_table("sentiment", "figure2", [], folder), "Constant predictor")
-    published = PUBLISHED["constant_predictor"]
+    published = catalogue()["sentiment"].constant_predictor
     assert (shown["train, all"], shown["test"]) == (f"{published['train_rmse']:.4f}", f"{published['test_rmse']:.4f}")
     assert published["train_rmse"] != published["test_rmse"]
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import wandb
 
+from experiments import wandb_runs
 from experiments.results import load_results
 from reproduction import table, wandb_report
 from reproduction.table import ptb_table
 from tests.wandb_server import ENTITY, running
-from training import tracking
 
 WriteResult = Callable[..., Path]
 
@@ -26,7 +26,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     yield
-    tracking.teardown()
+    wandb_runs.teardown()
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_tables_and_curves_are_logged_to_the_server(
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         table.main(["--results", str(results), "--wandb", str(tmp_path / "runs")])
-        tracking.teardown()
+        wandb_runs.teardown()
         logged = {name: value for row in server.streams["tables"] for name, value in row.items()}
     assert "the tables are not all logged" not in capsys.readouterr().out
     expected = ptb_table("small", [run for run in load_results(results) if run.experiment == "ptb"])
@@ -191,7 +191,7 @@ def test_report_and_workspace_are_created_on_the_server(
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         wandb_report.main(["--results", str(results)])
-        tracking.teardown()  # which would wait for a server that is gone
+        wandb_runs.teardown()  # which would wait for a server that is gone
         report, workspace = server.sent("upsertView")
     assert (report["entityName"], report["projectName"]) == (ENTITY, "variational-rnn")
     assert report["displayName"].startswith("A Theoretically Grounded Application of Dropout")

@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from datamodules import PennTreebank
+from experiments import files
 from lightning_modules import LanguageModel, load
 from tests.tiny import small_disk, tiny_program, tiny_run
 from training import tracking
@@ -481,7 +482,7 @@ def test_the_best_epoch_is_known_again_when_the_folder_has_been_moved(
     report = json.loads((tmp_path / "whole" / RESULT).read_text())
     assert report["tested_epoch"] < 3
     assert call(*options(tmp_path, "before", *best, "--epochs", "2")).status == 0
-    tracking.LOCKS.pop(tmp_path / "before").close()  # as the end of the process does
+    files.LOCKS.pop(tmp_path / "before").close()  # as the end of the process does
     (tmp_path / "before").rename(tmp_path / "after")
     assert call(*options(tmp_path, "after", *best)).status == 0
     moved = json.loads((tmp_path / "after" / RESULT).read_text())
@@ -543,7 +544,7 @@ def test_a_file_system_without_locks_is_only_told_of(
     run = call(*options(tmp_path, "run"))
     assert run.status == 0
     assert f"{tmp_path}/run/lock cannot be locked (No locks available): start no second run there" in run.out
-    assert not tracking.is_running(tmp_path / "run")
+    assert not files.is_running(tmp_path / "run")
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from datamodules import PlainText
+from experiments.files import write_atomically
 from lightning_modules import LanguageModel, SentimentRegressor
-from training import trainer as module
+from training import provenance as module
 from training.checkpoints import checkpoints
 from training.recorder import Recorder, duration, recorder_of
-from training.trainer import write_atomically
 
 FITTING: Any = L.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)
 FITTING.datamodule = PlainText("a.txt", vocab_size=9)
