@@ -35,9 +35,7 @@ WANDB = str(Path(sys.executable).with_name("wandb"))
 
 @pytest.fixture(autouse=True)
 def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(
-        wandb_runs, "TEARDOWN_TIMEOUT", 120.0
-    )  # also on a busy machine
+    monkeypatch.setattr(wandb_runs, "TEARDOWN_TIMEOUT", 120.0)  # also on a busy machine
     wandb_runs.teardown()  # of what other tests in this process have left
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
