@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from datamodules.streams import StreamWindows, TokenStreams
-from lightning_modules.experiment import TEST, VALIDATION
 from lightning_modules.language_model import LanguageModel
+from lightning_modules.recurrent_module import TEST, VALIDATION
 
 TEMPERATURES = [round(0.7 + 0.05 * step, 2) for step in range(13)]
 """Among which the best on validation is chosen: 0.7, 0.75, ..., 1.3."""

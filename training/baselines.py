@@ -17,7 +17,7 @@ from torch import Tensor
 
 from datamodules import FilmReviews
 from experiments import print_any_text
-from lightning_modules.sentiment_regressor import rmse_by_review
+from lightning_modules.metrics import rmse_by_review
 from training.trainer import provenance, write_atomically
 
 WORDS = range(4, 5003)  # ids of the 4,999 most frequent words, as measured for protocol section 2.1

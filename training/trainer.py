@@ -34,8 +34,8 @@ from datamodules.streams import TokenStreams
 from experiments.results import ablation_file, load_result
 from experiments.settings import MC, settings
 from inference.sharing import weights_sha256
-from lightning_modules.experiment import Experiment
 from lightning_modules.language_model import LanguageModel
+from lightning_modules.recurrent_module import RecurrentModule
 from lightning_modules.sentiment_regressor import SentimentRegressor
 from training.ablation import test_time_choices
 from training.checkpoints import (
@@ -134,7 +134,7 @@ class Trainer(L.Trainer):
 
     def reproduce(
         self,
-        model: Experiment,
+        model: RecurrentModule,
         datamodule: L.LightningDataModule,
         result: Path,
         epochs: int | None = None,
@@ -267,7 +267,7 @@ class Trainer(L.Trainer):
                 f"{result} is for seed {seed}, but seed_everything is {self.run_config['seed_everything']}"
             )
 
-    def ablate(self, model: Experiment, datamodule: L.LightningDataModule, ckpt_path: str, result: Path) -> None:
+    def ablate(self, model: RecurrentModule, datamodule: L.LightningDataModule, ckpt_path: str, result: Path) -> None:
         """Evaluate a finished language model by every choice of `test_time_choices`; ablation_seedK.json has them.
 
         Args:

@@ -19,8 +19,7 @@ import torch
 import yaml
 
 from lightning_modules import LanguageModel, SentimentRegressor, load
-from lightning_modules.language_model import Surprisals
-from lightning_modules.sentiment_regressor import Ratings
+from lightning_modules.texts import Ratings, Surprisals
 from tests.tiny import CONFIGS, tiny_run
 
 Call = Callable[..., Any]
