@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from datamodules.checks import LARGEST_SEED, check_count, check_number, check_text
-from datamodules.reader import EOS, UNKNOWN
+from datamodules.checks import check_count, check_number
 from datamodules.streams import StreamWindows
-from lightning_modules.experiment import MOST_SAMPLES, TEST, TRAINING, Experiment, NetworkMasks, check_probabilities
+from lightning_modules import texts
 from lightning_modules.losses import softmax_nll
+from lightning_modules.networks import NetworkMasks
 from lightning_modules.optim import DecoupledSGD
+from lightning_modules.recurrent_module import TEST, TRAINING, RecurrentModule, check_probabilities
+from lightning_modules.texts import LOGIT_ROWS, Surprisals
 from variational_rnn import (
     RNNMasks,
     VariationalDropout,
@@ -24,47 +25,13 @@ from variational_rnn import (
     VariationalGRU,
     VariationalLSTM,
     log_mean_exp,
-    mutual_information,
 )
 from variational_rnn.masks import check_choice
 
 State = Any  # (h, c), each [L, B, H], of an LSTM; h of a GRU
 
-# Rows of logits held at once when many samples are evaluated: 512 x 10,000 words x 4 bytes = 20 MB.
-LOGIT_ROWS = 512
-MOST_WORDS = 100_000  # of a generated sequence
 
-
-class Surprisals(NamedTuple):
-    """What a language model says about the N words of a text that follow its first one.
-
-    Attributes:
-        words: as the model reads them.
-        known: whether the vocabulary has them; the others are read, and predicted, as <unk>.
-        approximation: -ln p(word) in nats by the dropout approximation, [N].
-        mc: -ln of the mean probability over K sampled networks, [N]; None without samples.
-        information: mutual information of word and weights in nats, before the word is seen, [N]: how far the sampled
-            networks disagree about what comes next; None without samples.
-    """
-
-    words: list[str]
-    known: list[bool]
-    approximation: Tensor
-    mc: Tensor | None
-    information: Tensor | None
-
-    @property
-    def perplexity(self) -> float:
-        """Of the text, by the dropout approximation."""
-        return float(self.approximation.mean().exp())
-
-    @property
-    def perplexity_mc(self) -> float | None:
-        """Of the text, by MC."""
-        return None if self.mc is None else float(self.mc.mean().exp())
-
-
-class LanguageModel(Experiment):
+class LanguageModel(RecurrentModule):
     """Embedding, recurrent layers, softmax over the vocabulary, trained on windows of parallel streams.
 
     The network is Zaremba et al.'s (2014), the dropout that of equations 4 to 9 of the paper; protocol sections 1.2 to
@@ -326,7 +293,7 @@ class LanguageModel(Experiment):
         """Check the trainer's options, and take over how the data read texts.
 
         Raises:
-            ValueError: as in `Experiment`, or gradients are to be accumulated.
+            ValueError: as in `RecurrentModule`, or gradients are to be accumulated.
         """
         super().setup(stage)
         if self.is_fitting and self.trainer.accumulate_grad_batches != 1:
@@ -412,7 +379,7 @@ class LanguageModel(Experiment):
         """Check that the checkpoint fits, and take over where it stood.
 
         Raises:
-            ValueError: it does not fit, as in `Experiment`, or the weights that are tied here are not in it.
+            ValueError: it does not fit, as in `RecurrentModule`, or the weights that are tied here are not in it.
         """
         super().on_load_checkpoint(checkpoint)
         weights = checkpoint["state_dict"]
@@ -612,7 +579,6 @@ class LanguageModel(Experiment):
 
     # --- other texts --------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def surprisals(self, text: str, mc_samples: int | None = None, seed: int = 0) -> Surprisals:
         """Predict every word of a text but the first from those before it, as in the test with mc_masks "stream".
 
@@ -629,42 +595,8 @@ class LanguageModel(Experiment):
             ValueError: mc_samples or seed is out of range; the text is not a string, is blank, has a single word, or an
                 unknown one where the vocabulary has no <unk>; or it is not known how the model reads texts.
         """
-        reader, samples = self.known_reader(), self.checked_samples(mc_samples)
-        check_text(text)
-        [seed] = check_count(0, LARGEST_SEED, seed=seed)
-        words, ids = reader.words(text), torch.tensor(reader.ids(text), device=self.device)
-        if len(ids) < 2:
-            raise ValueError("a text needs two words, the end of a line included: the first one is not predicted")
-        self.eval()
-        steps = max(1, LOGIT_ROWS // max(1, samples))
-        windows = StreamWindows(ids[:, None], steps if self.carry_state else reader.window or steps, True)
-        self._eval_state, state, masks = None, None, None
-        approximation, mc, information = [], [], []
-        for index in range(len(windows)):
-            inputs, targets = windows[index]
-            approximation.append(self._surprisal((inputs, targets)).squeeze(1))
-            if not samples:
-                continue
-            if masks is None or self.rnn.time_masks == "fresh":
-                generator = self.generator(TEST, index, 0, seed=seed)
-                masks = self.sample_masks(samples, len(inputs), generator)._replace(words=None)
-            hidden, state = self._hidden(inputs.expand(-1, samples), state, masks)
-            state = state if self.carry_state else None
-            for hidden_TKH, targets_T1 in zip(hidden.split(steps), targets.split(steps), strict=True):
-                log_probs_KTV = self.softmax(hidden_TKH).log_softmax(dim=-1).transpose(0, 1)
-                log_probs_KT = log_probs_KTV.gather(-1, targets_T1.expand(samples, -1, 1)).squeeze(-1)
-                mc.append(-log_mean_exp(log_probs_KT.double()))
-                information.append(mutual_information(log_probs_KTV))
-        self._eval_state = None
-        return Surprisals(
-            words[1:],
-            [reader.knows(word) for word in words[1:]],
-            torch.cat(approximation).double(),
-            torch.cat(mc) if mc else None,
-            torch.cat(information) if information else None,
-        )
+        return texts.surprisals(self, text, mc_samples, seed)
 
-    @torch.inference_mode()
     def generate(
         self,
         text: str,
@@ -699,39 +631,7 @@ class LanguageModel(Experiment):
             ValueError: an argument is out of range; text is not a string, or has an unknown word where the vocabulary
                 has no <unk>; or it is not known how the model reads texts.
         """
-        reader = self.known_reader()
-        vocabulary = reader.vocabulary
-        [words] = check_count(1, MOST_WORDS, words=words)
-        [sequences] = check_count(1, MOST_SAMPLES, sequences=sequences)
-        if top_k is not None:
-            [top_k] = check_count(1, len(vocabulary), top_k=top_k)
-        [temperature] = check_number(0, temperature=temperature)
-        [seed] = check_count(0, LARGEST_SEED, seed=seed)
-        self.eval()
-        prompt = reader.ids(text)[:-1] or [vocabulary.index(EOS)]  # the last line goes on
-        inputs = torch.tensor(prompt, device=self.device)[:, None].expand(-1, sequences)
-        generator = self.generator(TEST, seed=seed)
-        state, masks = None, None
-        chosen: list[Tensor] = []
-        while len(chosen) < words:
-            for window in inputs.split(max(1, LOGIT_ROWS // sequences)):
-                if sampled and (masks is None or self.rnn.time_masks == "fresh"):
-                    masks = self.sample_masks(sequences, len(window), generator)._replace(words=None)
-                hidden, state = self._hidden(window, state, masks)
-            logits = self.softmax(hidden[-1]).double()[:, : len(vocabulary)]
-            if not unknown and UNKNOWN in vocabulary:
-                logits[:, vocabulary.index(UNKNOWN)] = -math.inf
-            if top_k is not None:
-                values, likeliest = logits.topk(top_k)  # exactly top_k, even if others are as likely
-                logits = torch.full_like(logits, -math.inf).scatter(1, likeliest, values)
-            if temperature == 0:
-                inputs = logits.argmax(dim=-1)[None]
-            else:
-                # The largest is subtracted first, or a small temperature would make it infinite.
-                logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature
-                inputs = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).T
-            chosen.append(inputs[0])
-        return [[vocabulary[i] for i in ids] for ids in torch.stack(chosen, dim=1).tolist()]
+        return texts.generate(self, text, words, sequences, temperature, top_k, unknown, sampled, seed)
 
 
 def _tempered_nll(logits: Tensor, targets: Tensor, temperatures: list[float]) -> Tensor:

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from datamodules.reader import Reader
 from datamodules.text_files import quoted
-from lightning_modules.experiment import upgrade
 from lightning_modules.language_model import LanguageModel
+from lightning_modules.recurrent_module import upgrade
 from lightning_modules.sentiment_regressor import SentimentRegressor
 
 Model = LanguageModel | SentimentRegressor

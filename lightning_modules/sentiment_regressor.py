@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MeanSquaredError, Metric
+from torchmetrics import MeanMetric, MeanSquaredError
 from torchmetrics.functional import mean_squared_error
-from torchmetrics.utilities import dim_zero_cat
 
-from datamodules.checks import LARGEST_SEED, check_count, check_number, check_texts
+from datamodules.checks import check_count, check_number
 from datamodules.rated_sequences import RatedSequences, SharedBatches
-from lightning_modules.experiment import TEST, TRAINING, VALIDATION, Experiment, NetworkMasks, check_probabilities
 from lightning_modules.keras import KerasGRU, KerasLSTM
+from lightning_modules.metrics import Predictions, coverage, fitted_tau, rmse_by_review
+from lightning_modules.networks import NetworkMasks
+from lightning_modules.recurrent_module import TEST, TRAINING, VALIDATION, RecurrentModule, check_probabilities
+from lightning_modules.texts import Ratings, rate
 from variational_rnn import (
     VariationalDropout,
     VariationalEmbedding,
@@ -28,111 +30,7 @@ from variational_rnn.masks import check_choice
 
 PAD = 0  # stands in front of shorter texts
 
-BATCH = 256  # chunks of texts that are predicted at once
-
 Place = tuple[slice, int]  # which texts of a batch, and how many it has
-
-# Precisions of the noise on standardised ratings, among which the likeliest for held-out ratings is chosen: noise from
-# 3 to 0.003 standard deviations of the training ratings, whatever their range.
-TAUS = torch.logspace(-1, 5, 361, dtype=torch.float64)
-
-
-class Predictions(Metric):
-    """Everything predicted in an epoch, by all processes: predictions [N, K], ratings [N], reviews [N]."""
-
-    full_state_update = False
-    predictions: list[Tensor]
-    ratings: list[Tensor]
-    reviews: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("predictions", "ratings", "reviews"):
-            self.add_state(name, [], dist_reduce_fx="cat")
-
-    def update(self, predictions: Tensor, ratings: Tensor, reviews: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            predictions: of each of K networks, [K, B], or of one, [B].
-            ratings: [B].
-            reviews: [B].
-        """
-        self.predictions += [predictions.reshape(-1, len(ratings)).T]
-        self.ratings += [ratings]
-        self.reviews += [reviews]
-
-    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What was added, of all processes."""
-        return dim_zero_cat(self.predictions), dim_zero_cat(self.ratings), dim_zero_cat(self.reviews)
-
-
-def rmse_by_review(predictions: Tensor, ratings: Tensor, reviews: Tensor) -> Tensor:
-    """RMSE of reviews, each predicted by the mean over its chunks.
-
-    Args:
-        predictions: of the chunks, [N].
-        ratings: of the chunks, [N].
-        reviews: which review each chunk is of, [N].
-    """
-    _, index, counts = reviews.unique(return_inverse=True, return_counts=True)
-    sums = predictions.new_zeros(2, len(counts)).index_add_(1, index, torch.stack([predictions, ratings]))
-    means = sums / counts
-    return mean_squared_error(means[0], means[1], squared=False)
-
-
-def fitted_tau(predictions: Tensor, ratings: Tensor, spread: float) -> float:
-    """The precision of the noise that makes held-out ratings likeliest, given K networks' predictions.
-
-    Args:
-        predictions: [K, N].
-        ratings: [N].
-        spread: standard deviation of the training ratings.
-
-    Returns:
-        One of `TAUS` / spread^2, in 1 / rating units^2.
-    """
-    predictions, ratings = predictions.double(), ratings.double()
-    taus = TAUS / spread**2
-    likelihoods = [regression_log_likelihood(predictions, ratings, float(tau)).mean() for tau in taus]
-    return float(taus[int(torch.stack(likelihoods).argmax())])
-
-
-def coverage(predictions: Tensor, ratings: Tensor, tau: float, level: float) -> Tensor:
-    """Share of ratings within the central interval of `level` of the predictive distribution, K Gaussians mixed.
-
-    Args:
-        predictions: [K, N].
-        ratings: [N].
-        tau: precision of the noise.
-        level: probability of the interval; well calibrated is a model whose coverage is its level.
-    """
-    below = torch.special.ndtr((ratings - predictions) * tau**0.5).mean(dim=0)
-    return ((below - 0.5).abs() <= level / 2).double().mean()
-
-
-def quantile(predictions: Tensor, probability: float, tau: float | None) -> Tensor:
-    """Quantile of the predictive distribution: of K predictions, or of K Gaussians around them if there is noise.
-
-    Args:
-        predictions: of K networks, [K, N].
-        probability: between 0 and 1.
-        tau: precision of the noise; None for none.
-
-    Returns:
-        [N].
-    """
-    predictions = predictions.double()
-    if tau is None:
-        return predictions.quantile(probability, dim=0)
-    # That of the mixture is between the Gaussians' own; a bisection halves what is left, to less than rounding.
-    own = predictions + torch.special.ndtri(torch.tensor(probability, dtype=torch.float64)) / tau**0.5
-    low, high = own.amin(dim=0), own.amax(dim=0)
-    for _ in range(60):
-        middle = (low + high) / 2
-        is_below = torch.special.ndtr((middle - predictions) * tau**0.5).mean(dim=0) < probability
-        low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
-    return (low + high) / 2
 
 
 def _place(loaders: Any, index: int, batch_index: int) -> Place | None:
@@ -141,47 +39,7 @@ def _place(loaders: Any, index: int, batch_index: int) -> Place | None:
     return loader.sampler.place(batch_index) if isinstance(loader.sampler, SharedBatches) else None
 
 
-class Ratings(NamedTuple):
-    """What a regressor says about N texts, in rating units.
-
-    Attributes:
-        approximation: by the dropout approximation, [N].
-        samples: of each of K sampled networks, [K, N].
-        tau: precision of the noise, measured on held-out chunks, so that the interval of a text of several chunks is
-            rather too wide; None if that was not done.
-    """
-
-    approximation: Tensor
-    samples: Tensor
-    tau: float | None
-
-    @property
-    def mean(self) -> Tensor:
-        """MC prediction: the mean of the sampled networks, [N]."""
-        return self.samples.mean(dim=0)
-
-    @property
-    def std(self) -> Tensor:
-        """How far the sampled networks disagree, [N]: the model's uncertainty, without noise."""
-        return self.samples.std(dim=0, correction=0)
-
-    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Central predictive interval, its ends [N] each: of the networks, and of the noise where tau is known.
-
-        Args:
-            level: probability of the interval.
-
-        Raises:
-            ValueError: level is not between 0 and 1, or there is neither a sample nor a tau.
-        """
-        [level] = check_number(above=0, below=1, level=level)
-        if not len(self.samples) and self.tau is None:
-            raise ValueError("there is no interval without sampled networks or noise")
-        predictions = self.samples if len(self.samples) else self.approximation[None]
-        return quantile(predictions, (1 - level) / 2, self.tau), quantile(predictions, (1 + level) / 2, self.tau)
-
-
-class SentimentRegressor(Experiment):
+class SentimentRegressor(RecurrentModule):
     """Embedding, one recurrent layer, and a linear output on its last state (protocol section 2.2).
 
     A batch is (words [T, B], ratings [B], reviews [B]). Training needs a data module, such as `RatedText`, which says
@@ -597,7 +455,6 @@ class SentimentRegressor(Experiment):
 
     # --- other texts --------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def rate(self, texts: Iterable[str], mc_samples: int | None = None, seed: int = 0) -> Ratings:
         """Predict the ratings of texts, each by the mean over its chunks.
 
@@ -616,23 +473,4 @@ class SentimentRegressor(Experiment):
                 message names its position; mc_samples or seed is out of range; or it is not known how the model reads
                 texts.
         """
-        reader, samples = self.known_reader(), self.checked_samples(mc_samples)
-        texts = check_texts(texts)
-        [seed] = check_count(0, LARGEST_SEED, seed=seed)
-        self.eval()
-        generator = self.generator(TEST, seed=seed)
-        masks = [self.sample_masks(1, reader.chunk_length or 1, generator) for _ in range(samples)]
-        chunks = [(chunk, number) for number, text in enumerate(texts) for chunk in reader.chunks(text)]
-        sums = torch.zeros(1 + samples, len(texts), dtype=torch.float64, device=self.device)
-        counts = torch.zeros(len(texts), dtype=torch.float64, device=self.device)
-        for start in range(0, len(chunks), BATCH):
-            batch, of = zip(*chunks[start : start + BATCH], strict=True)
-            words = torch.tensor(batch, device=self.device).T
-            predictions = [self(words)]
-            with mc_dropout(self):
-                predictions += [self(words, network.select([0] * len(batch))) for network in masks]
-            index = torch.tensor(of, device=self.device)
-            sums.index_add_(1, index, torch.stack(predictions).double())
-            counts += index.bincount(minlength=len(texts))
-        means = sums / counts
-        return Ratings(means[0], means[1:], self.noise.get("tau_mc" if samples else "tau"))
+        return rate(self, texts, mc_samples, seed)

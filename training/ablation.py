@@ -15,9 +15,9 @@ from torch import Tensor
 from datamodules.streams import StreamWindows, TokenStreams
 from experiments.files import check_writable, write_atomically
 from experiments.results import MC, ablation_file, load_result, options_that_matter
-from lightning_modules.experiment import TEST, VALIDATION, Experiment
 from lightning_modules.language_model import LanguageModel
 from lightning_modules.loading import read_checkpoint, weights_sha256
+from lightning_modules.recurrent_module import TEST, VALIDATION, RecurrentModule
 from training.provenance import corpus_of, provenance
 from training.recorder import without_paths
 from training.reproduce import RESULT, check_seed
@@ -85,7 +85,7 @@ def test_time_choices(model: LanguageModel, data: TokenStreams) -> list[dict[str
 
 
 def ablate(
-    trainer: Trainer, model: Experiment, datamodule: L.LightningDataModule, ckpt_path: str, result: Path
+    trainer: Trainer, model: RecurrentModule, datamodule: L.LightningDataModule, ckpt_path: str, result: Path
 ) -> None:
     """Evaluate a finished language model by every choice of `test_time_choices`; ablation_seedK.json has them.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from datamodules import FilmReviews
 from experiments import print_any_text
 from experiments.files import write_atomically
-from lightning_modules.sentiment_regressor import rmse_by_review
+from lightning_modules.metrics import rmse_by_review
 from training.provenance import provenance
 
 WORDS = range(4, 5003)  # ids of the 4,999 most frequent words, as measured for protocol section 2.1

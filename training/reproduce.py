@@ -16,8 +16,8 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, Sto
 from datamodules.checks import check_count
 from experiments.files import check_writable, lock_run_folder, write_atomically
 from experiments.runs import Run
-from lightning_modules.experiment import Experiment
 from lightning_modules.loading import read_checkpoint, weights_sha256
+from lightning_modules.recurrent_module import RecurrentModule
 from lightning_modules.sentiment_regressor import SentimentRegressor
 from training.checkpoints import LAST, BestCheckpoint, add_to_checkpoint, find_checkpoint
 from training.provenance import corpus_of, provenance
@@ -36,7 +36,7 @@ RESULT = "--result; RESULTS=... for make"
 
 def reproduce(
     trainer: Trainer,
-    model: Experiment,
+    model: RecurrentModule,
     datamodule: L.LightningDataModule,
     result: Path,
     epochs: int | None = None,

@@ -16,8 +16,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from datamodules.checks import check_count, check_number
 from datamodules.rated_sequences import RatedSequences
 from experiments.files import check_writable, write_atomically
-from lightning_modules.experiment import Experiment
 from lightning_modules.loading import read_checkpoint, weights_sha256
+from lightning_modules.recurrent_module import RecurrentModule
 from training.ablation import ablate
 from training.checkpoints import AtomicCheckpointIO
 from training.provenance import corpus_of, provenance
@@ -89,12 +89,12 @@ class Trainer(L.Trainer):
         return [callback for callback in super().checkpoint_callbacks if not isinstance(callback, Recorder)]
 
     def reproduce(
-        self, model: Experiment, datamodule: L.LightningDataModule, result: Path, epochs: int | None = None
+        self, model: RecurrentModule, datamodule: L.LightningDataModule, result: Path, epochs: int | None = None
     ) -> None:
         """Train, test, and write the result file, as `training.reproduce.reproduce` does."""
         reproduce(self, model, datamodule, result, epochs)
 
-    def ablate(self, model: Experiment, datamodule: L.LightningDataModule, ckpt_path: str, result: Path) -> None:
+    def ablate(self, model: RecurrentModule, datamodule: L.LightningDataModule, ckpt_path: str, result: Path) -> None:
         """Evaluate a finished language model by every choice at test time, as `training.ablation.ablate` does."""
         ablate(self, model, datamodule, ckpt_path, result)
 

@@ -20,8 +20,7 @@ import yaml
 
 from inference.export import save
 from lightning_modules import LanguageModel, SentimentRegressor, load
-from lightning_modules.language_model import Surprisals
-from lightning_modules.sentiment_regressor import Ratings
+from lightning_modules.texts import Ratings, Surprisals
 from tests.tiny import tiny_run
 
 Call = Callable[..., Any]

@@ -21,9 +21,9 @@ from torch.profiler import ProfilerActivity, profile
 from datamodules import PennTreebank, RatedText
 from datamodules.reader import Reader
 from lightning_modules import LanguageModel, SentimentRegressor
-from lightning_modules import language_model as module
-from lightning_modules.experiment import TEST
-from lightning_modules.sentiment_regressor import Ratings
+from lightning_modules import texts as module
+from lightning_modules.recurrent_module import TEST
+from lightning_modules.texts import Ratings
 from training.trainer import Trainer
 from variational_rnn import mc_dropout
 
@@ -520,7 +520,7 @@ def test_a_rating_does_not_depend_on_the_texts_beside_it(
     model = regressor(**DROPOUT).double()
     model.reader = RATED
     together = model.rate(TEXTS, 3).samples
-    monkeypatch.setattr("lightning_modules.sentiment_regressor.BATCH", 2)
+    monkeypatch.setattr("lightning_modules.texts.BATCH", 2)
     assert torch.allclose(model.rate(TEXTS, 3).samples, together)
     assert torch.allclose(torch.cat([model.rate([text], 3).samples for text in TEXTS], dim=1), together)
 

@@ -17,7 +17,8 @@ from torch import nn
 from datamodules import RatedText
 from lightning_modules import SentimentRegressor
 from lightning_modules.keras import KerasGRU, KerasLSTM
-from lightning_modules.sentiment_regressor import TAUS, Predictions, Ratings, coverage, fitted_tau, rmse_by_review
+from lightning_modules.metrics import TAUS, Predictions, coverage, fitted_tau, rmse_by_review
+from lightning_modules.texts import Ratings
 from tests.random_data import curve_of
 from variational_rnn import VariationalGRU, VariationalLSTM, mc_dropout
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from datamodules.streams import StreamWindows
 from lightning_modules import LanguageModel
 from lightning_modules import language_model as model_module
-from lightning_modules.experiment import TEST, VALIDATION
+from lightning_modules.recurrent_module import TEST, VALIDATION
 from training import ablation as module
 from training.ablation import test_time_choices as choices_of  # not a test
 from training.checkpoints import checkpoints

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -18,41 +18,13 @@ from datamodules.rated_sequences import RatedSequences
 from datamodules.reader import Reader
 from datamodules.streams import TokenStreams
 from lightning_modules.optim import DecoupledSGD
-from variational_rnn import RNNMasks
 from variational_rnn.masks import check_probability
 
 TRAINING, VALIDATION, TEST = range(3)  # what random numbers are for
 MOST_SAMPLES = 1000  # of networks for a text; memory grows with them
 
 
-class NetworkMasks(NamedTuple):
-    """One sample of the network for each of B sequences; None where nothing is dropped.
-
-    Attributes:
-        words: [B|1, V] by word type or [T, B|1] by token.
-        rnn: of the recurrent layers.
-        output: [T|1, B, H], before the last layer.
-    """
-
-    words: Tensor | None
-    rnn: RNNMasks
-    output: Tensor | None
-
-    def select(self, sequences: list[int], by_token: bool = False) -> NetworkMasks:
-        """The masks of some sequences; what the batch shares stays shared.
-
-        Args:
-            sequences: indices into the batch.
-            by_token: whether `words` are.
-        """
-        words, axis = self.words, 1 if by_token else 0
-        if words is not None and words.size(axis) > 1:
-            words = words.index_select(axis, torch.tensor(sequences, device=words.device))
-        output = None if self.output is None else self.output[:, sequences]
-        return NetworkMasks(words, self.rnn.select(sequences), output)
-
-
-class Experiment(L.LightningModule):
+class RecurrentModule(L.LightningModule):
     """Base of the LightningModules: random numbers, clipping, and checks of data, trainer and checkpoints.
 
     Attributes:
