@@ -43,7 +43,7 @@ sentiment model gives each text's rating: by the approximation, and mean,
 standard deviation and predictive interval of K sampled networks.
 
 With --config it is another command, Lightning's, for the test split of its
-data: main.py predict --config configs/... --ckpt_path MODEL writes the
+data: main.py predict --config ROW --ckpt_path MODEL writes the
 predictions to predictions.pt.
 """
 

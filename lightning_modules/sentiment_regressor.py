@@ -50,7 +50,7 @@ class SentimentRegressor(RecurrentModule):
     training chunks, which the data module therefore serves as the first two validation loaders.
 
     By default the parts are modern. What the original code did otherwise are arguments, all of them set in
-    `configs/sentiment/common.yaml`: gate_activation, candidate_activation, reset_gate, recurrent_gain, dropout_scale,
+    `configs/sentiment/experiment.yaml`: gate_activation, candidate_activation, reset_gate, recurrent_gain, dropout_scale,
     word_mask_sharing, penalty, mask_pads.
 
     Logged in each epoch: `train_mse` (standardised, dropout on), with the penalty `train_loss`; by the approximation

@@ -1,10 +1,12 @@
 """What is installed, and what it needs."""
 
+import ast
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ def test_the_layers_import_torch_and_no_other_package_of_this_repository():
 def test_the_wheel_holds_the_layers_alone_and_requires_torch_alone(tmp_path):
     for name in ("pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
-    for name in ("variational_rnn", "lightning_modules", "datamodules", "reproduction"):
+    for name in ARROWS:
         shutil.copytree(ROOT / name, tmp_path / name)
     command = [
         sys.executable,
@@ -50,18 +52,64 @@ def test_the_wheel_holds_the_layers_alone_and_requires_torch_alone(tmp_path):
     assert required == ["Requires-Dist: torch>=2.6"]
 
 
-def test_packages_import_each_other_as_contributing_says():
-    allowed = {
-        "variational_rnn": set(),
-        "datamodules": set(),
-        "lightning_modules": {"variational_rnn", "datamodules", "reproduction"},
-        "reproduction": {"datamodules", "lightning_modules"},
+ARROWS = {
+    "variational_rnn": set(),
+    "datamodules": set(),
+    "experiments": set(),
+    "lightning_modules": {"datamodules", "variational_rnn"},
+    "training": {"datamodules", "experiments", "lightning_modules", "variational_rnn"},
+    "inference": {"datamodules", "experiments", "lightning_modules", "variational_rnn"},
+    "reproduction": {"experiments"},
+}
+
+
+def imports_of(file: Path) -> set[str]:
+    """The modules of this repository that a file imports, within functions too, but not for its types alone."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            parts = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {part for part in parts if (ROOT / f"{part.replace('.', '/')}.py").is_file()}
+            found |= modules or {node.module}
+    return {name for name in found if name.partition(".")[0] in {*ARROWS, "main", "benchmarks"}}
+
+
+@pytest.mark.parametrize("package", ARROWS)
+def test_packages_import_each_other_as_contributing_says(package: str) -> None:
+    for file in (ROOT / package).rglob("*.py"):
+        wrong = {name.partition(".")[0] for name in imports_of(file)} - ARROWS[package] - {package}
+        assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    files = [file for package in ARROWS for file in (ROOT / package).rglob("*.py")]
+    graph = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): imports_of(file)
+        for file in files
     }
-    for package, others in allowed.items():
-        for file in (ROOT / package).rglob("*.py"):
-            imported = re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
-            wrong = set(imported) & {"main", "benchmarks", *allowed} - others - {package}
-            assert not wrong, f"{file.relative_to(ROOT)} imports {wrong}"
+    graph = {name: {other for other in others if other in graph and other != name} for name, others in graph.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, with the circle
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("experiments.__main__", {"torch", "lightning", "wandb", "pandas"}),
+        ("experiments.results", {"torch", "lightning", "wandb", "pandas"}),
+        ("reproduction.report", {"torch", "lightning", "wandb"}),
+        ("main", {"torch", "lightning", "wandb"}),
+    ],
+)
+def test_what_needs_no_torch_does_not_load_it(module: str, heavy: set[str]) -> None:
+    code = f"import sys, {module}; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not heavy & set(run.stdout.split())
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists() or shutil.which("git") is None, reason="this is no checkout")
