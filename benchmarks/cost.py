@@ -20,11 +20,11 @@ import torch
 from datamodules.streams import TokenStreams
 from experiments import print_any_text
 from lightning_modules import LanguageModel
-from lightning_modules.experiment import duration
 from lightning_modules.loading import read_checkpoint
 from lightning_modules.optim import DecoupledSGD
 from main import main
 from training.checkpoints import LAST
+from training.recorder import duration
 from training.trainer import Trainer
 
 WARM_UP, STEPS = 3, 10

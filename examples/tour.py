@@ -85,6 +85,7 @@ for name, where in (("seen in training", known), ("never seen", ~known)):
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where the experiments are; only the layers are installed
 from datamodules import SnippetRatings  # noqa: E402
 from lightning_modules import SentimentRegressor  # noqa: E402
+from training.recorder import recorder_of  # noqa: E402
 
 curves = {}
 for p in (0.0, 0.5):
@@ -109,8 +110,9 @@ for p in (0.0, 0.5):
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
+    recorder = recorder_of(trainer)  # keeps the metrics of each epoch
     trainer.fit(model, datamodule=data)
-    curves[p] = model.curve
+    curves[p] = recorder.curve
 
 # %% Its opinion of other texts, and how sure it is: each of 50 sampled networks rates them
 ratings = model.rate(

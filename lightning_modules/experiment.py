@@ -1,11 +1,8 @@
-"""What the experiments share: the curve of a run, and a checkpoint that fits the model and resumes it."""
+"""What both LightningModules share."""
 
 from __future__ import annotations
 
-import copy
-import inspect
 import os
-import time
 from collections.abc import Iterable
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -13,10 +10,9 @@ from typing import Any, NamedTuple
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint, ModelPruning
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelPruning
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
-from torchmetrics import Metric
 
 from datamodules.rated_sequences import RatedSequences
 from datamodules.reader import Reader
@@ -25,10 +21,8 @@ from lightning_modules.optim import DecoupledSGD
 from variational_rnn import RNNMasks
 from variational_rnn.masks import check_probability
 
-FIRST, LAST = 10, 50  # batches between which is measured what the run will take
 TRAINING, VALIDATION, TEST = range(3)  # what random numbers are for
 MOST_SAMPLES = 1000  # of networks for a text; memory grows with them
-OF_EVERY_EPOCH = ("gradient_norm", "learning_rate", "words_per_s")  # metrics that both models log
 
 
 class NetworkMasks(NamedTuple):
@@ -59,23 +53,16 @@ class NetworkMasks(NamedTuple):
 
 
 class Experiment(L.LightningModule):
-    """Base of the LightningModules: records every epoch, measures words/s, and checks checkpoints before loading.
+    """Base of the LightningModules: random numbers, clipping, and checks of data, trainer and checkpoints.
 
     Attributes:
-        run_name: in front of what a run prints.
         monitor: the logged metric, lower is better, that chooses the best epoch.
-        curve: one entry for each finished epoch: its number from 1, every logged metric (gradient_norm: of the epoch's
-            last step), the learning rate, words/s of training alone, and seconds with validation. It is part of the
-            checkpoint, so an interrupted run keeps it.
-        options: of data and trainer that a resumed run must have kept.
         reader: how the model reads texts: of the data, or of the checkpoint; None if neither says.
         run: that trained the parameters: its number of epochs (`epoch`), `date`, `commit` and whether that was `dirty`;
             set by `load`, None if it is unknown.
-        provenance: where this run was started, and where it was resumed; also part of the checkpoint.
         sampled_dropout: names of the probabilities that make sampled networks differ.
         training_means: names of the metrics that training fills in the course of an epoch.
-        training_metrics: names that training logs in each epoch, beside `OF_EVERY_EPOCH`.
-        words_per_second: of the current epoch, for the progress bar.
+        training_metrics: names that training logs in each epoch, beside gradient_norm and learning_rate.
     """
 
     monitor: str
@@ -86,25 +73,12 @@ class Experiment(L.LightningModule):
     reference_batch_size: int | None
     training_means: tuple[str, ...]
     training_metrics: tuple[str, ...]
-    curve: list[dict[str, float]]
 
     def __init__(self) -> None:
         super().__init__()
-        self.run_name = type(self).__name__
-        self.curve = []
-        self.provenance: list[dict[str, Any]] = []
-        self.options: dict[str, Any] = {}
         self.reader: Reader | None = None
-        self.words_per_second = 0.0
-        self._words = 0
-        self._epoch_start = 0.0
-        self._seconds = 0.0  # that an interrupted epoch had taken
         self._learning_rate = 0.0
-        self._metrics: dict[str, Tensor] = {}  # restored from a checkpoint
-        self._earlier: dict[str, Tensor] = {}  # metrics at the start of the epoch
         self._gradient_norm: Tensor | None = None
-        self._batches = 0  # of this process, until it has said what the run will take
-        self._measured_from = 0.0
 
     def generator(self, *key: int, seed: int | None = None) -> torch.Generator:
         """The random numbers of one batch, of the run's seed and a key alone.
@@ -120,12 +94,6 @@ class Experiment(L.LightningModule):
             seed = int(os.environ.get("PL_GLOBAL_SEED") or torch.initial_seed())  # the first is Lightning's
         state = np.random.SeedSequence([seed, len(key), *key]).generate_state(1, np.uint64)
         return torch.Generator(self.device).manual_seed(int(state[0]) >> 1)
-
-    @property
-    def corpus(self) -> dict[str, str]:
-        """SHA-256 of the files of the data, by their names; none where there are no data that say."""
-        _, hashes = getattr(getattr(self._trainer, "datamodule", None), "corpus", ("", {}))
-        return dict(hashes)
 
     @property
     def is_fitting(self) -> bool:
@@ -236,27 +204,9 @@ class Experiment(L.LightningModule):
                     "the callback ModelPruning is not supported: it prunes when a layer is called, and the layers here "
                     "are also used without a call, where that is faster"
                 )
-        self._check_monitors()
-
-    def _check_monitors(self) -> None:
-        """Refuse to monitor a metric that is never logged, which Lightning would notice after the first epoch."""
-        trainer: Any = self.trainer
-        if any(not type(part).__module__.startswith(("lightning", "main")) for part in (self, *trainer.callbacks)):
-            return  # other classes may log metrics of their own
-        there = [*self.training_metrics, *OF_EVERY_EPOCH]
-        if trainer.limit_val_batches != 0:
-            there += self.validation_metrics()
-        for callback in trainer.callbacks:
-            is_strict = callback.strict if isinstance(callback, EarlyStopping) else type(callback) is ModelCheckpoint
-            name = getattr(callback, "monitor", None)
-            if is_strict and name is not None and name not in (*there, "epoch", "step") and name[:3] != "lr-":
-                raise ValueError(
-                    f"{type(callback).__name__} monitors {name!r}, which is not measured; there are: "
-                    f"{', '.join(sorted(there))}"
-                )
 
     def on_train_start(self) -> None:
-        """Go on with the clock of an epoch that was interrupted.
+        """Check that every step has all its parts, and note the learning rate.
 
         Raises:
             ValueError: the last step of an epoch would be of a part of a batch.
@@ -267,34 +217,13 @@ class Experiment(L.LightningModule):
                 f"limit_train_batches leaves {batches} batches, each of them one of accumulate_grad_batches={parts} "
                 f"parts of a step: choose a multiple of {parts}"
             )
-        self._epoch_start = time.perf_counter() - self._seconds
-        self.trainer.callback_metrics.update(self._metrics)
         self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's clock, and remember the metrics of earlier epochs."""
-        self._earlier = dict(self.trainer.callback_metrics)
+        """Reset the epoch's means, and note the learning rate."""
         for name in self.training_means:
             getattr(self, name).reset()
-        self._words = 0
-        self._epoch_start = time.perf_counter()
         self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]  # the schedule moves on before the end
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
-        """Say early on about how long training will take."""
-        if self._batches == FIRST:
-            self._measured_from = time.perf_counter()
-        epochs = (self.trainer.max_epochs or 0) - self.current_epoch  # negative where there is no limit
-        if self._batches == LAST and epochs > 0:
-            per_batch = (time.perf_counter() - self._measured_from) / (LAST - FIRST)
-            seconds = per_batch * (int(self.trainer.num_training_batches) * epochs - batch_index)
-            self.print(f"{self.run_name}  training takes about {duration(seconds)}, evaluation not counted")
-        self._batches += 1
-
-    def count_words(self, words: Tensor) -> None:
-        """Add a batch's words to the epoch's throughput; `words` [T, B] are one process's share."""
-        self._words += words.numel() * self.trainer.world_size
-        self.words_per_second = self._words / (time.perf_counter() - self._epoch_start)
 
     def scaled_learning_rate(self) -> float:
         """The learning rate for the batch size of the data."""
@@ -329,51 +258,25 @@ class Experiment(L.LightningModule):
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
 
     def on_train_epoch_end(self) -> None:
-        """Add the epoch to the curve and print it."""
+        """Log the gradient norm of the last step, and the learning rate."""
         if self._gradient_norm is not None:  # not logged in every step, which takes Lightning 0.4 ms
             self.log("gradient_norm", self._gradient_norm)
         self.log("learning_rate", self._learning_rate)
-        self.log("words_per_s", self.words_per_second)
-        metrics = self.trainer.callback_metrics
-        measured = {name: float(value) for name, value in metrics.items() if not self._is_earlier(name, value)}
-        entry = {"epoch": self.current_epoch + 1, **measured, "seconds": time.perf_counter() - self._epoch_start}
-        self.curve.append(entry)
-        shown = (name for name in entry if name not in ("epoch", "gradient_norm", "learning_rate"))
-        values = "  ".join(f"{name} {_rounded(entry[name])}" for name in shown)
-        epochs = self.trainer.max_epochs or -1
-        epochs_left = epochs - self.current_epoch - 1
-        of_all = f"/{epochs}" if epochs > 0 else ""
-        left = f"  about {duration(epochs_left * entry['seconds'])} left" if epochs_left > 0 else ""
-        self.print(f"{self.run_name}  epoch {self.current_epoch + 1}{of_all}  {values}{left}")
-
-    def _is_earlier(self, name: str, value: Tensor) -> bool:
-        """Whether a metric is left over from an earlier epoch; Lightning makes a new tensor when it is logged again."""
-        return value is self._earlier.get(name)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the curve, the provenance, and what the epoch has measured so far."""
-        checkpoint["curve"] = self.curve
-        checkpoint["provenance"] = self.provenance
-        checkpoint["options"] = self.options
-        checkpoint["corpus"] = self.corpus
+        """Add the name of the model and how it reads texts."""
         checkpoint["model"] = type(self).__name__
         checkpoint["reader"] = self.reader and self.reader.state()
-        metrics = self.trainer.callback_metrics
-        checkpoint["metrics"] = dict(metrics)
-        checkpoint["earlier"] = [name for name, value in metrics.items() if self._is_earlier(name, value)]
-        checkpoint["words"] = self._words
-        checkpoint["seconds"] = time.perf_counter() - self._epoch_start
-        checkpoint["means"] = {name: _reduced(getattr(self, name)) for name in self.training_means}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is of this model and that the data are read as it was, then take over its curve.
+        """Check that the checkpoint is of this model and that the data are read as it was.
 
         Raises:
-            ValueError: the checkpoint belongs to another model, the data have another vocabulary or are split or cut
-                otherwise, or training would go on with other options or another text; names what differs.
+            ValueError: the checkpoint belongs to another model, or the data have another vocabulary or are split or cut
+                otherwise; names what differs.
         """
-        if "curve" not in checkpoint:
-            raise ValueError("the checkpoint was not written by this repository: it has no curve of its run")
+        if not {"model", "curve"} & checkpoint.keys():
+            raise ValueError("the checkpoint was not written by this repository: it does not name its model")
         ours = self.state_dict()
         theirs = checkpoint["state_dict"] = upgrade(checkpoint["state_dict"], ours)
         differences = [f"{name}: {_shape(theirs, name)} in the checkpoint, {_shape(ours, name)} here"
@@ -387,57 +290,6 @@ class Experiment(L.LightningModule):
             )
         if any(theirs[name].dtype == torch.float64 for name, _ in self.named_parameters()):
             self.double()  # before they are taken over: float32 would round them
-        if self.is_fitting:
-            # An option that is newer than the checkpoint had its default then.
-            defaults = {name: p.default for name, p in inspect.signature(type(self)).parameters.items()}
-            before = defaults | checkpoint["hyper_parameters"] | checkpoint.get("options", {})
-            changed = [
-                f"{name}: {_given(before[name])} in the checkpoint, {_given(value)} here"
-                for name, value in (dict(self.hparams) | self.options).items()
-                if not name.startswith("_") and name in before and before[name] != value
-            ]
-            if changed:
-                raise ValueError(
-                    f"the checkpoint is of a run with other options ({'; '.join(changed)}): training cannot "
-                    "go on from it. Use the configuration it was trained with, or another folder for checkpoints "
-                    "(trainer.default_root_dir; RUNS=... for make)."
-                )
-            texts, others = self.corpus, checkpoint.get("corpus") or self.corpus
-            if changed := sorted(name for name in texts | others if texts.get(name) != others.get(name)):
-                raise ValueError(
-                    f"the checkpoint is of a run on other texts ({', '.join(changed)} had another SHA-256, or was not "
-                    "there): training cannot go on from it. Bring back what it was trained on, or use another folder "
-                    "for checkpoints (trainer.default_root_dir; RUNS=... for make)."
-                )
-            # Lightning's finders restore a checkpoint of their own after some steps, which is not a resumption.
-            if self.trainer.max_steps != -1 and self.trainer.global_step == 0:
-                raise ValueError(
-                    f"trainer.max_steps={self.trainer.max_steps}: a run that is limited by steps cannot be resumed, "
-                    "since Lightning would end an epoch twice. Use trainer.max_epochs."
-                )
-            epochs, last = len(checkpoint["curve"]), self.trainer.max_epochs
-            loop = checkpoint.get("loops", {}).get("fit_loop", {})
-            begun = loop.get("epoch_progress", {}).get("current", {})
-            is_at_last_batch = loop.get("epoch_loop.batch_progress", {}).get("is_last_batch", False)
-            if is_at_last_batch and begun["processed"] < begun["ready"]:
-                raise ValueError(
-                    f"the checkpoint was saved after the last batch of epoch {begun['ready']} and before its end, "
-                    "which Lightning would skip: resume from a checkpoint that was saved within an epoch or after its "
-                    "end, such as checkpoints/last.ckpt of main.py"
-                )
-            if begun.get("ready", epochs) > epochs == last:
-                raise ValueError(
-                    f"the run is in the middle of epoch {epochs + 1}, past the end of epoch {epochs}: "
-                    f"let it end that epoch, epochs={epochs + 1} (EPOCHS={epochs + 1} for make)"
-                )
-            # Of an epoch that was interrupted; any other begins with nothing.
-            self._metrics = checkpoint.get("metrics", {})
-            self._earlier = {name: self._metrics[name] for name in checkpoint.get("earlier", ())}
-            self._words, self._seconds = checkpoint.get("words", 0), checkpoint.get("seconds", 0.0)
-            for name, states in checkpoint.get("means", {}).items() if self.global_rank == 0 else ():
-                metric = getattr(self, name)
-                for state, value in states.items():
-                    setattr(metric, state, value.to(metric.device))
         if state := checkpoint.get("reader"):  # older checkpoints have none
             reader = Reader(**state)
             if len(reader.vocabulary) > len(ours["embedding.weight"]):
@@ -445,8 +297,6 @@ class Experiment(L.LightningModule):
                     f"the checkpoint's vocabulary of {len(reader.vocabulary):,} words is larger than its embedding"
                 )
             self.reader = _agreed(reader, self.reader)
-        self.curve = checkpoint["curve"]
-        self.provenance = checkpoint["provenance"] + self.provenance
 
 
 def upgrade(state_dict: dict[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
@@ -479,28 +329,6 @@ def _agreed(of_model: Reader | None, of_data: Reader | None) -> Reader | None:
             "they have that option)."
         )
     return of_data or of_model
-
-
-def _reduced(metric: Metric) -> dict[str, Any]:
-    """The states of a metric, over all processes."""
-    with metric.sync_context():
-        return copy.deepcopy(metric.metric_state)
-
-
-def _given(value: Any) -> Any:
-    return "not given" if value is None else value
-
-
-def _rounded(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 90 s, 12 min, 3 h 5 min."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def _shape(state_dict: dict[str, Tensor], name: str) -> list[int] | str:

@@ -349,7 +349,6 @@ class LanguageModel(Experiment):
         loss, nll, state = self.loss(*batch, self._train_state, self._masks_of_window(batch[0], batch_index))
         self._train_state = _each(Tensor.detach, state) if self.carry_state else None
         self.train_nll.update(nll)
-        self.count_words(batch[1])
         return loss
 
     def _masks_of_window(self, inputs: Tensor, window: int) -> NetworkMasks:

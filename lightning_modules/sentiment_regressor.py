@@ -489,7 +489,6 @@ class SentimentRegressor(Experiment):
         takers = batches.world_size * batches.parts
         for metric, value in ((self.train_mse, error), (self.train_loss, error + penalty)):
             metric.update(value.detach().expand(len(ratings)))  # text by text: "disable" ignores weights
-        self.count_words(words)
         return error * (len(ratings) * takers / total) + penalty
 
     def _targets(self, ratings: Tensor) -> Tensor:

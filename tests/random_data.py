@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from datamodules.rated_sequences import RatedSequences
 from datamodules.streams import TokenStreams
 from lightning_modules import LanguageModel, SentimentRegressor
+from training.recorder import recorder_of
 from training.trainer import Trainer
 
 
@@ -136,7 +137,12 @@ def trainer(tmp_path: Path) -> Callable[..., Trainer]:
     return build
 
 
-class Recorder(L.Callback):
+def curve_of(model: Any) -> list[dict[str, float]]:
+    """What the trainer has recorded of the model's training."""
+    return recorder_of(model.trainer).curve
+
+
+class Gradients(L.Callback):
     """Keeps the loss and the unclipped gradients of every training step, and the learning rate of every epoch."""
 
     def __init__(self) -> None:
@@ -157,5 +163,5 @@ class Recorder(L.Callback):
 
 
 @pytest.fixture
-def recorder() -> Recorder:
-    return Recorder()
+def recorder() -> Gradients:
+    return Gradients()

@@ -1,9 +1,10 @@
-"""The command line: inherited configurations, bad input, and a whole run."""
+"""The command line: configurations, bad input, and a whole run."""
 
 import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,9 @@ import yaml
 import main
 from benchmarks import cost
 from benchmarks.cost import MeasuringTrainer
-from tests.tiny import SMALL, tiny_program, tiny_run
-
-CONFIGS = Path(main.__file__).resolve().parent / "configs"
-
+from experiments.catalogue import CONFIGS, merged_config
+from tests.tiny import tiny_program, tiny_run
+from training import cli
 
 Call = Callable[..., Any]
 
@@ -29,70 +29,41 @@ def result(tmp_path: Path) -> Path:
     return tmp_path / "results" / "ptb" / "small" / "variational_tied" / "seed0.json"
 
 
-# --- inherited configurations -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """configs/{common,a/common,a/b/c/common,a/b/c/row,a/b/other}.yaml, and a common.yaml beside configs."""
-    root = tmp_path / "repository" / "configs"
-    (root / "a/b/c").mkdir(parents=True)
-    files = ("../common", "common", "a/common", "a/b/c/common", "a/b/c/row", "a/b/other")
-    for name in files:
-        (root / f"{name}.yaml").write_text("{}")
-    monkeypatch.setattr(main, "CONFIGS", root)
-    monkeypatch.chdir(tmp_path)
-    return root
-
-
-def configs(root: Path, *names: str) -> list[str]:
-    return [word for name in names for word in ("--config", str(root / f"{name}.yaml"))]
-
-
-def test_a_configuration_inherits_from_the_folders_above_the_most_general_first(tree: Path) -> None:
-    expanded = main.with_inherited_configs(["fit", "--config", str(tree / "a/b/c/row.yaml"), "--x", "1"])
-    assert expanded == ["fit", *configs(tree, "common", "a/common", "a/b/c/common", "a/b/c/row"), "--x", "1"]
+# --- configurations ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", [["--config", "{}"], ["--config={}"], ["-c", "{}"]])
-def test_every_way_to_name_a_configuration_inherits(form: list[str], tree: Path) -> None:
-    words = [word.format("repository/configs/a/b/other.yaml") for word in form]
-    assert main.with_inherited_configs(words) == configs(tree, "common", "a/common", "a/b/other")
-
-
-def test_a_common_configuration_is_not_given_twice(tree: Path) -> None:
-    expanded = main.with_inherited_configs(["--config", str(tree / "a/common.yaml")])
-    assert expanded == configs(tree, "common", "a/common")
-
-
-def test_each_of_several_configurations_inherits_in_its_turn(tree: Path) -> None:
-    expanded = main.with_inherited_configs(
-        [*configs(tree, "a/b/other"), "--seed_everything", "2", *configs(tree, "a/b/c/row")]
-    )
-    assert expanded == [
-        *configs(tree, "common", "a/common", "a/b/other"),
-        *("--seed_everything", "2"),
-        *configs(tree, "common", "a/common", "a/b/c/common", "a/b/c/row"),
-    ]  # fmt: skip
-
-
-def test_a_configuration_of_ones_own_elsewhere_inherits_nothing(tree: Path, tmp_path: Path) -> None:
-    for name in ("common", "mine"):
-        (tmp_path / f"{name}.yaml").write_text("{}")
-    assert main.with_inherited_configs(["--config", "mine.yaml"]) == configs(tmp_path, "mine")
-
-
-def test_other_arguments_stay_as_they_are(tree: Path) -> None:
-    arguments = ["reproduce", "--result", "configs/a.json", "--model.config", "x", "a b", ""]
-    assert main.with_inherited_configs(arguments) == arguments
-
-
-def test_configurations_of_the_repository_are_found_from_any_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_every_way_to_name_a_row_puts_its_configuration_there_from_any_folder(
+    form: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    expanded = main.with_inherited_configs(SMALL)
-    assert expanded == configs(CONFIGS, "ptb/common", "ptb/small/common", "ptb/small/variational_tied")
+    words = ["fit", *(word.format("ptb/small/zaremba") for word in form), "--x", "1"]
+    assert cli.with_rows(words) == ["fit", "--config", merged_config("ptb/small/zaremba"), "--x", "1"]
+
+
+def test_a_file_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("model: {}")
+    assert cli.with_rows(["--config", "mine.yaml"]) == ["--config", str(tmp_path / "mine.yaml")]
+
+
+def test_other_arguments_stay_as_they_are() -> None:
+    arguments = ["reproduce", "--result", "configs/a.json", "--model.config", "x", "a b", ""]
+    assert cli.with_rows(arguments) == arguments
+
+
+def test_config_prints_the_options_of_a_row(call: Call) -> None:
+    printed = call("config", "ptb/medium/zaremba")
+    assert printed.status == 0
+    assert yaml.safe_load(printed.out)["model"]["init_args"]["hidden_size"] == 650
+    assert call("config", "ptb/medium/zarembra").status == 2
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys, main; main.main(['--help']); assert not {'torch', 'lightning', 'wandb'} & sys.modules.keys()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(main.__file__).parent)
+    assert done.returncode == 0, done.stderr
+    assert "reproduce" in done.stdout
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -175,20 +146,17 @@ def test_predictions_say_of_which_model_they_are(call: Call, tiny_treebank: Path
     assert sum(len(window["approximation"]) for window in content["validation"]) == 12 + 11 * 6 - 1
 
 
-def test_missing_configuration_is_answered_with_those_that_are_there(call: Call) -> None:
-    outcome = call("reproduce", "--config", str(CONFIGS / "ptb/small/zarembra.yaml"), "--result", "r/a/b/c/seed0.json")
+def test_a_row_that_is_not_there_is_answered_with_those_like_it(call: Call) -> None:
+    outcome = call("reproduce", "--config", "ptb/small/zarembra", "--result", "r/a/b/c/seed0.json")
     assert outcome.status == 2
-    assert "ptb/small/zarembra.yaml does not exist" in outcome.err
-    assert "moon.yaml, moon_embedding.yaml" in outcome.err
-    assert "zaremba.yaml" in outcome.err
+    assert "--config ptb/small/zarembra is no file" in outcome.err
+    assert "ptb/small/zaremba" in outcome.err
 
 
-def test_configuration_looked_for_in_a_folder_without_any_is_answered_with_its_folders(
-    call: Call,
-) -> None:
-    outcome = call("reproduce", "--config", str(CONFIGS / "zaremba.yaml"), "--result", "r/a/b/c/seed0.json")
+def test_a_table_is_not_taken_for_a_configuration(call: Call) -> None:
+    outcome = call("fit", "--config", str(CONFIGS / "ptb/small.yaml"))
     assert outcome.status == 2
-    assert "ptb" in outcome.err.split("there is:")[1]
+    assert "small.yaml is a table: name one of its rows, --config ptb/small/ROW" in outcome.err
 
 
 def test_config_without_a_value_is_not_taken_for_the_current_folder(call: Call, tmp_path: Path) -> None:
@@ -240,7 +208,7 @@ def test_unknown_subcommand_is_answered_with_the_known_ones(call: Call) -> None:
 
 def test_help_lists_every_command_with_a_whole_sentence(call: Call) -> None:
     listed = dict(re.findall(r"^  ([a-z]+)\b.*  ([A-Z].*)$", call("--help").out, re.MULTILINE))
-    assert listed.keys() == {*main.CommandLine.subcommands(), "export"}
+    assert listed.keys() == {*cli.CommandLine.subcommands(), "export", "config"}
     assert all(does.endswith(".") for does in listed.values())
     assert "\n  predict MODEL [FILE]" in call("--help").out
     assert f"\n{listed['test']}\n" in call("test", "--help").out
@@ -323,7 +291,7 @@ def test_loggers_of_ones_own_are_kept(
     def none(*_: Any) -> list[Any]:
         raise AssertionError("default loggers made although there is one of the user's own")
 
-    monkeypatch.setattr(main, "default_loggers", none)
+    monkeypatch.setattr(cli, "default_loggers", none)
     own = ("--trainer.logger.class_path", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", "own")
     outcome = call("fit", *tiny_run(tmp_path, "--trainer.max_epochs", "1", logger=own))
     assert outcome.status == 0, outcome.err
@@ -510,9 +478,9 @@ def test_a_run_that_is_told_to_stop_does_not_end_as_if_it_had_finished(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(trainer_class: type) -> None:
-        raise main.SIGTERMException
+        raise cli.SIGTERMException
 
-    monkeypatch.setattr(main, "run", stopped)
+    monkeypatch.setattr(cli, "run", stopped)
     assert call("reproduce").status == 143
 
 

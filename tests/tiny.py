@@ -10,7 +10,7 @@ import pytest
 
 from datamodules import penn_treebank
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--config", "ptb/small/variational_tied"]
 
 
@@ -37,7 +37,7 @@ def tiny_program(tmp_path: Path) -> list[str]:
     script = tmp_path / "program.py"
     script.write_text(
         "import sys\n"
-        f"sys.path.insert(0, {str(CONFIGS.parent)!r})\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
         "import main\n"
         "from datamodules import penn_treebank\n"
         f"penn_treebank.SHA256 = {penn_treebank.SHA256!r}\n"

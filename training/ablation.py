@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
-from typing import Any
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import lightning as L
 from torch import Tensor
 
 from datamodules.streams import StreamWindows, TokenStreams
-from lightning_modules.experiment import TEST, VALIDATION
+from experiments.files import check_writable, write_atomically
+from experiments.results import MC, ablation_file, load_result, options_that_matter
+from lightning_modules.experiment import TEST, VALIDATION, Experiment
 from lightning_modules.language_model import LanguageModel
+from lightning_modules.loading import read_checkpoint, weights_sha256
+from training.provenance import corpus_of, provenance
+from training.recorder import without_paths
+from training.reproduce import RESULT, check_seed
+
+if TYPE_CHECKING:
+    from training.trainer import Trainer
 
 TEMPERATURES = [round(0.7 + 0.05 * step, 2) for step in range(13)]
 """Among which the best on validation is chosen: 0.7, 0.75, ..., 1.3."""
@@ -69,3 +82,83 @@ def test_time_choices(model: LanguageModel, data: TokenStreams) -> list[dict[str
                 }
             )
     return choices
+
+
+def ablate(
+    trainer: Trainer, model: Experiment, datamodule: L.LightningDataModule, ckpt_path: str, result: Path
+) -> None:
+    """Evaluate a finished language model by every choice of `test_time_choices`; ablation_seedK.json has them.
+
+    Args:
+        trainer: with the options of the run.
+        model: whose options say how many networks are sampled, and how.
+        datamodule: the data.
+        ckpt_path: the weights that were tested.
+        result: the file of the finished run, .../ROW/seedK.json, beside which is written.
+
+    Raises:
+        ValueError: it is no language model, the checkpoint is not of the tested epoch of that run, the options or
+            the seed are not the run's, or there are several processes.
+        OSError: a file cannot be read or written.
+    """
+    if not isinstance(model, LanguageModel) or not isinstance(datamodule, TokenStreams):
+        raise ValueError(f"ablate is for language models, not for a {type(model).__name__}")
+    if trainer.world_size > 1:
+        raise ValueError(f"ablate runs on one device, got {trainer.world_size} processes: use --trainer.devices 1")
+    if not result.is_file():
+        raise FileNotFoundError(f"{result} is not there: an ablation is of a finished run; run it first")
+    run = load_result(result)
+    check_seed(trainer, result, run.seed)
+    options = {
+        name: value for name, value in options_that_matter(trainer.run_config).items() if name not in (*MC, "precision")
+    }
+    if changed := [
+        f"{name}: {run.settings[name]} in {result.name}, {value} here"
+        for name, value in options.items()
+        if name in run.settings and name not in (*MC, "precision") and run.settings[name] != value
+    ]:
+        raise ValueError(
+            f"{result} is of a run with other options ({'; '.join(changed)}): use the configuration of that run"
+        )
+    output = ablation_file(run)
+    check_writable(output, RESULT)
+    datamodule.prepare_data()
+    datamodule.setup()
+    model.reader = datamodule.reader
+    checkpoint = read_checkpoint(Path(ckpt_path))
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    curve, attempts = checkpoint["curve"], checkpoint["provenance"]
+    started = [origin["date"] for origin in attempts[:1]]
+    if (len(curve), started) != (run.tested_epoch, [run.provenance["date"]]):
+        raise ValueError(
+            f"{ckpt_path} is after epoch {len(curve)} of a run begun {', '.join(started) or 'elsewhere'}, "
+            f"but {result} was tested after epoch {run.tested_epoch} of one begun {run.provenance['date']}: "
+            "name the checkpoint that was tested"
+        )
+    device = trainer.strategy.root_device
+    origin = provenance(device, 1)
+    samples = f"{model.mc_samples} sampled networks" if model.mc_samples else "no sampled networks (mc_samples)"
+    trainer.print(f"{ckpt_path}, validation and test text by the approximation and {samples}")
+    start = time.perf_counter()
+    choices = test_time_choices(model.to(device), datamodule)
+    for choice in choices:
+        mean = " ".join(str(choice[key]) for key in ("mean", "masks", "samples") if choice[key])
+        trainer.print(
+            f"{mean}  test_ppl {choice['test_ppl']:.2f}, {choice['test_ppl_tempered']:.2f} at the temperature "
+            f"{choice['temperature']:g}"
+        )
+    report = {
+        "tested_epoch": run.tested_epoch,
+        "choices": choices,
+        "config": without_paths(trainer.run_config),
+        "provenance": origin
+        | corpus_of(datamodule)
+        | {
+            "wall_time_s": time.perf_counter() - start,
+            "run": attempts,
+            "weights_sha256": weights_sha256(model),
+        },
+    }
+    write_atomically(output, json.dumps(report, indent=2) + "\n")
+    trainer.print(f"wrote {output}")

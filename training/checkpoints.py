@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_modules.loading import read_checkpoint
+from training.recorder import recorder_of
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -115,7 +116,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Save the epoch if it is the best; skip one without a validation."""
-        if self.monitor in pl_module.curve[-1]:
+        if self.monitor in recorder_of(trainer).curve[-1]:
             super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

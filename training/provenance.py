@@ -62,3 +62,9 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def corpus_of(datamodule: Any) -> dict[str, Any]:
+    """Name of the corpus and SHA-256 of its files, where the data module knows them."""
+    corpus = getattr(datamodule, "corpus", None)
+    return {"corpus": {"name": corpus[0], "sha256": corpus[1]}} if corpus else {}

@@ -11,11 +11,11 @@ import pytest
 import torch
 import yaml
 
-import main
 from datamodules import FilmReviews, PennTreebank, SnippetLanguage, SnippetRatings
 from experiments import grid
 from experiments.catalogue import CONFIGS, catalogue, find_row, rows
 from lightning_modules import LanguageModel, SentimentRegressor
+from training import cli
 
 RUNS = list(rows())
 SWEEPS = [f"sweeps/{file.stem}" for file in grid.SWEEPS.glob("*.yaml")]
@@ -86,15 +86,15 @@ class _ParserOnly(Exception):  # noqa: N818
 def parser() -> Any:
     """The parser of main.py, built once."""
 
-    class Stop(main.CommandLine):
+    class Stop(cli.CommandLine):
         def parse_arguments(self, parser: Any, args: Any) -> None:
             raise _ParserOnly(parser)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main, "CommandLine", Stop)
+        patch.setattr(cli, "CommandLine", Stop)
         patch.setattr(sys, "argv", ["main.py"])
         with pytest.raises(_ParserOnly) as stop:
-            main.run(main.Trainer)
+            cli.run(cli.Trainer)
     return stop.value.args[0]
 
 
@@ -105,7 +105,7 @@ def parse(parser: Any) -> Callable[..., Any]:
     def read(name: str, subcommand: str = "fit", *options: str) -> Any:
         key = (name, subcommand, *options)
         if key not in parsed:
-            arguments = main.with_rows(["--config", name])
+            arguments = cli.with_rows(["--config", name])
             if subcommand == "reproduce":
                 arguments += ["--result", "results/a/b/c/seed0.json"]
             parsed[key] = parser.parse_args([subcommand, *arguments, *options])
@@ -451,7 +451,7 @@ def test_points_of_a_sweep_are_understood_and_set_the_dropout_they_name(name: st
     sweep = grid.load(Path(name).stem)
     names = list(grid.points(sweep))
     for point in (names[0], names[1], names[-1]):
-        options = main.with_rows(grid.options(sweep, point))
+        options = cli.with_rows(grid.options(sweep, point))
         config = parser.parse_args(["fit", *options]).fit
         model = config.model.init_args
         values = [float(value) for value in point.split("_")]

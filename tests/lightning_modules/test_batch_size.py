@@ -7,6 +7,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
+from tests.random_data import curve_of
+
 DROPOUT = {"word_dropout": 0.3, "input_dropout": 0.4, "recurrent_dropout": 0.35, "output_dropout": 0.45}
 
 
@@ -33,7 +35,7 @@ def test_gradients_of_a_language_model_are_not_accumulated_over_windows(
     model = language_model(carry_state=carry_state)
     with pytest.raises(ValueError, match=r"trainer\.accumulate_grad_batches must be 1 for a language model, got 2"):
         trainer(max_epochs=1, accumulate_grad_batches=2).fit(model, datamodule=streams())
-    assert model.curve == []
+    assert curve_of(model) == []
 
 
 def test_a_schedule_of_accumulation_is_refused_by_name(
@@ -42,7 +44,7 @@ def test_a_schedule_of_accumulation_is_refused_by_name(
     for model, data in ((language_model(), streams()), (regressor(), reviews())):
         with pytest.raises(ValueError, match="the callback GradientAccumulationScheduler is not supported"):
             trainer(GradientAccumulationScheduler({0: 2}), max_epochs=1).fit(model, datamodule=data)
-        assert model.curve == []
+        assert curve_of(model) == []
 
 
 @pytest.mark.parametrize("parts", [2, 3])
@@ -62,7 +64,7 @@ def test_parts_that_leave_a_batch_unfinished_are_refused(regressor: Any, reviews
     model = regressor()
     with pytest.raises(ValueError, match="limit_train_batches leaves 5 batches, each of them one of accumulate_grad_b"):
         trainer(max_epochs=1, accumulate_grad_batches=2, limit_train_batches=5).fit(model, datamodule=reviews())
-    assert model.curve == []
+    assert curve_of(model) == []
 
 
 def first_rate(trainer: Any, model: Any, data: Any, recorder: Any) -> float:

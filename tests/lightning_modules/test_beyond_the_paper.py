@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_modules import LanguageModel
+from tests.random_data import curve_of
 from variational_rnn import mc_dropout
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
@@ -262,7 +263,7 @@ def test_training_perplexity_is_without_what_is_added_to_the_loss(
     for inputs, targets in windows_of(data):
         logits, state = model(inputs, state)
         nll.append(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
-    assert model.curve[0]["train_ppl"] == pytest.approx(torch.stack(nll).mean().exp().item(), rel=1e-6)
+    assert curve_of(model)[0]["train_ppl"] == pytest.approx(torch.stack(nll).mean().exp().item(), rel=1e-6)
     assert all(loss > 5 * part for loss, part in zip(recorder.losses, nll, strict=True))
 
 
@@ -286,7 +287,7 @@ def test_a_run_from_before_there_were_these_options_goes_on_without_them(
     torch.save(checkpoint, tmp_path / "old.ckpt")
     model = language_model()
     trainer(max_epochs=2).fit(model, datamodule=streams(), ckpt_path=tmp_path / "old.ckpt")
-    assert len(model.curve) == 2
+    assert len(curve_of(model)) == 2
     with pytest.raises(ValueError, match=r"augmented_loss: 0\.0 in the checkpoint, 0\.65 here"):
         trainer(max_epochs=2).fit(
             language_model(augmented_loss=0.65), datamodule=streams(), ckpt_path=tmp_path / "old.ckpt"

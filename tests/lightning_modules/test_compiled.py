@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_modules import LanguageModel, SentimentRegressor
+from training.recorder import recorder_of
 
 DROPOUT = {"word_dropout": 0.3, "input_dropout": 0.4, "recurrent_dropout": 0.35, "output_dropout": 0.45}
 pytestmark = pytest.mark.slow
@@ -21,7 +22,7 @@ def curve_of(model: Any, run: Any, data: Any) -> list[dict[str, float]]:
     run.fit(model, datamodule=data)
     return [
         {name: value for name, value in epoch.items() if name not in ("words_per_s", "seconds")}
-        for epoch in getattr(model, "_orig_mod", model).curve
+        for epoch in recorder_of(run).curve
     ]
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from lightning_modules import LanguageModel
+from tests.random_data import curve_of
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -180,9 +181,9 @@ def test_training_without_dropout_equals_a_hand_written_loop(
     trainer(max_epochs=4, gradient_clip_val=1.3).fit(model, datamodule=data)
     # torch's clipping divides by norm + 1e-6.
     torch.testing.assert_close(dict(model.state_dict()), dict(plain.state_dict()), rtol=1e-5, atol=1e-6)
-    assert [entry["train_ppl"] for entry in model.curve] == pytest.approx(perplexities, rel=1e-5)
-    assert [entry["learning_rate"] for entry in model.curve] == pytest.approx(rates)
-    assert model.curve[-1]["gradient_norm"] == pytest.approx(norms[-1], rel=1e-4)
+    assert [entry["train_ppl"] for entry in curve_of(model)] == pytest.approx(perplexities, rel=1e-5)
+    assert [entry["learning_rate"] for entry in curve_of(model)] == pytest.approx(rates)
+    assert curve_of(model)[-1]["gradient_norm"] == pytest.approx(norms[-1], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_curve_holds_the_learning_rate_that_each_epoch_was_trained_with(
     model = language_model(constant_epochs=1, learning_rate_decay=2.0)
     trainer(recorder, max_epochs=4).fit(model, datamodule=streams())
     assert recorder.rates == [1.0, 1.0, 0.5, 0.25]
-    assert [entry["learning_rate"] for entry in model.curve] == recorder.rates
+    assert [entry["learning_rate"] for entry in curve_of(model)] == recorder.rates
 
 
 def test_training_perplexity_is_the_exponential_of_the_mean_of_the_epochs_window_losses(
@@ -221,7 +222,7 @@ def test_training_perplexity_is_the_exponential_of_the_mean_of_the_epochs_window
     trainer(recorder, max_epochs=2).fit(model, datamodule=streams())
     for epoch in range(2):
         per_word = torch.stack(recorder.losses[3 * epoch : 3 * epoch + 3]) / 5
-        assert model.curve[epoch]["train_ppl"] == pytest.approx(per_word.mean().exp().item(), rel=1e-6)
+        assert curve_of(model)[epoch]["train_ppl"] == pytest.approx(per_word.mean().exp().item(), rel=1e-6)
 
 
 def test_bf16_mixed_trains_float32_parameters_in_lower_precision(streams: Any, trainer: Any, recorder: Any) -> None:

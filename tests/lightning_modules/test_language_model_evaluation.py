@@ -12,6 +12,7 @@ from torchmetrics.text import Perplexity
 
 from lightning_modules import LanguageModel, NetworkMasks
 from lightning_modules import language_model as module
+from tests.random_data import curve_of
 
 DROPOUT = {"word_dropout": 0.3, "input_dropout": 0.4, "recurrent_dropout": 0.35, "output_dropout": 0.45}
 # reference_numbers.json, lua_valid_log_factor
@@ -116,7 +117,7 @@ def test_train_eval_ppl_is_in_the_curve_of_every_epoch(
 ) -> None:
     model = language_model(**DROPOUT)
     trainer(max_epochs=2).fit(model, datamodule=streams(train_eval_windows=2))
-    values = [entry["train_eval_ppl"] for entry in model.curve]
+    values = [entry["train_eval_ppl"] for entry in curve_of(model)]
     assert values[0] != values[1]
     last = -plain_log_probs(model, columns(streams_ids(streams, "train"), 4, 11))
     assert values[1] == pytest.approx(last.mean().exp().item(), rel=1e-6)

@@ -18,6 +18,7 @@ from datamodules import RatedText
 from lightning_modules import SentimentRegressor
 from lightning_modules.keras import KerasGRU, KerasLSTM
 from lightning_modules.sentiment_regressor import TAUS, Predictions, Ratings, coverage, fitted_tau, rmse_by_review
+from tests.random_data import curve_of
 from variational_rnn import VariationalGRU, VariationalLSTM, mc_dropout
 
 DROPOUT = {"word_dropout": 0.3, "input_dropout": 0.4, "recurrent_dropout": 0.35, "output_dropout": 0.45}
@@ -388,8 +389,8 @@ def test_loss_is_the_mean_squared_standardised_error_plus_the_penalty_on_all_par
     expected = (plain_output(model, words) - standardised).square().mean().item() + l2 * sum(squares.values())
     trainer(recorder, max_epochs=1).fit(model, datamodule=data)
     assert recorder.losses[0].item() == pytest.approx(expected, rel=1e-5)
-    assert model.curve[0]["train_loss"] == pytest.approx(expected, rel=1e-5)
-    assert model.curve[0]["train_mse"] == pytest.approx(expected - l2 * sum(squares.values()), rel=1e-4)
+    assert curve_of(model)[0]["train_loss"] == pytest.approx(expected, rel=1e-5)
+    assert curve_of(model)[0]["train_mse"] == pytest.approx(expected - l2 * sum(squares.values()), rel=1e-4)
 
 
 def test_the_penalty_pulls_every_parameter(
@@ -515,9 +516,9 @@ def test_twenty_examples_can_be_learned_by_heart(
 ) -> None:
     model = regressor(cell=cell, learning_rate=0.03)
     trainer(max_epochs=40).fit(model, datamodule=reviews(batch_size=20, train_eval_chunks=20))
-    assert model.curve[0]["train_loss"] > 0.5
-    assert model.curve[-1]["train_loss"] < 0.02
-    assert model.curve[-1]["train_rmse"] < 0.25 * model.curve[0]["train_rmse"]
+    assert curve_of(model)[0]["train_loss"] > 0.5
+    assert curve_of(model)[-1]["train_loss"] < 0.02
+    assert curve_of(model)[-1]["train_rmse"] < 0.25 * curve_of(model)[0]["train_rmse"]
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
@@ -533,7 +534,7 @@ def test_errors_of_the_curve_are_rmse_in_rating_units_with_dropout_off(
     test, train = (all_of(loader) for loader in data.val_dataloader())
     assert len(train[1]) == 6
     timings = {"epoch", "seconds", "words_per_s", "learning_rate", "gradient_norm"}
-    assert model.curve[-1].keys() - timings == {
+    assert curve_of(model)[-1].keys() - timings == {
         "train_loss",
         "train_mse",
         "test_rmse",
@@ -541,10 +542,10 @@ def test_errors_of_the_curve_are_rmse_in_rating_units_with_dropout_off(
         "train_rmse",
     }
     # 13 test texts in batches of 5, 5 and 3: a mean of the batches' errors would differ.
-    assert model.curve[-1]["test_rmse"] == pytest.approx(
+    assert curve_of(model)[-1]["test_rmse"] == pytest.approx(
         rmse(plain_output(model, test[0]) * std + mean, test[1]), rel=1e-5
     )
-    assert model.curve[-1]["train_rmse"] == pytest.approx(
+    assert curve_of(model)[-1]["train_rmse"] == pytest.approx(
         rmse(plain_output(model, train[0]) * std + mean, train[1]), rel=1e-5
     )
 
@@ -736,7 +737,7 @@ def test_errors_by_review_in_curve_and_test_are_those_of_mean_predictions_over_b
     expected = review_rmse(plain_prediction(model, words), ratings, of)
     samples = record_samples(model)
     metrics = metrics_of(run, model, data)
-    assert model.curve[0]["test_rmse_review"] == pytest.approx(expected, rel=1e-5)
+    assert curve_of(model)[0]["test_rmse_review"] == pytest.approx(expected, rel=1e-5)
     assert metrics["test_rmse_review"] == pytest.approx(expected, rel=1e-5)
     assert metrics["test_rmse_review"] != pytest.approx(metrics["test_rmse"], rel=1e-3)
     mean = torch.cat(samples, dim=1).mean(dim=0)
@@ -752,7 +753,7 @@ def test_the_test_has_the_error_on_all_training_texts_with_dropout_off(
     metrics = metrics_of(run, model, data)
     words, ratings = torch.tensor(data.chunks["train"]["words"]).T, torch.tensor(data.chunks["train"]["rating"])
     assert metrics["train_rmse_all"] == pytest.approx(rmse(plain_prediction(model, words), ratings), rel=1e-5)
-    assert metrics["train_rmse_all"] != pytest.approx(model.curve[0]["train_rmse"], rel=1e-3)
+    assert metrics["train_rmse_all"] != pytest.approx(curve_of(model)[0]["train_rmse"], rel=1e-3)
     assert sum(drawn.size(1) for drawn in samples) == 13, "training texts are not worth MC's time"
 
 
@@ -800,8 +801,8 @@ def test_every_so_many_epochs_the_curve_has_mc_errors_and_the_other_epochs_have_
     model = regressor(mc_every=mc_every, mc_epoch_samples=2, mc_samples=4, **DROPOUT)
     trainer(max_epochs=5).fit(model, datamodule=reviews(validation=7))
     for name in ("test_rmse_mc", "test_rmse_review_mc"):
-        assert [entry["epoch"] for entry in model.curve if name in entry] == epochs
-    assert not any("valid_rmse_mc" in entry or "train_rmse_mc" in entry for entry in model.curve)
+        assert [entry["epoch"] for entry in curve_of(model) if name in entry] == epochs
+    assert not any("valid_rmse_mc" in entry or "train_rmse_mc" in entry for entry in curve_of(model))
 
 
 def test_mc_errors_of_the_curve_are_those_of_the_mean_of_so_many_networks(
@@ -812,7 +813,7 @@ def test_mc_errors_of_the_curve_are_those_of_the_mean_of_so_many_networks(
     trainer(max_epochs=4).fit(model, datamodule=data)
     assert [tuple(drawn.shape) for drawn in samples] == [(3, 5), (3, 5), (3, 3)] * 2
     _, ratings, of = all_of(data.predict_dataloader())
-    for entry, drawn in ((model.curve[1], samples[:3]), (model.curve[3], samples[3:])):
+    for entry, drawn in ((curve_of(model)[1], samples[:3]), (curve_of(model)[3], samples[3:])):
         mean = torch.cat(drawn, dim=1).mean(dim=0)
         assert entry["test_rmse_mc"] == pytest.approx(rmse(mean, ratings), rel=1e-5)
         assert entry["test_rmse_review_mc"] == pytest.approx(review_rmse(mean, ratings, of), rel=1e-5)
@@ -833,12 +834,12 @@ def test_only_with_a_validation_set_there_are_its_errors_and_a_predictive_distri
         run.fit(model, datamodule=data)
         metrics = metrics_of(run, model, data)
         assert metrics.keys() & OF_VALIDATION == (OF_VALIDATION if validation else set())
-        assert model.curve[0].keys() & OF_VALIDATION == ({"valid_rmse"} if validation else set())
+        assert curve_of(model)[0].keys() & OF_VALIDATION == ({"valid_rmse"} if validation else set())
         if validation:
             words, ratings, _ = all_of(data.val_dataloader()[2])
             assert len(ratings) == 7
             expected = rmse(plain_prediction(model, words), ratings)
-            assert model.curve[0]["valid_rmse"] == pytest.approx(expected, rel=1e-5)
+            assert curve_of(model)[0]["valid_rmse"] == pytest.approx(expected, rel=1e-5)
             assert metrics["valid_rmse"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -958,4 +959,4 @@ def test_errors_are_those_of_the_parameters_precision_although_training_has_less
     with torch.no_grad():
         expected = rmse(model.eval()(words), ratings)
     assert metrics["test_rmse"] == pytest.approx(expected, rel=1e-6)
-    assert model.curve[0]["test_rmse"] == pytest.approx(expected, rel=1e-6)
+    assert curve_of(model)[0]["test_rmse"] == pytest.approx(expected, rel=1e-6)

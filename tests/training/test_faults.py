@@ -28,7 +28,7 @@ from lightning_modules.loading import read_checkpoint
 from tests.tiny import small_disk, tiny_program, tiny_run
 from training import tracking
 from training.checkpoints import WholeFiles, find_checkpoint
-from training.trainer import kept_options
+from training.recorder import options_that_count
 
 Call = Callable[..., Any]
 RESULT = "results/ptb/small/variational_tied/seed0.json"
@@ -456,9 +456,11 @@ def test_a_run_is_not_resumed_with_options_that_learn_otherwise(
     assert message in refused.err
 
 
-def test_an_option_of_the_data_must_be_kept_unless_it_is_known_not_to_matter() -> None:
+def test_an_option_of_data_or_trainer_must_be_kept_unless_it_is_known_not_to_matter() -> None:
     data = {"init_args": {"some_new_option": 1, "data_dir": "here", "eval_batch_size": 5}}
-    assert kept_options({"data": data}) == {"some_new_option": 1}
+    trainer = {"some_new_limit": 2, "devices": 4, "precision": "32-true"}
+    kept = options_that_count({"data": data, "trainer": trainer, "model": {"init_args": {}}, "ckpt_path": "there"})
+    assert kept == {"some_new_option": 1, "some_new_limit": 2, "precision": "32-true"}
 
 
 def test_a_run_stopped_in_mid_epoch_is_not_tested_as_one_of_fewer_epochs(

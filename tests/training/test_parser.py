@@ -12,13 +12,14 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.tiny import CONFIGS, tiny_run
+from experiments.catalogue import CONFIGS
+from tests.tiny import tiny_run
 from training.parser import check_config, in_short
 from training.trainer import Trainer
 
 Call = Callable[..., Any]
-DEMO = ("--config", str(CONFIGS / "demo/language_model/variational.yaml"))
-SENTIMENT = ("--config", str(CONFIGS / "demo/sentiment/variational.yaml"))
+DEMO = ("--config", "demo/language_model/variational")
+SENTIMENT = ("--config", "demo/sentiment/variational")
 CPU = ("--trainer.accelerator", "cpu")
 RESUMED = ("--ckpt_path", "run/checkpoints/last.ckpt")
 
@@ -36,7 +37,7 @@ def written(folder: Path, content: bytes | str) -> Path:
 
 def test_every_configuration_of_the_repository_is_in_order() -> None:
     configs = list(CONFIGS.rglob("*.yaml"))
-    assert len(configs) > 50
+    assert len(configs) > 10
     for path in configs:
         check_config(path)
 

@@ -12,11 +12,17 @@ import lightning as L
 import pytest
 import torch
 
+from datamodules import PlainText
 from experiments.files import write_atomically
 from lightning_modules import LanguageModel, SentimentRegressor
-from lightning_modules.experiment import duration
-from training import trainer as module
+from lightning_modules.loading import read_checkpoint
+from training import provenance as module
 from training.checkpoints import checkpoints
+from training.recorder import Recorder, duration, recorder_of
+
+FITTING: Any = L.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)
+FITTING.datamodule = PlainText("a.txt", vocab_size=9)
+"""A trainer that is about to train."""
 
 TIMINGS = {"seconds", "words_per_s"}
 DROPOUT = {"word_dropout": 0.3, "input_dropout": 0.4, "recurrent_dropout": 0.35, "output_dropout": 0.45}
@@ -550,12 +556,13 @@ def test_checkpoint_of_another_experiment_is_refused(run: Run, reviews: Any) -> 
         run(3, model=SentimentRegressor(30, hidden_size=5, embedding_size=7), data=reviews())
 
 
-def test_checkpoint_loads_into_the_same_model_with_its_curve(
+def test_a_checkpoint_loads_into_the_same_model_and_has_the_curve(
     run: Run, tmp_path: Path, streams: Any, trainer: Any
 ) -> None:
     report = run()
-    loaded = LanguageModel.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    assert loaded.curve == report["curve"]
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    loaded = LanguageModel.load_from_checkpoint(last)
+    assert read_checkpoint(last)["curve"] == report["curve"]
     assert loaded.rnn.recurrent_dropout == DROPOUT["recurrent_dropout"]
     [metrics] = trainer().test(loaded, datamodule=streams(), verbose=False)
     assert metrics == {"test_ppl": report["metrics"]["test_ppl"]}
@@ -591,7 +598,7 @@ def test_what_training_will_take_is_said_once_and_early(
     run: Run, streams: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = itertools.count(step=60.0)
-    monkeypatch.setattr("lightning_modules.experiment.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("training.recorder.time.perf_counter", lambda: next(clock))
     run(2, data=streams(window=5, sizes=(2000, 61, 23)))
     lines = [line for line in capsys.readouterr().out.splitlines() if "evaluation not counted" in line]
     assert len(lines) == 1
@@ -607,10 +614,11 @@ def test_durations_are_in_hours_and_minutes(seconds: float, shown: str) -> None:
 
 def test_gradient_norm_is_that_before_clipping(streams: Any, trainer: Any, recorder: Any, language_model: Any) -> None:
     model = language_model()
-    trainer(recorder, max_epochs=1, gradient_clip_val=1e-3).fit(model, datamodule=streams())
+    run = trainer(recorder, max_epochs=1, gradient_clip_val=1e-3)
+    run.fit(model, datamodule=streams())
     norm = math.sqrt(sum(g.square().sum().item() for g in recorder.gradients[-1].values()))
     assert norm > 0.1
-    assert model.curve[0]["gradient_norm"] == pytest.approx(norm, rel=1e-5)
+    assert recorder_of(run).curve[0]["gradient_norm"] == pytest.approx(norm, rel=1e-5)
 
 
 def test_random_numbers_are_of_the_seed_and_the_key_alone(language_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -628,34 +636,37 @@ def test_random_numbers_are_of_the_seed_and_the_key_alone(language_model: Any, m
 
 def test_training_does_not_go_on_from_a_run_with_other_hyper_parameters(language_model: Any) -> None:
     before, model = language_model(input_dropout=0.5), language_model(input_dropout=0.25)
-    checkpoint = {
-        "state_dict": before.state_dict(),
-        "hyper_parameters": dict(before.hparams),
-        "curve": [],
-        "provenance": [],
-        "rng": {"cpu": torch.get_rng_state()},
-    }
-    model._trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0)
+    checkpoint = {"hyper_parameters": dict(before.hparams), "curve": [], "provenance": []}
     with pytest.raises(ValueError, match=r"input_dropout: 0\.5 in the checkpoint, 0\.25 here"):
-        model.on_load_checkpoint(checkpoint)
+        Recorder().on_load_checkpoint(FITTING, model, checkpoint)
 
 
 def test_a_checkpoint_from_elsewhere_is_refused(language_model: Any) -> None:
     with pytest.raises(ValueError, match="not written by this repository"):
         language_model().on_load_checkpoint({"state_dict": {}})
+    with pytest.raises(ValueError, match="not written by this repository"):
+        Recorder().on_load_checkpoint(FITTING, language_model(), {"hyper_parameters": {}})
 
 
 def test_training_does_not_go_on_from_a_run_on_other_data_or_parts_of_it(language_model: Any) -> None:
-    before, model = language_model(), language_model()
-    before._trainer = SimpleNamespace(world_size=1, callback_metrics={})
+    model, before, recorder = language_model(), Recorder(), Recorder()
     before.options = {"batch_size": 20, "limit_train_batches": 100}
-    checkpoint = {"state_dict": before.state_dict(), "hyper_parameters": dict(before.hparams)}
-    before.on_save_checkpoint(checkpoint)
-    model._trainer = SimpleNamespace(
-        state=SimpleNamespace(fn="fit"), world_size=1, global_rank=0, max_epochs=3, max_steps=-1
-    )
-    model.options = {"batch_size": 20, "limit_train_batches": None}
+    checkpoint = {"hyper_parameters": dict(model.hparams)}
+    before.on_save_checkpoint(FITTING, model, checkpoint)
+    recorder.options = {"batch_size": 20, "limit_train_batches": None}
     with pytest.raises(ValueError, match="limit_train_batches: 100 in the checkpoint, not given here"):
-        model.on_load_checkpoint(checkpoint)
-    model.options = before.options
-    model.on_load_checkpoint(checkpoint)
+        recorder.on_load_checkpoint(FITTING, model, checkpoint)
+    recorder.options = before.options
+    recorder.on_load_checkpoint(FITTING, model, checkpoint)
+
+
+def test_an_option_newer_than_the_checkpoint_had_its_default(language_model: Any) -> None:
+    model, before, recorder = language_model(), Recorder(), Recorder()
+    before.options = {"batch_size": 20}
+    checkpoint = {"hyper_parameters": dict(model.hparams)}
+    before.on_save_checkpoint(FITTING, model, checkpoint)
+    recorder.options = {"batch_size": 20, "window": 5, "overfit_batches": 0.0}  # the data's default is 35
+    with pytest.raises(ValueError, match=r"options \(window: 35 in the checkpoint, 5 here\): training cannot"):
+        recorder.on_load_checkpoint(FITTING, model, checkpoint)
+    recorder.options["window"] = 35
+    recorder.on_load_checkpoint(FITTING, model, checkpoint)

@@ -22,7 +22,7 @@ import wandb
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from datamodules import FilmReviews, PennTreebank, film_reviews, penn_treebank
-from experiments import files
+from experiments import files, wandb_runs
 from lightning_modules import LanguageModel
 from tests.tiny import small_disk, tiny_program, tiny_run
 from tests.wandb_server import running
@@ -35,8 +35,8 @@ WANDB = str(Path(sys.executable).with_name("wandb"))
 
 @pytest.fixture(autouse=True)
 def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(tracking, "TEARDOWN_TIMEOUT", 120.0)  # what it has written is read, however busy the machine is
-    tracking.teardown()  # of what other tests in this process have left
+    monkeypatch.setattr(wandb_runs, "TEARDOWN_TIMEOUT", 120.0)  # also on a busy machine
+    wandb_runs.teardown()  # of what other tests in this process have left
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -44,7 +44,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     yield
-    tracking.teardown()
+    wandb_runs.teardown()
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def train(call: Call, tiny_treebank: Path, tmp_path: Path, result: Path) -> Call
 
 def end_of_process() -> None:
     """What the end of a process does to its records."""
-    tracking.teardown()
+    wandb_runs.teardown()
     while files.LOCKS:
         files.LOCKS.popitem()[1].close()
 
@@ -101,7 +101,7 @@ def updates(folder: Path, kind: str) -> dict[str, Any]:
 def test_wandb_mode_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)  # of somebody who is logged in
-    run = tracking.start(project="some-project", dir=tmp_path)
+    run = wandb_runs.start(project="some-project", dir=tmp_path)
     run.log({"a": 1})
     assert run.disabled
     run.finish()
@@ -489,8 +489,8 @@ def helpers_of(pid: int) -> list[int]:
 STARTED = """
 import sys, time
 from pathlib import Path
-from training import tracking
-run = tracking.start(project="p", dir=sys.argv[1])
+from experiments import wandb_runs
+run = wandb_runs.start(project="p", dir=sys.argv[1])
 for i in range(50):
     run.log({"value": i})
 time.sleep(3)
@@ -525,7 +525,7 @@ def test_without_a_server_a_run_goes_on_offline_with_one_message(
             listening.listen()
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-        monkeypatch.setitem(tracking.SETTINGS, "init_timeout", 5.0)
+        monkeypatch.setitem(wandb_runs.SETTINGS, "init_timeout", 5.0)
         started = time.monotonic()
         outcome = train(1)
     assert outcome.status == 0, outcome.err
@@ -546,8 +546,8 @@ def test_a_run_is_recorded_where_what_is_left_of_wandb_does_not_end(
     with monkeypatch.context() as patched:
         patched.setattr(wandb, "login", refuse)
         patched.setattr(wandb, "teardown", threading.Event().wait)
-        patched.setattr(tracking, "TEARDOWN_TIMEOUT", 0.1)
-        run = tracking.start(project="p", dir=tmp_path / "run")
+        patched.setattr(wandb_runs, "TEARDOWN_TIMEOUT", 0.1)
+        run = wandb_runs.start(project="p", dir=tmp_path / "run")
     run.finish()
     assert "W&B: the server is gone. The run is recorded offline" in capsys.readouterr().out
     assert len(offline_runs(tmp_path / "run")) == 1
@@ -605,7 +605,7 @@ def test_a_run_outlives_the_process_of_wandb(tmp_path: Path, capsys: pytest.Capt
         time.sleep(0.05)
     logger.finalize("failed")
     with suppress(OSError):
-        tracking.teardown()
+        wandb_runs.teardown()
     assert capsys.readouterr().out.count("Nothing more is recorded there") == 1
 
 
@@ -634,7 +634,7 @@ def test_a_test_of_a_finished_run_is_a_run_of_its_own(call: Call, train: Call, t
     run_id = (tmp_path / "run" / ID_FILE).read_text()
     checkpoint = ("--ckpt_path", str(tmp_path / "run/checkpoints/best.ckpt"))
     assert call("test", *tiny_run(tmp_path, *checkpoint, logger=())).status == 0
-    tracking.teardown()
+    wandb_runs.teardown()
     [tested] = records(offline_runs(tmp_path / "run")[1], "run")
     assert tested["job_type"] == "test"
     assert tested["run_id"] != run_id.strip()
@@ -665,18 +665,18 @@ input()
 def test_a_run_below_the_folder_where_make_sync_looks_needs_no_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "__file__", str(tmp_path / "training/tracking.py"))
-    tracking.start(project="p", dir=tmp_path / "runs/ptb/small")
+    monkeypatch.setattr(wandb_runs, "__file__", str(tmp_path / "experiments/wandb_runs.py"))
+    wandb_runs.start(project="p", dir=tmp_path / "runs/ptb/small")
     assert "; `make sync` uploads it later." in capsys.readouterr().out
 
 
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a run that was recorded offline; the current folder is another, and empty."""
-    run = tracking.start(project="p", dir=tmp_path / "run")
+    run = wandb_runs.start(project="p", dir=tmp_path / "run")
     run.log({"value": 1})
     run.finish()
-    tracking.teardown()
+    wandb_runs.teardown()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "run"

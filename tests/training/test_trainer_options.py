@@ -31,6 +31,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_modules import LanguageModel, SentimentRegressor
 from training.checkpoints import checkpoints
+from training.recorder import recorder_of
 from training.trainer import Trainer
 
 DROPOUT = {"word_dropout": 0.3, "input_dropout": 0.4, "recurrent_dropout": 0.35, "output_dropout": 0.45}
@@ -135,9 +136,10 @@ def fit(streams: Any, reviews: Any, tmp_path: Path) -> Fit:
         silent = {} if "barebones" in options else BASE  # which refuses that more is switched off
         kept = {"accelerator": "cpu", "devices": 1, "max_epochs": 2, "default_root_dir": tmp_path}
         trainer = trainer_class(**kept | silent | options)
+        recorder = recorder_of(trainer)
         trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
         parameters = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
-        curve = [{name: value for name, value in entry.items() if name not in TIMINGS} for entry in model.curve]
+        curve = [{name: value for name, value in entry.items() if name not in TIMINGS} for entry in recorder.curve]
         return Fitted(trainer.global_step, parameters, curve)
 
     return run
