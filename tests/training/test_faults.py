@@ -541,7 +541,7 @@ def test_a_file_system_without_locks_is_only_told_of(
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(tracking, "fcntl", SimpleNamespace(flock=refuse, LOCK_EX=2, LOCK_SH=1, LOCK_NB=4))
+    monkeypatch.setattr(files, "fcntl", SimpleNamespace(flock=refuse, LOCK_EX=2, LOCK_SH=1, LOCK_NB=4))
     run = call(*options(tmp_path, "run"))
     assert run.status == 0
     assert f"{tmp_path}/run/lock cannot be locked (No locks available): start no second run there" in run.out
