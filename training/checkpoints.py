@@ -27,7 +27,7 @@ CHECK_EVERY = 10
 """Batches after which several processes agree on whether to save; a single one asks itself after each."""
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place before it takes it, and reads by `read_checkpoint`.
 
     The checkpoint before `last.ckpt` is kept as `previous.ckpt`.
@@ -77,7 +77,7 @@ def add_to_checkpoint(path: Path, entries: dict[str, Any]) -> None:
         OSError: it cannot be written; the file that was there still is.
         ValueError: it is damaged.
     """
-    WholeFiles().save_checkpoint(read_checkpoint(path) | entries, path)
+    AtomicCheckpointIO().save_checkpoint(read_checkpoint(path) | entries, path)
 
 
 def find_checkpoint(folder: Path) -> Path | None:

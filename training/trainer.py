@@ -19,7 +19,7 @@ from experiments.files import check_writable, write_atomically
 from lightning_modules.experiment import Experiment
 from lightning_modules.loading import read_checkpoint, weights_sha256
 from training.ablation import ablate
-from training.checkpoints import WholeFiles
+from training.checkpoints import AtomicCheckpointIO
 from training.provenance import corpus_of, provenance
 from training.recorder import Recorder, recorder_of, without_paths
 from training.reproduce import reproduce
@@ -73,7 +73,7 @@ class Trainer(L.Trainer):
             raise ValueError("trainer.plugins must not have a CheckpointIO: the trainer has a crash-safe one")
         self.tested_weights = tested_weights
         self.checkpoint_minutes = checkpoint_minutes
-        self.strategy.checkpoint_io = WholeFiles()
+        self.strategy.checkpoint_io = AtomicCheckpointIO()
         environment = self._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment):
             environment.auto_requeue = False  # it would save in the middle of a step; LastCheckpoint does at its end

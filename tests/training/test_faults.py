@@ -26,8 +26,7 @@ from experiments import files
 from lightning_modules import LanguageModel, load
 from lightning_modules.loading import read_checkpoint
 from tests.tiny import small_disk, tiny_program, tiny_run
-from training import tracking
-from training.checkpoints import WholeFiles, find_checkpoint
+from training.checkpoints import AtomicCheckpointIO, find_checkpoint
 from training.recorder import options_that_count
 
 Call = Callable[..., Any]
@@ -71,7 +70,7 @@ def damage(file: Path) -> None:
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     file = tmp_path / "checkpoints/last.ckpt"
-    WholeFiles().save_checkpoint({"weights": torch.arange(1000.0)}, file)
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.arange(1000.0)}, file)
     return file
 
 
@@ -79,7 +78,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_a_checkpoint_reads_as_it_was_written(checkpoint: Path) -> None:
-    assert torch.equal(WholeFiles().load_checkpoint(checkpoint)["weights"], torch.arange(1000.0))
+    assert torch.equal(AtomicCheckpointIO().load_checkpoint(checkpoint)["weights"], torch.arange(1000.0))
     assert [file.name for file in checkpoint.parent.iterdir()] == ["last.ckpt"]
 
 
@@ -89,7 +88,7 @@ def test_a_bit_that_is_turned_over_is_found(checkpoint: Path) -> None:
         torch.load(checkpoint)["weights"], torch.arange(1000.0)
     )  # torch reads it as if it were whole
     with pytest.raises(ValueError, match=r"last\.ckpt is damaged: its part .*data/0"):
-        WholeFiles().load_checkpoint(checkpoint)
+        AtomicCheckpointIO().load_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize("kept", [0, 10, 1000, -1])
@@ -132,11 +131,11 @@ def test_code_in_a_checkpoint_is_not_executed(
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # what other programs may want changes nothing here
     torch.save({"state_dict": {}, "more": Trap(tmp_path / "sprung")}, checkpoint, pickle_protocol=protocol)
     with pytest.raises(UnpicklingError, match=r"last\.ckpt is refused: it holds .* beside tensors and plain values"):
-        WholeFiles().load_checkpoint(checkpoint)
+        AtomicCheckpointIO().load_checkpoint(checkpoint)
     with pytest.raises(UnpicklingError, match=r"last\.ckpt is refused"):
         find_checkpoint(checkpoint.parent)
     with pytest.raises(ValueError, match=r"weights_only=False would execute what is in the checkpoint .*last\.ckpt"):
-        WholeFiles().load_checkpoint(checkpoint, weights_only=False)
+        AtomicCheckpointIO().load_checkpoint(checkpoint, weights_only=False)
     assert checkpoint.exists(), "it is not taken for a damaged one, which is put aside"
     assert not (tmp_path / "sprung").exists()
 
@@ -200,8 +199,8 @@ def test_a_full_disk_leaves_the_former_checkpoint_whole_and_no_part(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"last\.ckpt of 0 MB cannot be written \(No space left on device\)"):
-        WholeFiles().save_checkpoint({"weights": torch.zeros(7)}, checkpoint)
-    assert torch.equal(WholeFiles().load_checkpoint(checkpoint)["weights"], torch.arange(1000.0))
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(7)}, checkpoint)
+    assert torch.equal(AtomicCheckpointIO().load_checkpoint(checkpoint)["weights"], torch.arange(1000.0))
     assert [file.name for file in checkpoint.parent.iterdir()] == ["last.ckpt"]
 
 
@@ -217,7 +216,7 @@ def test_the_checkpoint_before_is_taken_where_the_last_one_is_damaged_or_missing
     assert re.search(r"last\.ckpt is damaged.*going on from the one before, .*previous\.ckpt", capsys.readouterr().out)
     assert sorted(file.name for file in folder.iterdir()) == ["damaged.ckpt", "previous.ckpt"]
     assert find_checkpoint(folder) == previous
-    WholeFiles().save_checkpoint({}, checkpoint)
+    AtomicCheckpointIO().save_checkpoint({}, checkpoint)
     read_checkpoint(previous)
     damage(previous)
     damage(checkpoint)
