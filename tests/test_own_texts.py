@@ -13,7 +13,6 @@ from lightning_modules import load
 from reproduction.figures import main as figures
 from reproduction.report import main as report
 from reproduction.table import main as table
-from tests.tiny import CONFIGS
 
 Call = Callable[..., Any]
 LANGUAGE, RATINGS = "mine/small/variational_tied", "mine/reviews/variational_lstm"
@@ -37,7 +36,7 @@ def texts(tmp_path: Path) -> Path:
 def language(texts: Path, tmp_path: Path) -> Callable[..., list[str]]:
     """A tiny run of a Penn Treebank row on the plain text."""
     return lambda *more: [
-        *("reproduce", "--config", str(CONFIGS / "ptb/small/variational_tied.yaml")),
+        *("reproduce", "--config", "ptb/small/variational_tied"),
         *("--data", "datamodules.PlainText", "--data.init_args.data_dir", str(texts)),
         *("--data.init_args.vocab_size", "22", "--data.init_args.batch_size", "2", "--data.init_args.window", "5"),
         *("--model.init_args.hidden_size", "6", "--model.init_args.mc_samples", "2"),
@@ -50,7 +49,7 @@ def language(texts: Path, tmp_path: Path) -> Callable[..., list[str]]:
 def ratings(texts: Path, tmp_path: Path) -> Callable[..., list[str]]:
     """A tiny run of a sentiment row on the rated texts, of which some are held out."""
     return lambda *more: [
-        *("reproduce", "--config", str(CONFIGS / "sentiment/figure2_modern/variational_lstm.yaml")),
+        *("reproduce", "--config", "sentiment/figure2_modern/variational_lstm"),
         *("--data", "datamodules.RatedText", "--data.init_args.source", str(texts / "reviews.csv")),
         *("--data.init_args.rating_column", "stars", "--data.init_args.chunk_length", "5"),
         *("--data.init_args.validation_share", "0.2", "--data.init_args.vocab_size", "24"),
@@ -217,7 +216,7 @@ def test_a_model_is_not_given_data_of_the_other_kind_and_nothing_is_written(
     more += ["--ckpt_path", "last.ckpt"] if command not in ("fit", "reproduce") else []
     before = sorted(tmp_path.rglob("*"))
     outcome = call(
-        *(command, "--config", str(CONFIGS / f"{config}.yaml"), "--trainer.accelerator", "cpu", *more),
+        *(command, "--config", config, "--trainer.accelerator", "cpu", *more),
         *("--data", f"datamodules.{data}", f"--data.init_args.{source[0]}", source[1]),
     )
     assert (outcome.status, outcome.out) == (2, "")
