@@ -39,8 +39,8 @@ def load(path: str | Path, *, revision: str | None = None, **options: Any) -> Mo
     """Load a trained model of this repository. Nothing in its files is executed.
 
     Args:
-        path: a checkpoint, `RUNS/.../checkpoints/last.ckpt` or `best.ckpt`; a folder that `inference.save` wrote; or
-            OWNER/NAME on the Hugging Face hub, unless there is a folder OWNER here. `~` is the home folder.
+        path: a checkpoint, `RUNS/.../checkpoints/last.ckpt` or `best.ckpt`; a folder that `inference.export.save`
+            wrote; or OWNER/NAME on the Hugging Face hub, unless there is a folder OWNER here. `~` is the home folder.
         revision: branch, tag or commit on the hub.
         options: of the model, in place of the saved ones, for example mc_samples.
 

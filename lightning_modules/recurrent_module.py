@@ -31,7 +31,7 @@ class RecurrentModule(L.LightningModule):
         monitor: the logged metric, lower is better, that chooses the best epoch.
         reader: how the model reads texts: of the data, or of the checkpoint; None if neither says.
         run: that trained the parameters: its number of epochs (`epoch`), `date`, `commit` and whether that was `dirty`;
-            None if it is unknown.
+            set by `load`, None if it is unknown.
         sampled_dropout: names of the probabilities that make sampled networks differ.
         training_means: names of the metrics that training fills in the course of an epoch.
         training_metrics: names that training logs in each epoch, beside gradient_norm and learning_rate.
@@ -269,10 +269,6 @@ class RecurrentModule(L.LightningModule):
                     f"the checkpoint's vocabulary of {len(reader.vocabulary):,} words is larger than its embedding"
                 )
             self.reader = _agreed(reader, self.reader)
-        self.curve = checkpoint.get("curve", [])
-        if provenance := checkpoint.get("provenance"):
-            begun = {name: provenance[0].get(name) for name in ("date", "commit", "dirty")}
-            self.run = {"epoch": len(self.curve), **begun}
 
 
 def upgrade(state_dict: dict[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
