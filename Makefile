@@ -1,5 +1,4 @@
 # Sets up .venv and hands over: `python -m experiments TARGET` does the rest, and reads these variables from its environment.
-
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VARIABLES := PYTHON CONSTRAINTS GPU DATA_DIR RESULTS RUNS SEEDS SIZE ROWS FIGURES CURVES EPOCHS DEVICES NODES JOBS LAUNCH SLURM NAME ARGS A B MODEL TEXT

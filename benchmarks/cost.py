@@ -1,6 +1,6 @@
 """What training runs will take on this machine, before they start.
 
-`python -m benchmarks.cost "reproduce --config configs/ptb/small/zaremba.yaml ..." ...` with the arguments of main.py
+`python -m benchmarks.cost "reproduce --config ptb/small/zaremba ..." ...` with the arguments of main.py
 for each run: what `make cost` does, and, where there is no GPU, `make reproduce-ptb` before it starts.
 """
 

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from experiments import grid, print_any_text, status
 from experiments.catalogue import Group, find_row, groups_of
-from experiments.launch import Plan, plan, start_here, submit
+from experiments.launch import Plan, plan, run_python, start_here, submit
 from experiments.runs import Run
 
 FIGURES = ("figure2", "figure10", "figure3")  # by default
@@ -337,9 +336,8 @@ def _module(name: str, *arguments: str | Path) -> None:
 def _call(*arguments: str | Path) -> None:
     """Run Python with these arguments; end with its status if it fails."""
     sys.stdout.flush()
-    done = subprocess.run([sys.executable, *map(str, arguments)])
-    if done.returncode:
-        sys.exit(done.returncode if done.returncode > 0 else 128 - done.returncode)
+    if failed := run_python({"": [str(word) for word in arguments]}):
+        sys.exit(failed[""])
 
 
 if __name__ == "__main__":

@@ -71,8 +71,7 @@ def plan(run: Run, results: Path, runs: Path, arguments: list[str], epochs: int 
 def start_here(plans: Sequence[Plan], jobs: int = 1) -> None:
     """Run main.py for each plan, `jobs` at a time.
 
-    After a failure no further run is started, and those that are running end first. SIGTERM is passed on; the runs save
-    themselves and can be resumed.
+    After a failure no further run is started, and those that are running end first.
 
     Args:
         plans: what to run, in this order.
@@ -86,42 +85,70 @@ def start_here(plans: Sequence[Plan], jobs: int = 1) -> None:
     if jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
         quiet = ["--trainer.enable_progress_bar", "false"]  # several bars in one terminal cannot be read
-    waiting = list(enumerate(plans, start=1))
-    running: dict[int, tuple[subprocess.Popen[bytes], Plan]] = {}
-    failed: list[tuple[Plan, int]] = []
+    commands = {
+        f"run {number} of {len(plans)}: {each.run}": ["main.py", each.arguments[0], *quiet, *each.arguments[1:]]
+        for number, each in enumerate(plans, start=1)
+    }
+    if failed := run_python(commands, jobs, environment):
+        names = ", ".join(f"{name.partition(': ')[2]} (status {status})" for name, status in failed.items())
+        print(f"failed: {names}; the same command resumes", file=sys.stderr)
+        sys.exit(next(iter(failed.values())))
+
+
+def run_python(
+    commands: dict[str, list[str]], jobs: int = 1, environment: dict[str, str] | None = None
+) -> dict[str, int]:
+    """Run Python with these arguments, `jobs` at a time, and start nothing further after a failure.
+
+    SIGTERM is passed on; Ctrl-C reaches all processes of a terminal without that. Either way this process waits for the
+    others, which may have something to save.
+
+    Args:
+        commands: arguments, by what is printed at the start, if that is not empty.
+        jobs: number of processes at once.
+        environment: of the processes; by default, that of this one.
+
+    Returns:
+        The status of each that failed, 128 plus its number for one that a signal ended.
+
+    Raises:
+        SystemExit: a signal came; the status is 128 plus its number.
+    """
+    waiting = list(commands.items())
+    running: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
+    failed: dict[str, int] = {}
     stopped = 0
 
     def stop(number: int, frame: Any) -> None:
         nonlocal stopped
         stopped = number
-        if number == signal.SIGTERM:  # a terminal sends Ctrl-C to all of its processes
-            for process, _ in running.values():
+        if number == signal.SIGTERM:
+            for _, process in running.values():
                 process.terminate()
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         while running or (waiting and not failed and not stopped):
             while waiting and len(running) < jobs and not failed and not stopped:
-                number, each = waiting.pop(0)
-                print(f"run {number} of {len(plans)}: {each.run}", flush=True)
-                command = [sys.executable, "main.py", each.arguments[0], *quiet, *each.arguments[1:]]
-                process = subprocess.Popen(command, env=environment)
-                running[process.pid] = process, each
+                name, arguments = waiting.pop(0)
+                if name:
+                    print(name, flush=True)
+                process = subprocess.Popen([sys.executable, *arguments], env=environment)
+                running[process.pid] = name, process
+                if stopped == signal.SIGTERM:  # it came before the process was known
+                    process.terminate()
             pid, status = os.wait()
             if pid in running:
-                process, each = running.pop(pid)
-                code = process.returncode = os.waitstatus_to_exitcode(status)
-                if code:
-                    failed.append((each, code if code > 0 else 128 - code))
+                name, process = running.pop(pid)
+                process.returncode = os.waitstatus_to_exitcode(status)
+                if process.returncode:
+                    failed[name] = process.returncode if process.returncode > 0 else 128 - process.returncode
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     if stopped:
         sys.exit(128 + stopped)
-    if failed:
-        names = ", ".join(f"{each.run} (status {code})" for each, code in failed)
-        print(f"failed: {names}; the same command resumes", file=sys.stderr)
-        sys.exit(failed[0][1])
+    return failed
 
 
 class Job(NamedTuple):

@@ -49,9 +49,9 @@ class SentimentRegressor(RecurrentModule):
     The original experiment has no validation set: its curves are the error per epoch on the test set and on the first
     training chunks, which the data module therefore serves as the first two validation loaders.
 
-    By default the parts are modern. What the original code did otherwise are arguments, all of them set in
-    `configs/sentiment/experiment.yaml`: gate_activation, candidate_activation, reset_gate, recurrent_gain, dropout_scale,
-    word_mask_sharing, penalty, mask_pads.
+    By default the parts are modern. Options set what the original code did differently, with the values of
+    `configs/sentiment/experiment.yaml`: gate_activation, candidate_activation, reset_gate, recurrent_gain,
+    dropout_scale, word_mask_sharing, penalty, mask_pads.
 
     Logged in each epoch: `train_mse` (standardised, dropout on), with the penalty `train_loss`; by the approximation
     `test_rmse`, `test_rmse_review` (mean prediction over the chunks of a review), `train_rmse` (first training chunks)

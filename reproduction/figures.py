@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 
 from experiments import print_any_text
 from experiments.results import Result, ResultError, chosen_experiments, comparable, groups_with, load_results, title
-from reproduction.table import LOG, baselines
+from reproduction.tables import LOG, baselines
 
 # Okabe and Ito's palette, which stays distinct under the common kinds of colour blindness. Schemes that are the same
 # method have the same colour in every figure.

@@ -21,7 +21,7 @@ from experiments import print_any_text
 from experiments.files import write_atomically
 from experiments.results import Result, ResultError, experiments_of, groups_with, load_results
 from reproduction.figures import GREY, LOG_LABEL, PERPLEXITY, Panel, colours, name, panels
-from reproduction.table import LOG, TEXT, Section, heading, note, sections
+from reproduction.tables import LOG, TEXT, Section, heading, note, sections
 
 DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot"}
 """Plotly's names of the line styles, by CSS's and matplotlib's."""

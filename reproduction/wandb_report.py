@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from experiments import print_any_text, wandb_runs
 from experiments.results import Result, ResultError, experiments_of, load_results, title
 from experiments.wandb_runs import PROJECT
-from reproduction.table import HEADINGS, Section, heading, markdown_of, note, sections
+from reproduction.tables import HEADINGS, Section, heading, markdown_of, note, sections
 
 SWEEPS = Path(__file__).parents[1] / "configs/sweeps"
 TITLE = "A Theoretically Grounded Application of Dropout in Recurrent Neural Networks"

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.catalogue import groups_of
 from experiments.results import ResultError, groups_with, load_results
-from reproduction.table import to_markdown
+from reproduction.tables import to_markdown
 
 WriteResult = Callable[..., Path]
 

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from experiments.results import groups_with, load_results
 from reproduction.figures import colours, draw_demo, draw_group, draw_mc, main
-from reproduction.table import LOG
+from reproduction.tables import LOG
 
 WriteResult = Callable[..., Path]
 

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from experiments.results import load_results
 from reproduction.figures import draw_group
 from reproduction.report import draw_mc, main, page, parts
-from reproduction.table import LOG, sections
+from reproduction.tables import LOG, sections
 
 WriteResult = Callable[..., Path]
 

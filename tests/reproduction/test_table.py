@@ -12,13 +12,13 @@ from rich.console import Console
 
 from experiments.catalogue import catalogue, find_row, groups_of
 from experiments.results import groups_with, load_results
-from reproduction.table import (
+from reproduction.table import main
+from reproduction.tables import (
     BEGIN,
     END,
     ablation_table,
     ensemble_table,
     language_model_table,
-    main,
     print_tables,
     ptb_table,
     sections,

@@ -13,7 +13,7 @@ import wandb
 from experiments import wandb_runs
 from experiments.results import load_results
 from reproduction import table, wandb_report
-from reproduction.table import ptb_table
+from reproduction.tables import ptb_table
 from tests.wandb_server import ENTITY, running
 
 WriteResult = Callable[..., Path]

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 
 from experiments.results import load_results
-from reproduction.table import sentiment_table
+from reproduction.tables import sentiment_table
 from training import baselines
 from training.baselines import main, ridge, word_presence
 
