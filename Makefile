@@ -4,7 +4,6 @@ SHELL := /bin/bash
 VARIABLES := PYTHON CONSTRAINTS GPU DATA_DIR RESULTS RUNS SEEDS SIZE ROWS FIGURES CURVES EPOCHS DEVICES NODES JOBS LAUNCH SLURM NAME ARGS A B MODEL TEXT
 $(foreach variable,$(filter-out $(VARIABLES),$(.VARIABLES)),$(if $(findstring command,$(origin $(variable))),\
 	$(error $(variable) is no variable of this Makefile; there are: $(VARIABLES))))
-
 # As they were given: a value is text, never a command.
 override PYTHON := $(or $(value PYTHON),python3)
 override CONSTRAINTS := $(or $(value CONSTRAINTS),constraints.txt)
@@ -31,7 +30,6 @@ override MODEL := $(value MODEL)
 override TEXT := $(value TEXT)
 export $(VARIABLES)
 export HF_HUB_DISABLE_TELEMETRY ?= 1
-
 ##@ Start here
 help: ## show this text
 demo: ## see overfitting and its cure in minutes, on a laptop, no account needed
@@ -62,10 +60,9 @@ bench: ## measure speed on this machine's CPU beside torch.nn and others (about 
 bench-gpu: ## the same on its GPU
 bench-scaling: ## measure data-parallel training on one and two processes (about ten minutes)
 clean: ## remove runs (checkpoints, logs) and caches; results stay
-
 HANDED_OVER := demo reproduce-ptb reproduce-sentiment status cost ensemble ablation table figures grid sweep predict \
-	report compare sync wandb-table wandb-report bench bench-gpu bench-scaling clean
-.PHONY: help test test-slow setup lint $(HANDED_OVER)
+	report compare sync wandb-table wandb-report bench bench-gpu bench-scaling
+.PHONY: help test test-slow setup lint clean $(HANDED_OVER)
 $(HANDED_OVER) test test-slow setup lint: .venv/ready
 $(HANDED_OVER):
 	@.venv/bin/python -m experiments $@
@@ -79,6 +76,9 @@ test:
 	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 test-slow:
 	.venv/bin/python -m pytest -m slow
+clean:
+	@results="$${RESULTS:-results}"; [[ $$results == results ]] && runs=runs || runs="$$results/runs"; \
+	rm -rf -- "$${RUNS:-$$runs}" .pytest_cache .ruff_cache .mypy_cache .hypothesis
 lint:
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 .venv/ready: pyproject.toml $(wildcard $(CONSTRAINTS))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -220,9 +219,6 @@ def main(command: str, variables: Variables) -> None:
     elif command == "sweep":
         os.environ["DATA_DIR"] = v.data_dir  # the points read it
         grid.start_agent(v.name, v.args)
-    elif command == "clean":
-        for folder in (v.runs, *map(Path, (".pytest_cache", ".ruff_cache", ".mypy_cache", ".hypothesis"))):
-            shutil.rmtree(folder, ignore_errors=True)
     else:
         _show(command, v, os.environ)
 

@@ -61,11 +61,19 @@ def test_help_is_the_default_and_lists_every_target(make: Make) -> None:
     assert by_default.stdout == asked.stdout
     listed = re.findall(r"^  ([a-z-]+) +\S", asked.stdout, flags=re.MULTILINE)
     [handed_over] = re.findall(r"^HANDED_OVER := ((?:.*\\\n)*.*)$", MAKEFILE, flags=re.MULTILINE)
-    assert set(listed) == {*handed_over.replace("\\", "").split(), "help", "test", "test-slow", "setup", "lint"}
+    assert set(listed) == {
+        *handed_over.replace("\\", "").split(),
+        "help",
+        "test",
+        "test-slow",
+        "setup",
+        "lint",
+        "clean",
+    }
     assert "To train on your own text or export a model, use main.py: see docs/guide.md" in asked.stdout
 
 
-@pytest.mark.parametrize("target", ["demo", "reproduce-ptb", "status", "ensemble", "clean"])
+@pytest.mark.parametrize("target", ["demo", "reproduce-ptb", "status", "ensemble"])
 def test_a_target_is_a_command_of_experiments(target: str, make: Make) -> None:
     assert make(target).stdout.splitlines() == [f"-m experiments {target}"]
     assert make("-n", target).stdout.splitlines() == [f".venv/bin/python -m experiments {target}"]
@@ -100,3 +108,24 @@ def test_every_variable_is_handed_over_by_its_value(make: Make) -> None:
 def test_the_makefile_computes_nothing() -> None:
     assert len(MAKEFILE.splitlines()) < 90
     assert not re.search(r"\$\((shell|eval)|\bawk\b", MAKEFILE)
+
+
+def test_clean_removes_the_runs_and_leaves_results(make: Make, folder: Path) -> None:
+    kept = [folder / "results/a/seed0.json", folder / "my results/a/seed0.json"]
+    gone = [folder / "runs/a/last.ckpt", folder / "my results/runs/a/last.ckpt", folder / ".mypy_cache/some"]
+    for file in kept + gone:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    for arguments in ((), ("RESULTS=my results",)):
+        assert make("clean", *arguments).returncode == 0
+    assert all(file.exists() for file in kept)
+    assert not any(file.exists() for file in gone)
+    assert make("clean", "RUNS=$(touch touched); x").returncode == 0
+    assert not (folder / "touched").exists()
+
+
+def test_every_target_but_help_and_clean_sets_up_what_it_needs(make: Make, folder: Path) -> None:
+    (folder / ".venv/ready").unlink()
+    targets = set(re.findall(r"^([a-z-]+): ## ", MAKEFILE, flags=re.MULTILINE))
+    without = {target for target in targets if "-m venv .venv" not in make("-n", target).stdout}
+    assert without == {"help", "clean"}

@@ -171,7 +171,7 @@ class RunWandbLogger(EpochsFromOne, loggers.WandbLogger):
         """
         if self.experiment.disabled:
             return
-        run = Run.parse(result)
+        run = str(Run.parse(result))
         files = [("result", result, []), *(("model", path, [alias]) for alias, path in checkpoints.items())]
         try:
             report = json.loads(result.read_text(encoding="utf-8"))

@@ -436,17 +436,6 @@ def test_status_of_seeds_is_of_both_experiments(do: Do, monkeypatch: pytest.Monk
     assert {"ptb/small/moon/seed3", "sentiment/figure2/naive_lstm/seed3"} <= set(asked[0])
 
 
-def test_clean_removes_the_runs_and_leaves_the_results(
-    do: Do, write: Callable[..., None], write_checkpoint: Callable[[str], None], tmp_path: Path, monkeypatch: Any
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write("ptb/small/moon/seed0", 13, 13)
-    write_checkpoint("ptb/small/moon/seed0")
-    do("clean")
-    assert not (tmp_path / "runs").exists()
-    assert (tmp_path / "ptb/small/moon/seed0.json").exists()
-
-
 def test_an_unknown_command_is_refused(do: Do) -> None:
     with pytest.raises(ValueError, match="there is no command 'reproduce'; `make help` lists them"):
         do("reproduce")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import main as command_line
 from experiments import __main__ as commands
 from experiments import grid, wandb_runs
 from tests.wandb_server import running
+from training import cli as command_line
 
 WriteResult = Callable[..., Path]
 ROOT = Path(grid.__file__).parents[1]

@@ -128,7 +128,7 @@ def test_whatever_is_in_a_configuration_it_is_read_or_refused_by_name(
             ("reproduce", *DEMO, "--result", "results/a/b/c/seed0.json", "--trainer.limit_train_batches", "0.0"),
             "trainer.limit_train_batches must be more than 0, got 0.0: it trains nothing",
         ),
-        (("fit",), "there is no model: name a configuration, such as --config configs/"),
+        (("fit",), "there is no model: name a configuration, such as --config demo/sentiment/variational"),
         (("fit", "--config", str(CONFIGS)), f"--config {CONFIGS} is a folder: name one of its files"),
         (
             ("fit", *DEMO, "--trainer.max_epoch", "1"),

@@ -352,9 +352,9 @@ def test_tf32_is_used_where_it_is_allowed_by_its_old_or_new_name(setting):
     value = "True" if setting == "allow_tf32" else "'tf32'"
     code = (
         "import torch; from variational_rnn.kernels import cuda; assert not cuda._tf32_is_allowed(); "
-        f"torch.kernels.cuda.matmul.{setting} = {value}; assert cuda._tf32_is_allowed()"
+        f"torch.backends.cuda.matmul.{setting} = {value}; assert cuda._tf32_is_allowed()"
     )
-    if hasattr(torch.kernels.cuda.matmul, setting):
+    if hasattr(torch.backends.cuda.matmul, setting):
         subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
