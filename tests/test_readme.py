@@ -335,6 +335,9 @@ def test_findings_on_film_reviews_in_the_readme_are_those_of_the_runs() -> None:
     assert min(variational) == pytest.approx(min(naive), rel=0.01)
     pairs = zip(curve("figure2_modern/standard_lstm"), curve("figure2_modern/variational_lstm"), strict=True)
     assert all(without < with_dropout for without, with_dropout in pairs)
+    smaller = curve("figure10/variational_gru_l2_1e-4")
+    assert len(smaller) == 150
+    assert sum(smaller[-25:]) / 25 < 1.03 * min(sum(smaller[i : i + 5]) / 5 for i in range(145))
     assert (
         min(curve("figure10/variational_gru"))
         > 0.999 * result("sentiment/figure10/variational_gru")["metrics"]["constant_rmse"]
