@@ -39,6 +39,7 @@ def test_every_way_to_name_a_row_puts_its_configuration_there_from_any_folder(
     monkeypatch.chdir(tmp_path)
     words = ["fit", *(word.format("ptb/small/zaremba") for word in form), "--x", "1"]
     assert cli.with_rows(words) == ["fit", "--config", merged_config("ptb/small/zaremba"), "--x", "1"]
+    assert cli.with_rows(cli.with_rows(words)) == cli.with_rows(words), "further processes get these arguments"
 
 
 def test_a_file_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,6 +210,8 @@ def with_rows(arguments: list[str]) -> list[str]:
 
 def _configuration(name: str) -> str:
     """The path of a configuration file, or the configuration of a row."""
+    if "\n" in name:  # it is one already: the further processes of a run get the arguments of the first
+        return name
     path = Path(os.path.expanduser(name)).resolve()
     if path.is_dir():
         raise IsADirectoryError(

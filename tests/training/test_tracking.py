@@ -645,7 +645,7 @@ def test_a_test_of_a_finished_run_is_a_run_of_its_own(call: Call, train: Call, t
 def test_a_folder_in_use_is_not_trained_in_by_another_process(train: Call, tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from training import tracking
+from experiments import files
 files.lock_run_folder(Path({str(tmp_path / "run")!r}))
 print("held", flush=True)
 input()

@@ -361,7 +361,7 @@ def test_a_damaged_file_of_the_cache_is_built_again_and_a_whole_one_is_not(damag
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="it runs with AVX2 already")
 def test_with_the_instructions_of_an_older_processor_it_computes_the_same():
     code = (
-        "import torch; from tests import conftest; from tests.variational_rnn import test_cpu_backend as tests; "
+        "import torch; from tests import conftest; from tests.variational_rnn import test_cpu_kernels as tests; "
         "assert torch.backends.cpu.get_cpu_capability() == 'AVX2'; "
         "tests.test_outputs_states_and_gradients_equal_the_references()"
     )

@@ -369,7 +369,7 @@ def test_the_layers_import_neither_triton_nor_the_cuda_backend():
 
 COMPILE = """
 import torch, triton
-from triton.kernels.compiler import GPUTarget
+from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from variational_rnn.kernels import cuda
 
