@@ -191,7 +191,7 @@ def test_a_checkpoint_has_the_tied_matrix_once_and_comes_back_tied(
             loaded, datamodule=streams(vocab_size=500), ckpt_path=tmp_path / str(tied) / "last.ckpt"
         )
         assert (loaded.softmax.weight is loaded.embedding.weight) is tied
-        assert len(loaded.curve) == 2
+        assert len(curve_of(loaded)) == 2
     assert sizes[False] - sizes[True] == pytest.approx(500 * 60 * 8, rel=0.05)  # plain SGD keeps nothing more
 
 

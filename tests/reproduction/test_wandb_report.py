@@ -12,7 +12,7 @@ import wandb
 
 from experiments import wandb_runs
 from experiments.results import load_results
-from reproduction import table, wandb_report
+from reproduction import table, tables, wandb_report
 from reproduction.tables import ptb_table
 from tests.wandb_server import ENTITY, running
 
@@ -132,7 +132,7 @@ def test_the_report_has_every_table_and_the_claims_but_curves_only_of_what_was_r
 ) -> None:
     blocks = spec(capsys, results)["report"]["blocks"]
     texts = [block["text"] for block in blocks if isinstance(block.get("text"), str)]
-    for part in (*table.sections("ptb", load_results(results)), *table.sections("sentiment", load_results(results))):
+    for part in (*tables.sections("ptb", load_results(results)), *tables.sections("sentiment", load_results(results))):
         assert part.title in texts
         for cell in part.table.iloc[:, 0]:
             assert any(re.search(rf"\| *{re.escape(cell)} *\|", text) for text in texts), cell
