@@ -31,7 +31,7 @@ from lightning_modules.language_model import LanguageModel
 from lightning_modules.optim import DecoupledSGD
 from training.provenance import provenance
 from variational_rnn import VariationalGRU, VariationalLSTM
-from variational_rnn.kernels import cpu
+from variational_rnn.kernels import build
 
 FOLDER = Path(__file__).parent
 INSTRUCTIONS = {
@@ -87,7 +87,7 @@ def medians(competitors: dict[str, Callable[[], Any]], seconds: float, device: t
 
 def instructions() -> str:
     """Those that the CPU backend was built for here."""
-    library = cpu.extension()
+    library = build.extension()
     if library is None:
         return "other"
     if library.vrnn_has_bf16():
@@ -451,7 +451,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--device cuda: torch finds no GPU here; make bench measures on the CPU")
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    if device.type == "cpu" and cpu.extension() is None:
+    if device.type == "cpu" and build.extension() is None:
         print("the fast CPU backend is not there: the reference is measured", file=sys.stderr)
     result = {
         "provenance": provenance(device, 1),

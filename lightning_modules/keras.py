@@ -1,13 +1,16 @@
-"""The recurrent layers of Keras 0.1.2 (2015), which the sentiment experiment ran on (protocol section 2.2).
+"""The recurrent layers of Keras 0.1.2 (2015), which the original sentiment experiment used (protocol section 2.2).
 
-They differ from torch's in four ways, each of which can be switched off: gates are hard sigmoids; a GRU's reset gate
-acts before the recurrent product, and its candidate is a logistic sigmoid; and dropout is not inverted: training
-multiplies by 0 or 1, evaluation by 1-p. The last is the same as inverted dropout on weights that are 1-p times as
-large, which is how it is computed. Each gate has one bias, `bias_ih`; `bias_hh` stays zero.
+They differ from torch's in four ways, each with an option: gates are hard sigmoids; a GRU's reset gate acts before the
+recurrent product, and its candidate is a logistic sigmoid; and dropout is not inverted: training multiplies by 0 or 1,
+evaluation by 1-p. The last equals inverted dropout on weights that are 1-p times as large, which is how it is computed.
+Each gate has one bias, `bias_ih`; `bias_hh` stays zero.
+
+The options of gates choose a cell in `functional.CELLS`, where the forms of the GRU are added.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -16,9 +19,10 @@ import torch
 from torch import Tensor
 
 from variational_rnn import LayerMasks, RNNMasks, VariationalGRU, VariationalLSTM, functional
-from variational_rnn.kernels import cpu, fast_twin
+from variational_rnn.functional import CELLS, Cell, State, Weights
+from variational_rnn.kernels import choose_kernel
 from variational_rnn.masks import Choice, GateMasks, TimeMasks
-from variational_rnn.modules import Backend, outside_of_graphs
+from variational_rnn.modules import Backend, VariationalBase, outside_of_graphs
 
 GateActivation = Literal["sigmoid", "hard_sigmoid"]
 CandidateActivation = Literal["tanh", "sigmoid"]
@@ -26,7 +30,94 @@ ResetGate = Literal["after", "before"]
 DropoutScale = Literal["training", "test"]
 
 
-class KerasLSTM(VariationalLSTM):
+SIGMOIDS: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "hard_sigmoid": functional.hard_sigmoid}
+CANDIDATES: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}
+
+
+def gru_step(
+    x_gates: Tensor, state: State, weights: Weights, masks: LayerMasks, *, gate: str, candidate: str, reset_gate: str
+) -> State:
+    """One step of Keras' GRU: h' = z * h + (1 - z) * act(W x + U (r * h * mask) + b)."""
+    [h] = state
+    rz_n = [2 * h.size(1), h.size(1)]
+    x_rz, x_n = x_gates.split(rz_n, dim=-1)
+    weight_rz, weight_n = weights.hh.split(rz_n)
+    mask = masks.recurrent
+    mask_rz, mask_n = (mask, mask) if mask is None or mask.size(0) == 1 else (mask[:2], mask[2:])
+    r, z = SIGMOIDS[gate](x_rz + functional.masked_linear(h, weight_rz, None, mask_rz)).chunk(2, dim=-1)
+    if reset_gate == "before":
+        recurrent = functional.masked_linear(r * h, weight_n, None, mask_n)
+    else:
+        recurrent = r * functional.masked_linear(h, weight_n, None, mask_n)
+    n = CANDIDATES[candidate](x_n + recurrent)
+    return (n + z * (h - n),)
+
+
+def _gru_mode(*options: str) -> str:
+    return "_".join(("KERAS_GRU", *options))
+
+
+for gate, candidate, reset_gate in itertools.product(SIGMOIDS, CANDIDATES, ("after", "before")):
+    step = partial(gru_step, gate=gate, candidate=candidate, reset_gate=reset_gate)
+    CELLS[_gru_mode(gate, candidate, reset_gate)] = Cell(3, step)
+
+
+class _KerasLayer(VariationalBase):
+    gate_activation = Choice("sigmoid", "hard_sigmoid")
+    dropout_scale = Choice("training", "test")
+
+    @property
+    def _cell_mode(self) -> str:
+        raise NotImplementedError
+
+    def _init_keras(self, gate_activation: GateActivation, dropout_scale: DropoutScale) -> None:
+        self.gate_activation = gate_activation
+        self.dropout_scale = dropout_scale
+        [[*_, bias_hh]] = self.all_weights
+        torch.nn.init.zeros_(bias_hh.requires_grad_(False))
+
+    @outside_of_graphs
+    def forward(  # type: ignore[override]
+        self, input: Tensor, hx: None = None, masks: RNNMasks | None = None
+    ) -> tuple[Tensor, Any]:
+        """Run over sequences from a state of zeros.
+
+        Args:
+            input: [T, B, I].
+            hx: must be None.
+            masks: of `sample_masks`, inverted as everywhere; sampled where dropout is live, none otherwise.
+
+        Returns:
+            The hidden states [T, B, H], and the final state: h of a GRU, (h, c) of an LSTM, each [1, B, H].
+
+        Raises:
+            TypeError: masks are of the wrong type.
+            ValueError: input has another form, masks do not fit, or a state is given.
+        """
+        name = type(self).__name__
+        if hx is not None:
+            raise ValueError(f"{name} starts from zeros: no hx can be given")
+        if input.dim() != 3 or input.size(-1) != self.input_size:
+            raise ValueError(f"{name}: expected input [T, B, {self.input_size}], got {list(input.shape)}")
+        steps, batch_size, _ = input.shape
+        if masks is not None:
+            self._check_masks(masks, batch_size, steps)
+        elif self.dropout_is_live:
+            masks = self.sample_masks(batch_size, steps)
+        layer = LayerMasks() if masks is None else masks.layers[0]
+        scale_x, scale_h = (
+            1.0 - p if self.dropout_scale == "test" else 1.0 for p in (self.input_dropout, self.recurrent_dropout)
+        )
+        [[weight_ih, weight_hh, bias_ih, bias_hh]] = self.all_weights
+        weights = Weights(weight_ih * scale_x, weight_hh * scale_h, bias_ih, bias_hh)
+        mode = self._cell_mode
+        zeros = (input.new_zeros(batch_size, self.hidden_size),) * (1 + CELLS[mode].has_memory)
+        unroll = choose_kernel(mode, input, zeros, weights, layer) if self.backend == "auto" else functional.unroll
+        output, state = unroll(mode, input, zeros, weights, layer)
+        return output, self._in_torchs_form([part[None] for part in state])
+
+
+class KerasLSTM(_KerasLayer, VariationalLSTM):  # type: ignore[misc]
     """One LSTM layer with the gates and the dropout of Keras 0.1.2.
 
     Args:
@@ -44,9 +135,6 @@ class KerasLSTM(VariationalLSTM):
         ValueError: a probability is not in [0, 1), or a choice is unknown.
     """
 
-    gate_activation = Choice("sigmoid", "hard_sigmoid")
-    dropout_scale = Choice("training", "test")
-
     def __init__(
         self,
         input_size: int,
@@ -61,47 +149,17 @@ class KerasLSTM(VariationalLSTM):
         backend: Backend = "auto",
     ) -> None:
         super().__init__(
-            input_size,
-            hidden_size,
-            input_dropout=input_dropout,
-            recurrent_dropout=recurrent_dropout,
-            gate_masks=gate_masks,
-            time_masks=time_masks,
-            backend=backend,
-        )
-        self.gate_activation = gate_activation
-        self.dropout_scale = dropout_scale
-        _without_second_bias(self)
+            input_size, hidden_size, input_dropout=input_dropout, recurrent_dropout=recurrent_dropout,
+            gate_masks=gate_masks, time_masks=time_masks, backend=backend,
+        )  # fmt: skip
+        self._init_keras(gate_activation, dropout_scale)
 
-    @outside_of_graphs
-    def forward(  # type: ignore[override]
-        self, input: Tensor, hx: None = None, masks: RNNMasks | None = None
-    ) -> tuple[Tensor, Any]:
-        """Run over sequences from a state of zeros.
-
-        Args:
-            input: [T, B, I].
-            hx: none can be given.
-            masks: of `sample_masks`, inverted as everywhere; sampled where dropout is live, none otherwise.
-
-        Returns:
-            The hidden states [T, B, H], and the final (h, c), each [1, B, H].
-
-        Raises:
-            TypeError: masks are of the wrong type.
-            ValueError: input has another form, masks do not fit, or a state is given.
-        """
-        weights, layer = _weights_and_masks(self, input, hx, masks)
-        zeros = input.new_zeros(input.size(1), self.hidden_size)
-        twin = fast_twin(input, (zeros, zeros), weights, layer) if self.backend == "auto" else None
-        unroll: Callable[..., Any] = (twin or functional).unroll
-        if self.gate_activation == "hard_sigmoid":  # which the fast backend for GPUs has not
-            unroll = partial((cpu if twin is cpu else functional).unroll, hard_gates=True)
-        output, (h, c) = unroll("LSTM", input, (zeros, zeros), weights, layer)
-        return output, (h[None], c[None])
+    @property
+    def _cell_mode(self) -> str:
+        return "HARD_LSTM" if self.gate_activation == "hard_sigmoid" else "LSTM"
 
 
-class KerasGRU(VariationalGRU):
+class KerasGRU(_KerasLayer, VariationalGRU):  # type: ignore[misc]
     """One GRU layer with the gates and the dropout of Keras 0.1.2, step by step.
 
     h' = z * h + (1 - z) * act(W x + U (r * h * mask) + b), with act a sigmoid.
@@ -123,8 +181,6 @@ class KerasGRU(VariationalGRU):
         ValueError: a probability is not in [0, 1), or a choice is unknown.
     """
 
-    gate_activation = Choice("sigmoid", "hard_sigmoid")
-    dropout_scale = Choice("training", "test")
     candidate_activation = Choice("tanh", "sigmoid")
     reset_gate = Choice("after", "before")
 
@@ -144,68 +200,13 @@ class KerasGRU(VariationalGRU):
         backend: Backend = "auto",
     ) -> None:
         super().__init__(
-            input_size,
-            hidden_size,
-            input_dropout=input_dropout,
-            recurrent_dropout=recurrent_dropout,
-            gate_masks=gate_masks,
-            time_masks=time_masks,
-            backend=backend,
-        )
-        self.gate_activation = gate_activation
+            input_size, hidden_size, input_dropout=input_dropout, recurrent_dropout=recurrent_dropout,
+            gate_masks=gate_masks, time_masks=time_masks, backend=backend,
+        )  # fmt: skip
         self.candidate_activation = candidate_activation
         self.reset_gate = reset_gate
-        self.dropout_scale = dropout_scale
-        _without_second_bias(self)
+        self._init_keras(gate_activation, dropout_scale)
 
-    @outside_of_graphs
-    def forward(  # type: ignore[override]
-        self, input: Tensor, hx: None = None, masks: RNNMasks | None = None
-    ) -> tuple[Tensor, Any]:
-        """Run over sequences from a state of zeros; arguments and results are those of `KerasLSTM`, but for c."""
-        weights, layer = _weights_and_masks(self, input, hx, masks)
-        gate = functional.hard_sigmoid if self.gate_activation == "hard_sigmoid" else torch.sigmoid
-        activation = torch.sigmoid if self.candidate_activation == "sigmoid" else torch.tanh
-        size = self.hidden_size
-        weight_rz, weight_n = weights.hh[: 2 * size], weights.hh[2 * size :]
-        x_gates = functional.masked_linear(input, weights.ih, weights.bias_ih, layer.input)
-        x_rz, x_n = x_gates[..., : 2 * size].unbind(0), x_gates[..., 2 * size :].unbind(0)
-        h = input.new_zeros(input.size(1), size)
-        outputs = []
-        for t in range(len(input)):
-            mask = None if layer.recurrent is None else layer.recurrent[t if layer.recurrent.size(0) > 1 else 0]
-            mask_rz, mask_n = (mask, mask) if mask is None or mask.size(0) == 1 else (mask[:2], mask[2:])
-            r, z = gate(x_rz[t] + functional.masked_linear(h, weight_rz, None, mask_rz)).chunk(2, dim=-1)
-            if self.reset_gate == "before":
-                recurrent = functional.masked_linear(r * h, weight_n, None, mask_n)
-            else:
-                recurrent = r * functional.masked_linear(h, weight_n, None, mask_n)
-            candidate = activation(x_n[t] + recurrent)
-            h = candidate + z * (h - candidate)
-            outputs.append(h)
-        return torch.stack(outputs), h[None]
-
-
-def _without_second_bias(layer: VariationalLSTM | VariationalGRU) -> None:
-    [[*_, bias_hh]] = layer.all_weights
-    torch.nn.init.zeros_(bias_hh.requires_grad_(False))
-
-
-def _weights_and_masks(
-    layer: VariationalLSTM | VariationalGRU, input: Tensor, hx: None, masks: RNNMasks | None
-) -> tuple[functional.Weights, LayerMasks]:
-    if hx is not None:
-        raise ValueError(f"{type(layer).__name__} starts from zeros: no hx can be given")
-    if input.dim() != 3 or input.size(-1) != layer.input_size:
-        raise ValueError(f"{type(layer).__name__}: expected input [T, B, {layer.input_size}], got {list(input.shape)}")
-    steps, batch_size, _ = input.shape
-    if masks is not None:
-        layer._check_masks(masks, batch_size, steps)
-    elif layer.dropout_is_live:
-        masks = layer.sample_masks(batch_size, steps)
-    scale_x, scale_h = (
-        1.0 - p if layer.dropout_scale == "test" else 1.0 for p in (layer.input_dropout, layer.recurrent_dropout)
-    )
-    [[weight_ih, weight_hh, bias_ih, bias_hh]] = layer.all_weights
-    weights = functional.Weights(weight_ih * scale_x, weight_hh * scale_h, bias_ih, bias_hh)
-    return weights, LayerMasks() if masks is None else masks.layers[0]
+    @property
+    def _cell_mode(self) -> str:
+        return _gru_mode(self.gate_activation, self.candidate_activation, self.reset_gate)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from variational_rnn.kernels import cpu
-from variational_rnn.kernels.autograd import differentiable_gradients, is_plain
+from variational_rnn.kernels import build, softmax
+from variational_rnn.kernels.common import differentiable_gradients, is_plain
 
 ROWS = 64  # for fewer, torch's product is faster
 TEMPERATURE = 20.0  # tau of the augmented loss
@@ -56,7 +56,7 @@ def softmax_nll(
     if not gamma:
         embedding = None
     is_worth_it = rows >= ROWS or torch.is_autocast_enabled("cpu")
-    if is_worth_it and is_plain(targets) and cpu.refusal_of(hidden, weight, bias, embedding) is None:
+    if is_worth_it and is_plain(targets) and build.why_unsupported(hidden, weight, bias, embedding) is None:
         with_gradient = torch.is_grad_enabled() and any(
             tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias, embedding)
         )
@@ -104,32 +104,32 @@ class _SoftmaxNLL(torch.autograd.Function):
         gamma: float,
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
-        logits = cpu.matmul(hidden, weight.t(), bias)
+        logits = softmax.matmul(hidden, weight.t(), bias)
         dembedding = None
         factor, with_sum = scale if with_gradient else None, with_gradient and bias is not None
         if embedding is None:
-            nll, _, gradient, dbias = cpu.softmax_nll_(logits, targets, factor, with_sum=with_sum)
+            nll, _, gradient, dbias = softmax.softmax_nll_(logits, targets, factor, with_sum=with_sum)
             loss = nll.sum()
         else:
             types, which, counts = targets.unique(return_inverse=True, return_counts=True)
             vectors = embedding[types]
-            expected, mean_logits = cpu.matmul(vectors, embedding.t()), None
+            expected, mean_logits = softmax.matmul(vectors, embedding.t()), None
             if with_gradient and ctx.needs_input_grad[5]:
                 # KL(y || q), summed over equal targets, is that many times KL(y || softmax(mean logits / tau)), but for
                 # what has no gradient through y; and the mean logits are those of the mean hidden state.
                 mean_hidden = hidden.new_zeros(vectors.shape).index_add_(0, which, hidden).div_(counts[:, None])
-                mean_logits = cpu.matmul(mean_hidden, weight.t(), bias)
-            entropy, dproduct = cpu.softmax_(expected, TEMPERATURE, mean_logits, types)
-            nll, cross_entropy, gradient, dbias = cpu.softmax_nll_(
+                mean_logits = softmax.matmul(mean_hidden, weight.t(), bias)
+            entropy, dproduct = softmax.softmax_(expected, TEMPERATURE, mean_logits, types)
+            nll, cross_entropy, gradient, dbias = softmax.softmax_nll_(
                 logits, targets, factor, expected, which, gamma, TEMPERATURE, with_sum
             )
             loss = nll.sum() + gamma * TEMPERATURE * (cross_entropy - entropy[which]).sum()
             if dproduct is not None:
                 scales = (counts * (gamma * scale / TEMPERATURE))[:, None]
-                dembedding = cpu.matmul(dproduct.t(), vectors * scales)
-                dembedding.index_add_(0, types, cpu.matmul(dproduct, embedding) * scales)
+                dembedding = softmax.matmul(dproduct.t(), vectors * scales)
+                dembedding.index_add_(0, types, softmax.matmul(dproduct, embedding) * scales)
         if with_gradient:
-            gradients = cpu.matmul(gradient, weight), cpu.matmul(gradient.t(), hidden), dbias, dembedding
+            gradients = softmax.matmul(gradient, weight), softmax.matmul(gradient.t(), hidden), dbias, dembedding
             ctx.save_for_backward(*gradients, hidden, weight, bias, embedding, targets)
             ctx.scale, ctx.gamma = scale, gamma
         ctx.mark_non_differentiable(nll)

@@ -47,7 +47,10 @@ def test_the_wheel_holds_the_layers_alone_and_requires_torch_alone(tmp_path):
         [metadata] = [archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA")]
     folders = {name.partition("/")[0] for name in names}
     assert {folder for folder in folders if not folder.endswith(".dist-info")} == {"variational_rnn"}
-    assert {"variational_rnn/py.typed", "variational_rnn/kernels/cpu.cpp"} <= set(names)
+    assert {
+        "variational_rnn/py.typed",
+        *(f"variational_rnn/kernels/{name}" for name in ("gemm.h", "rnn.cpp", "softmax.cpp")),
+    } <= set(names)
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert required == ["Requires-Dist: torch>=2.6"]
 

@@ -1,4 +1,4 @@
-"""One step of a recurrent layer, for loops of one's own."""
+"""Single time steps of recurrent layers, for your own loops."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from variational_rnn import functional
+from variational_rnn.functional import CELLS
 from variational_rnn.masks import GateMasks, LayerMasks, MemoryScale, Seed, check_choice, generator_of
 from variational_rnn.modules import RecurrentDropout
 
 
-class _VariationalCellBase(RecurrentDropout, nn.RNNCellBase):
-    """What the three cells share: sampling masks, and one step under them."""
+class VariationalCellBase(RecurrentDropout, nn.RNNCellBase):
+    """Base of the cells: sampling masks, and one step under them."""
 
     def sample_masks(self, batch_size: int, *, generator: Seed = None) -> LayerMasks:
         """Draw the masks for `batch_size` sequences, once before the loop over time steps.
@@ -55,26 +56,27 @@ class _VariationalCellBase(RecurrentDropout, nn.RNNCellBase):
                     f"{type(self).__name__} cannot know where a sequence begins: draw masks = cell.sample_masks("
                     "batch_size) before the loop and pass them at every step; LayerMasks() drops nothing"
                 )
-            return super().forward(input, hx)
+            masks = LayerMasks()
         if not isinstance(masks, LayerMasks):
             raise TypeError(f"masks must be LayerMasks, as sample_masks returns them, got {type(masks).__name__}")
         self._check_layer("", masks, 1, batch_size, self.input_size, self.hidden_size, like=self.weight_ih)
-        if all(mask is None for mask in masks):
+        if CELLS[self.mode].torch_kernel is not None and all(mask is None for mask in masks):
             return super().forward(input, hx)
 
-        given = () if hx is None else hx if self.mode == "LSTM" else (hx,)
+        has_memory = CELLS[self.mode].has_memory
+        given = () if hx is None else hx if has_memory else (hx,)
         x = input.reshape(1, batch_size, self.input_size)
         state_size = (batch_size, self.hidden_size)
         state = (
             tuple(part.reshape(state_size) for part in given)
             if given
-            else (x.new_zeros(state_size),) * (2 if self.mode == "LSTM" else 1)
+            else (x.new_zeros(state_size),) * (1 + has_memory)
         )
         weights = functional.Weights(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         _, state = functional.unroll(self.mode, x, state, weights, masks)
         if input.dim() == 1:
             state = tuple(part.squeeze(0) for part in state)
-        return state if self.mode == "LSTM" else state[0]
+        return state if has_memory else state[0]
 
     def _check_sizes(self, input: Tensor, hx: Any) -> int:
         """Check input and state, with the exceptions and wording of torch.nn; return the number of sequences."""
@@ -87,9 +89,10 @@ class _VariationalCellBase(RecurrentDropout, nn.RNNCellBase):
                 f"{name}: input has inconsistent input_size: got {input.size(-1)} expected {self.input_size}"
             )
         batch_size = input.size(0) if input.dim() == 2 else 1
-        for index, part in enumerate(() if hx is None else hx if self.mode == "LSTM" else (hx,)):
+        has_memory = CELLS[self.mode].has_memory
+        for index, part in enumerate(() if hx is None else hx if has_memory else (hx,)):
             if part.dim() not in (1, 2):
-                hidden = f"hx[{index}]" if self.mode == "LSTM" else "hidden"
+                hidden = f"hx[{index}]" if has_memory else "hidden"
                 raise ValueError(f"{name}: Expected {hidden} to be 1D or 2D, got {part.dim()}D instead")
             if part.dim() != input.dim():
                 raise RuntimeError(f"{name}: For {input.dim()}D input, hidden{index} should also be {input.dim()}D")
@@ -105,7 +108,7 @@ class _VariationalCellBase(RecurrentDropout, nn.RNNCellBase):
         return batch_size
 
 
-class VariationalLSTMCell(_VariationalCellBase, nn.LSTMCell):
+class VariationalLSTMCell(VariationalCellBase, nn.LSTMCell):
     """`torch.nn.LSTMCell` with dropout on its input and on h.
 
     A cell sees one time step and cannot know where a sequence begins. Its masks are therefore drawn by the caller, once
@@ -159,7 +162,7 @@ class VariationalLSTMCell(_VariationalCellBase, nn.LSTMCell):
         self._set_dropout(input_dropout, recurrent_dropout, gate_masks, memory_dropout, memory_scale)
 
 
-class VariationalGRUCell(_VariationalCellBase, nn.GRUCell):
+class VariationalGRUCell(VariationalCellBase, nn.GRUCell):
     """`torch.nn.GRUCell` with dropout on its input and on h where it enters the recurrent product.
 
     Arguments and use are those of `VariationalLSTMCell`, without memory_dropout and memory_scale.
@@ -186,7 +189,7 @@ class VariationalGRUCell(_VariationalCellBase, nn.GRUCell):
         self._set_dropout(input_dropout, recurrent_dropout, gate_masks)
 
 
-class VariationalRNNCell(_VariationalCellBase, nn.RNNCell):
+class VariationalRNNCell(VariationalCellBase, nn.RNNCell):
     """`torch.nn.RNNCell` with dropout on its input and on h where it enters the recurrent product.
 
     Arguments and use are those of `VariationalLSTMCell`, without memory_dropout and memory_scale; with one gate,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from variational_rnn import functional
-from variational_rnn.kernels import cpu, fast_twin
+from variational_rnn.functional import CELLS
+from variational_rnn.kernels import build, choose_kernel
 from variational_rnn.masks import (
     Choice,
     GateMasks,
@@ -38,8 +39,6 @@ CPU_HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 LONG = 64  # steps from which on torch's gradient of packed sequences is slow on a CPU
 
-KERNELS = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}
-
 
 def outside_of_graphs(forward: ForwardT) -> ForwardT:
     """Decorate a forward pass, so that torch.compile leaves it out of its graphs as it does that of torch.nn's layers.
@@ -60,7 +59,7 @@ def outside_of_graphs(forward: ForwardT) -> ForwardT:
 
 
 class RecurrentDropout(DropoutModule):
-    """What layers and cells share: the probabilities, and drawing and checking the masks of one layer."""
+    """Base of layers and cells: the probabilities, and drawing and checking the masks of one layer."""
 
     mode: str
     hidden_size: int
@@ -94,7 +93,7 @@ class RecurrentDropout(DropoutModule):
         generator: torch.Generator | None,
     ) -> LayerMasks:
         sample = partial(sample_mask, device=like.device, dtype=like.dtype, generator=generator)
-        gates = functional.GATES[self.mode] if self.gate_masks == "untied" else 1
+        gates = CELLS[self.mode].gates if self.gate_masks == "untied" else 1
         input = sample(steps, gates, batch_size, input_size, p=self.input_dropout)
         recurrent = sample(steps, gates, batch_size, output_size, p=self.recurrent_dropout)
         memory = sample(batch_size, self.hidden_size, p=self.memory_dropout)
@@ -112,16 +111,16 @@ class RecurrentDropout(DropoutModule):
         output_size: int,
         like: Tensor,
     ) -> None:
-        shared = {"time": (1, steps), "gates": (1, functional.GATES[self.mode]), "batch": (1, batch_size)}
+        shared = {"time": (1, steps), "gates": (1, CELLS[self.mode].gates), "batch": (1, batch_size)}
         check_mask(f"input mask{where}", masks.input, like, **shared, features=input_size)
         check_mask(f"recurrent mask{where}", masks.recurrent, like, **shared, features=output_size)
         for mask in (masks.memory, masks.memory_in_loop):
-            if mask is not None and self.mode != "LSTM":
+            if mask is not None and not CELLS[self.mode].has_memory:
                 raise ValueError(f"memory mask{where} is given, but a {type(self).__name__} has no memory cells")
             check_mask(f"memory mask{where}", mask, like, batch=(1, batch_size), features=self.hidden_size)
 
     def _check_state_type(self, hx: Any) -> None:
-        if self.mode == "LSTM":
+        if CELLS[self.mode].has_memory:
             fits = isinstance(hx, tuple | list) and len(hx) == 2 and all(isinstance(part, Tensor) for part in hx)
             expected = "a pair of tensors (h, c)"
         else:
@@ -144,8 +143,8 @@ def _refuse_projection(proj_size: int) -> None:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")  # torch.nn's words
 
 
-class _VariationalBase(RecurrentDropout, nn.RNNBase):
-    """What the three layers share: sampling masks, and running layers and directions over any form of input."""
+class VariationalBase(RecurrentDropout, nn.RNNBase):
+    """Base of the layers: sampling masks, and running layers and directions over any form of input."""
 
     weight_ih_l0: Tensor
     time_masks = Choice("constant", "fresh")
@@ -250,7 +249,11 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
             self._check_masks(masks, batch_size, steps)
             layers = masks.layers
         all_is_kept = all(mask is None for layer in layers for mask in layer)
-        takes_torchs_kernel = self.backend == "auto" and not (self._torch_refuses(input) or self._torch_crawls(input))
+        takes_torchs_kernel = (
+            self.backend == "auto"
+            and CELLS[self.mode].torch_kernel is not None
+            and not (self._torch_refuses(input) or self._torch_is_slow(input))
+        )
         if takes_torchs_kernel and all_is_kept and hx is None:
             return super().forward(input)
         state = self._checked_state(input, hx, batch_size)
@@ -268,7 +271,7 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
         is_cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         return is_cast or x.dtype == torch.bfloat16
 
-    def _torch_crawls(self, input: Tensor | PackedSequence) -> bool:
+    def _torch_is_slow(self, input: Tensor | PackedSequence) -> bool:
         """Whether torch's kernel takes a multiple of our time: for training on long packed sequences on a CPU.
 
         Its time per step grows with their number.
@@ -277,7 +280,7 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
             return False
         data, batch_sizes = input[:2]
         weights = (weight for of_layer in self.all_weights for weight in of_layer)
-        return len(batch_sizes) >= LONG and cpu.refusal_of(data, *weights) is None
+        return len(batch_sizes) >= LONG and build.why_unsupported(data, *weights) is None
 
     def _forward_native(
         self, input: Tensor | PackedSequence, state: functional.State, layers: tuple[LayerMasks, ...]
@@ -289,7 +292,7 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
             weights += [functional.masked_weight(weight_hh, masks.recurrent), *others]
         # The kernel's flag for training only lets cuDNN prepare for a backward pass, since its own dropout is 0.
         options = (self.bias, self.num_layers, 0.0, torch.is_grad_enabled(), self.bidirectional)
-        kernel: Any = KERNELS[self.mode]
+        kernel: Any = CELLS[self.mode].torch_kernel
         if isinstance(input, PackedSequence):
             data, batch_sizes, order, original_order = input
             if order is not None:
@@ -332,16 +335,9 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
                     weight_ih, weight_hh, bias_ih, bias_hh, hr=others[-1] if self.proj_size else None
                 )
                 initial = tuple(part[index] for part in state)
-                twin = fast_twin(x, initial, weights, layers[index]) if self.backend == "auto" else None
-                output, final = (twin or functional).unroll(
-                    self.mode,
-                    x,
-                    initial,
-                    weights,
-                    layers[index],
-                    lengths=steps_of_each,
-                    reverse=direction == 1,
-                )
+                arguments = self.mode, x, initial, weights, layers[index]
+                unroll = choose_kernel(*arguments) if self.backend == "auto" else functional.unroll
+                output, final = unroll(*arguments, lengths=steps_of_each, reverse=direction == 1)
                 outputs.append(output)
                 finals.append(final)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
@@ -358,20 +354,21 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
         return x.transpose(0, 1) if self.batch_first and not unbatched else x, self._in_torchs_form(final_state)
 
     def _in_torchs_form(self, state: Any) -> Any:
-        return tuple(state) if self.mode == "LSTM" else state[0]
+        return tuple(state) if CELLS[self.mode].has_memory else state[0]
 
     def _checked_state(self, input: Tensor | PackedSequence, hx: Any, batch_size: int) -> functional.State:
         """The initial state as tensors [L*D, B, size], one or, of an LSTM, two; in the parameters' precision."""
         x = input.data if isinstance(input, PackedSequence) else input
         unbatched = isinstance(input, Tensor) and input.dim() == 2
-        sizes = (self._output_size, self.hidden_size) if self.mode == "LSTM" else (self._output_size,)
+        has_memory = CELLS[self.mode].has_memory
+        sizes = (self._output_size, self.hidden_size) if has_memory else (self._output_size,)
         shapes = [(self.num_layers * self._directions, batch_size, size) for size in sizes]
         if hx is None:
             return tuple(self.weight_ih_l0.new_zeros(shape) for shape in shapes)
         state = []
         dim = 2 if unbatched else 3
-        for index, (part, shape) in enumerate(zip(hx if self.mode == "LSTM" else (hx,), shapes, strict=True)):
-            name = f"hidden[{index}]" if self.mode == "LSTM" else "hidden"  # as torch.nn calls it
+        for index, (part, shape) in enumerate(zip(hx if has_memory else (hx,), shapes, strict=True)):
+            name = f"hidden[{index}]" if has_memory else "hidden"  # as torch.nn calls it
             if part.dim() != dim:
                 raise RuntimeError(
                     f"For {'unbatched' if unbatched else 'batched'} {dim}-D input, {name} should also be {dim}-D "
@@ -436,12 +433,12 @@ class _VariationalBase(RecurrentDropout, nn.RNNBase):
                 like=self.weight_ih_l0,
             )
 
-    def extra_repr(self) -> str:
+    def extra_repr(self) -> str:  # noqa: D102
         shown = f"{super().extra_repr()}, time_masks={self.time_masks!r}, mask_sharing={self.mask_sharing!r}"
         return shown if self.backend == "auto" else f"{shown}, backend={self.backend!r}"
 
 
-class VariationalLSTM(_VariationalBase, nn.LSTM):
+class VariationalLSTM(VariationalBase, nn.LSTM):
     """`torch.nn.LSTM` with dropout on inputs and recurrent connections, one mask per sequence kept over time.
 
     Parameters, their names, gate order and state_dict are those of torch.nn.LSTM; with every p = 0, or in eval mode,
@@ -538,7 +535,7 @@ class VariationalLSTM(_VariationalBase, nn.LSTM):
         )  # fmt: skip
 
 
-class VariationalGRU(_VariationalBase, nn.GRU):
+class VariationalGRU(VariationalBase, nn.GRU):
     """`torch.nn.GRU` with dropout on inputs and recurrent connections, one mask per sequence kept over time.
 
     The GRU is torch's: the reset gate multiplies the recurrent product. The mask multiplies h where it enters that
@@ -580,7 +577,7 @@ class VariationalGRU(_VariationalBase, nn.GRU):
         )  # fmt: skip
 
 
-class VariationalRNN(_VariationalBase, nn.RNN):
+class VariationalRNN(VariationalBase, nn.RNN):
     """`torch.nn.RNN` with dropout on inputs and recurrent connections, one mask per sequence kept over time.
 
     Arguments and limitations are those of `VariationalLSTM`, without memory_dropout and memory_scale; proj_size must be

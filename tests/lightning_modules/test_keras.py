@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_modules.keras import KerasGRU, KerasLSTM
 from variational_rnn import LayerMasks, RNNMasks, VariationalGRU, VariationalLSTM, functional, mc_dropout
-from variational_rnn.kernels import cpu
+from variational_rnn.kernels import build
 
 T, B, H, INPUTS = 6, 4, 3, 5
 DROPOUT = {"input_dropout": 0.4, "recurrent_dropout": 0.3}
@@ -372,7 +372,7 @@ def test_a_saturated_gate_gives_its_parameters_no_gradient(
 # --- speed and precision ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(cpu.extension() is None, reason="the fast CPU backend cannot be built here")
+@pytest.mark.skipif(build.extension() is None, reason="the fast CPU backend cannot be built here")
 @pytest.mark.parametrize("gate_activation", ["hard_sigmoid", "sigmoid"])
 @any_masks
 @any_gates

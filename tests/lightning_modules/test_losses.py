@@ -11,10 +11,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.profiler import ProfilerActivity, profile
 
 from lightning_modules.losses import softmax_nll
-from variational_rnn.kernels import cpu
+from variational_rnn.kernels import build
 
 needs_bf16 = pytest.mark.skipif(
-    cpu.extension() is None or not cpu.extension().vrnn_has_bf16(), reason="this processor has no products of bf16"
+    build.extension() is None or not build.extension().vrnn_has_bf16(), reason="this processor has no products of bf16"
 )
 
 SIZES = {
@@ -92,7 +92,7 @@ def test_a_gradient_penalty_trains_as_with_torchs_functions(rows, gamma, learn_e
         return *first, *torch.autograd.grad(penalized, [*tensors, bias], allow_unused=True)
 
     ours = gradients()
-    monkeypatch.setattr(cpu, "refusal_of", lambda *_: "left to torch")
+    monkeypatch.setattr(build, "why_unsupported", lambda *_: "left to torch")
     torch.testing.assert_close(ours, gradients(), rtol=1e-4, atol=1e-4)
 
 
@@ -356,7 +356,7 @@ def test_hidden_weight_and_bias_may_be_strided(function):
     torch.testing.assert_close(strided, contiguous)
 
 
-@pytest.mark.skipif(cpu.extension() is None, reason="the CPU kernels cannot be built here")
+@pytest.mark.skipif(build.extension() is None, reason="the CPU kernels cannot be built here")
 @pytest.mark.parametrize(
     ("gamma", "learn_expected", "blocks_of_types"), [(0.0, False, 0), (0.5, False, 1), (0.5, True, 2)]
 )

@@ -19,7 +19,7 @@ from variational_rnn import (
     VariationalRNN,
     VariationalRNNCell,
 )
-from variational_rnn.kernels import cpu
+from variational_rnn.kernels import build, cpu
 
 DROPOUT = {"input_dropout": 0.3, "recurrent_dropout": 0.5}
 any_layer = pytest.mark.parametrize("ours", [VariationalLSTM, VariationalGRU, VariationalRNN])
@@ -101,7 +101,7 @@ def test_compilation_makes_as_few_graphs_and_breaks_as_around_torchs_layer_whate
 
 @pytest.mark.parametrize("ours", [VariationalLSTM, VariationalGRU, VariationalRNN])
 def test_in_a_compiled_model_the_fast_backend_computes(ours, monkeypatch):
-    if cpu.extension() is None:
+    if build.extension() is None:
         pytest.skip("the fast CPU backend cannot be built here")
     unroll, calls = cpu.unroll, []
     monkeypatch.setattr(cpu, "unroll", lambda *args, **kwargs: calls.append(args) or unroll(*args, **kwargs))

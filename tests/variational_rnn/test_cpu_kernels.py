@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from variational_rnn import VariationalGRU, VariationalLSTM, VariationalRNN, functional
-from variational_rnn.kernels import cpu
+from variational_rnn.kernels import build, cpu, softmax
 from variational_rnn.masks import LayerMasks
 
 LAYERS = {
@@ -32,12 +33,12 @@ LAYERS = {
 DROPOUT = {"input_dropout": 0.3, "recurrent_dropout": 0.5}
 bf16_autocast = functools.partial(torch.autocast, "cpu", dtype=torch.bfloat16)
 any_layer = pytest.mark.parametrize("layer", LAYERS)
-is_built = pytest.mark.skipif(cpu.extension() is None, reason="the fast CPU backend cannot be built here")
+is_built = pytest.mark.skipif(build.extension() is None, reason="the fast CPU backend cannot be built here")
 needs_bf16 = pytest.mark.skipif(
-    cpu.extension() is None or not cpu.extension().vrnn_has_bf16(), reason="this processor has no products of bf16"
+    build.extension() is None or not build.extension().vrnn_has_bf16(), reason="this processor has no products of bf16"
 )
 needs_tiles = pytest.mark.skipif(
-    cpu.extension() is None or not cpu.extension().vrnn_has_tiles(), reason="this processor has no AMX"
+    build.extension() is None or not build.extension().vrnn_has_tiles(), reason="this processor has no AMX"
 )
 
 
@@ -254,16 +255,41 @@ def test_what_it_does_not_compute_is_left_to_the_reference(monkeypatch):
 
 
 @is_built
+def test_a_cell_that_no_kernel_knows_is_left_to_the_reference(monkeypatch):
+    monkeypatch.setitem(functional.CELLS, "NEW_GRU", functional.CELLS["GRU"])
+    gru = VariationalGRU(3, 4, **DROPOUT)
+    x, masks = torch.randn(5, 2, 3), gru.sample_masks(2)
+    expected = gru(x, masks=masks)
+    gru.mode = "NEW_GRU"
+    assert "no cell NEW_GRU" in cpu.why_unsupported("NEW_GRU", x, (x[0],), functional.Weights(x, x), LayerMasks())
+    torch.testing.assert_close(gru(x, masks=masks), expected)
+
+
+def test_a_change_of_any_source_file_has_another_name_in_the_cache(monkeypatch, tmp_path):
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\necho built > "$2"\n', encoding="utf-8")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    sources = shutil.copytree(build.FOLDER, tmp_path / "sources")
+    monkeypatch.setattr(build, "FOLDER", sources)
+    names = [build._built([str(compiler)], []).name]
+    for name in ("gemm.h", "rnn.cpp", "softmax.cpp"):
+        (sources / name).write_text((sources / name).read_text() + "// changed", encoding="utf-8")
+        names.append(build._built([str(compiler)], []).name)
+    assert len(set(names)) == 4
+
+
+@is_built
 @any_layer
 def test_on_a_processor_without_bf16_products_it_computes_float32_under_autocast(layer, monkeypatch, no_reference):
     fast, _ = layer_and_its_reference(layer, 3, 20, **DROPOUT)
     x, masks = torch.randn(5, 2, 3), fast.sample_masks(2)
     expected = fast(x, masks=masks)[0]
-    library = cpu.extension()
+    library = build.extension()
     older = SimpleNamespace(
         vrnn_has_bf16=lambda: 0, vrnn_forward=library.vrnn_forward, vrnn_backward=library.vrnn_backward
     )
-    monkeypatch.setattr(cpu, "extension", lambda: older)
+    monkeypatch.setattr(build, "extension", lambda: older)
     with bf16_autocast():
         assert torch.equal(fast(x, masks=masks)[0], expected)
 
@@ -288,7 +314,7 @@ def test_where_it_cannot_be_built_the_reference_computes_and_why_is_said_once(
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", "" if reason.endswith("home)") else str(tmp_path))
     prepare(monkeypatch, tmp_path)
-    cpu.extension.cache_clear()
+    build.extension.cache_clear()
     try:
         gru = VariationalGRU(3, 4, **DROPOUT)
         with caplog.at_level(logging.WARNING):
@@ -297,7 +323,7 @@ def test_where_it_cannot_be_built_the_reference_computes_and_why_is_said_once(
         [record] = caplog.records
         assert reason in record.getMessage()
     finally:
-        cpu.extension.cache_clear()
+        build.extension.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -310,29 +336,29 @@ def test_a_compiler_that_does_not_know_some_instructions_builds_the_rest(unknown
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cpu.extension.cache_clear()
+    build.extension.cache_clear()
     try:
-        library = cpu.extension()
+        library = build.extension()
         assert (library.vrnn_has_bf16(), library.vrnn_has_tiles()) == (has_bf16, 0)
     finally:
-        cpu.extension.cache_clear()
+        build.extension.cache_clear()
 
 
 @is_built
 def test_it_is_built_in_an_empty_cache_and_leaves_one_file(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cpu.extension.cache_clear()
+    build.extension.cache_clear()
     try:
-        assert cpu.extension() is not None
+        assert build.extension() is not None
         assert [file.suffix for file in (tmp_path / "variational_rnn").iterdir()] == [".so"]
     finally:
-        cpu.extension.cache_clear()
+        build.extension.cache_clear()
 
 
 @is_built
 @pytest.mark.parametrize("damage", [lambda content: content[:5000], lambda content: content[:-1] + b"?"])
 def test_a_damaged_file_of_the_cache_is_built_again_and_a_whole_one_is_not(damage, monkeypatch, tmp_path):
-    built = Path(cpu.extension()._name)
+    built = Path(build.extension()._name)
     compiler = tmp_path / "compiler"  # that has it ready
     copies = f'while [ "$1" != -o ]; do shift; done\ncp {shlex.quote(str(built))} "$2"'
     compiler.write_text(f"#!/bin/sh\n{copies}\n", encoding="utf-8")
@@ -341,19 +367,19 @@ def test_a_damaged_file_of_the_cache_is_built_again_and_a_whole_one_is_not(damag
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = tmp_path / "variational_rnn"
     try:
-        cpu.extension.cache_clear()
-        assert cpu.extension() is not None
+        build.extension.cache_clear()
+        assert build.extension() is not None
         [file] = folder.iterdir()
         file.unlink()  # not written over, since this process has loaded it
         file.write_bytes(damage(built.read_bytes()))
-        cpu.extension.cache_clear()
-        assert cpu.extension() is not None
+        build.extension.cache_clear()
+        assert build.extension() is not None
         assert [found.read_bytes() for found in folder.iterdir()] == [built.read_bytes()]
         compiler.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
-        cpu.extension.cache_clear()
-        assert cpu.extension() is not None
+        build.extension.cache_clear()
+        assert build.extension() is not None
     finally:
-        cpu.extension.cache_clear()
+        build.extension.cache_clear()
 
 
 @is_built
@@ -372,11 +398,11 @@ def test_with_the_instructions_of_an_older_processor_it_computes_the_same():
 # --- hard gates -------------------------------------------------------------------------------------------------------
 
 
-def unrolled(unroll, leaves, masks, lengths=None, reverse=False, **options):
+def unrolled(unroll, leaves, masks, lengths=None, reverse=False, mode="HARD_LSTM"):
     """Outputs and states of an LSTM, and the gradients of x, h, c and the parameters."""
     x, h_0, c_0, *weights = leaves
     weights = functional.Weights(*weights)
-    h, state = unroll("LSTM", x, (h_0, c_0), weights, masks, lengths=lengths, reverse=reverse, **options)
+    h, state = unroll(mode, x, (h_0, c_0), weights, masks, lengths=lengths, reverse=reverse)
     loss = sum((part * torch.arange(1, part.size(-1) + 1) / part.size(-1)).sum() for part in (h, *state))
     return h, *state, *torch.autograd.grad(loss, leaves)
 
@@ -418,29 +444,23 @@ def test_with_hard_gates_outputs_states_and_gradients_equal_the_references(case,
     lengths = torch.randint(1, case["steps"] + 1, (case["batch"],)) if packed else None
     with threads_set(threads):
         results, expected = (
-            unrolled(unroll, leaves, masks, lengths, reverse, hard_gates=True)
-            for unroll in (cpu.unroll, functional.unroll)
+            unrolled(unroll, leaves, masks, lengths, reverse) for unroll in (cpu.unroll, functional.unroll)
         )
     assert_close_for_their_size(results, expected)
 
 
 @is_built
-@pytest.mark.parametrize("hard_gates", [True, False])
-def test_with_hard_gates_it_equals_the_reference_at_the_sizes_of_the_paper(hard_gates):
+@pytest.mark.parametrize("mode", ["HARD_LSTM", "LSTM"])
+def test_with_hard_gates_it_equals_the_reference_at_the_sizes_of_the_paper(mode):
     leaves, masks = hard_case(128, 128, steps=20, batch=128, **DROPOUT, gate_masks="untied")
-    results, expected = (
-        unrolled(unroll, leaves, masks, hard_gates=hard_gates) for unroll in (cpu.unroll, functional.unroll)
-    )
+    results, expected = (unrolled(unroll, leaves, masks, mode=mode) for unroll in (cpu.unroll, functional.unroll))
     assert_close_for_their_size(results, expected)
 
 
 @is_built
-def test_hard_gates_differ_from_the_sigmoids_which_are_the_default():
+def test_hard_gates_differ_from_sigmoids():
     leaves, masks = hard_case(5, 20, steps=4, batch=3)
-    hard, soft, default = (
-        unrolled(cpu.unroll, leaves, masks, **kw) for kw in ({"hard_gates": True}, {"hard_gates": False}, {})
-    )
-    torch.testing.assert_close(default, soft, rtol=0, atol=0)
+    hard, soft = (unrolled(cpu.unroll, leaves, masks, mode=mode) for mode in ("HARD_LSTM", "LSTM"))
     for one, other in zip(hard, soft, strict=True):
         assert (one - other).abs().max() > 1e-3
 
@@ -454,7 +474,7 @@ def test_a_hard_gate_is_linear_between_minus_two_and_a_half_and_two_and_a_half_a
     x.requires_grad_()
     weights = functional.Weights(torch.eye(4), torch.zeros(4, 1))
     state = (torch.zeros(len(before), 1), torch.ones(len(before), 1))
-    _, (_, c) = unroll("LSTM", x, state, weights, LayerMasks(), hard_gates=True)
+    _, (_, c) = unroll("HARD_LSTM", x, state, weights, LayerMasks())
     expected = [min(max(0.2 * value + 0.5, 0.0), 1.0) for value in before.tolist()]
     torch.testing.assert_close(c.flatten(), torch.tensor(expected))
     [gradient] = torch.autograd.grad(c.sum(), x)
@@ -466,9 +486,9 @@ def test_a_hard_gate_is_linear_between_minus_two_and_a_half_and_two_and_a_half_a
 def test_under_autocast_hard_gates_are_the_references_with_its_factors_rounded():
     leaves, masks = hard_case(30, 40, steps=5, batch=7, **DROPOUT, gate_masks="untied")
     with bf16_autocast():
-        results = unrolled(cpu.unroll, leaves, masks, hard_gates=True)
+        results = unrolled(cpu.unroll, leaves, masks)
     with mock.patch.object(functional, "masked_linear", rounded_masked_linear):
-        expected = unrolled(functional.unroll, leaves, masks, hard_gates=True)
+        expected = unrolled(functional.unroll, leaves, masks)
     assert_close_by_norm(0.02, results, expected)
 
 
@@ -642,13 +662,13 @@ def test_where_the_system_gives_no_leave_for_tiles_vectors_compute_the_same(laye
             return [output, *torch.autograd.grad(output.square().sum(), [x, *fast.parameters()])]
 
     by_tiles = results()
-    cpu.extension.cache_clear()
+    build.extension.cache_clear()
     monkeypatch.setattr(torch.cpu, "_init_amx", lambda: False)
     try:
-        assert not cpu.extension().vrnn_has_tiles()
+        assert not build.extension().vrnn_has_tiles()
         assert_close_by_norm(1e-3, by_tiles, results())
     finally:
-        cpu.extension.cache_clear()
+        build.extension.cache_clear()
 
 
 @needs_tiles
@@ -657,7 +677,7 @@ def test_products_of_torch_which_have_tiles_of_their_own_are_right_before_and_af
     expected = a.bfloat16() @ b.bfloat16()
     with bf16_autocast():
         for rows in (100, 20, 7, 100):
-            ours = cpu.matmul(a[:rows], b)
+            ours = softmax.matmul(a[:rows], b)
             torch.testing.assert_close(ours.bfloat16(), expected[:rows], rtol=1e-2, atol=1e-2)
             assert torch.equal(a @ b, expected)
 
@@ -688,7 +708,7 @@ def test_a_product_has_float32_sums_of_factors_rounded_under_autocast(
     b = strided(columns, depth, *steps[1]).t() if turned[1] else strided(depth, columns, *steps[1])
     bias = torch.randn(columns) if bias else None
     with bf16_autocast(enabled=autocast), threads_set(threads):
-        result = cpu.matmul(a, b, bias)
+        result = softmax.matmul(a, b, bias)
     a, b = ((factor.bfloat16() if autocast else factor).double() for factor in (a, b))
     bias = torch.zeros(columns) if bias is None else bias
     assert result.dtype == torch.float32

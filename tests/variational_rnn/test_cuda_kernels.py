@@ -19,6 +19,7 @@ from variational_rnn import VariationalGRU, VariationalLSTM, VariationalRNN, fun
 
 pytest.importorskip("triton")
 from variational_rnn.kernels import cuda
+from variational_rnn.masks import LayerMasks
 
 LAYERS = {
     "lstm": (VariationalLSTM, {}),
@@ -37,7 +38,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 def layers_use_the_cuda_backend():
     """On the CPU too, where it is interpreted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("variational_rnn.modules.fast_twin", lambda *_: cuda)
+        patch.setattr("variational_rnn.modules.choose_kernel", lambda *_: cuda.unroll)
         yield
 
 
@@ -226,7 +227,7 @@ def test_a_training_step_never_waits_for_the_gpu():
 def test_layers_on_a_gpu_choose_it():
     x, state = torch.randn(2, 3, 4, device=DEVICE), (torch.zeros(3, 5, device=DEVICE),)
     weights = functional.Weights(torch.randn(5, 4, device=DEVICE), torch.randn(5, 5, device=DEVICE))
-    assert kernels.fast_twin(x, state, weights, VariationalRNN(4, 5).sample_masks(3).layers[0]) is cuda
+    assert kernels.choose_kernel("RNN_TANH", x, state, weights, LayerMasks()) is cuda.unroll
 
 
 class OnGPU(torch.Tensor):
@@ -311,9 +312,9 @@ def test_large_problems_are_not_recorded(pretended_gpu, monkeypatch):
 
 
 def test_an_old_gpu_is_left_to_the_reference_and_why_is_said_once(caplog):
-    kernels.cuda_twin.cache_clear()
+    kernels.cuda_kernel.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert [kernels.cuda_twin((7, 0)) for _ in range(3)] == [None] * 3
+        assert [kernels.cuda_kernel((7, 0)) for _ in range(3)] == [None] * 3
     [record] = caplog.records
     assert "compute capability 8.0, this GPU has 7.0" in record.getMessage()
 
@@ -321,12 +322,12 @@ def test_an_old_gpu_is_left_to_the_reference_and_why_is_said_once(caplog):
 def test_without_triton_the_reference_computes_and_why_is_said_once(monkeypatch, caplog):
     monkeypatch.delitem(sys.modules, "variational_rnn.kernels.cuda")
     monkeypatch.setitem(sys.modules, "triton", None)
-    kernels.cuda_twin.cache_clear()
+    kernels.cuda_kernel.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
-            assert [kernels.cuda_twin((9, 0)) for _ in range(3)] == [None] * 3
+            assert [kernels.cuda_kernel((9, 0)) for _ in range(3)] == [None] * 3
     finally:
-        kernels.cuda_twin.cache_clear()
+        kernels.cuda_kernel.cache_clear()
     [record] = caplog.records
     assert "Triton does not work here (ModuleNotFoundError" in record.getMessage()
 
@@ -336,12 +337,12 @@ def test_where_triton_fails_on_the_gpu_the_reference_computes_and_why_is_said_on
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setattr(cuda, "try_out", try_out)
-    kernels.cuda_twin.cache_clear()
+    kernels.cuda_kernel.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
-            assert [kernels.cuda_twin((9, 0)) for _ in range(3)] == [None] * 3
+            assert [kernels.cuda_kernel((9, 0)) for _ in range(3)] == [None] * 3
     finally:
-        kernels.cuda_twin.cache_clear()
+        kernels.cuda_kernel.cache_clear()
     [record] = caplog.records
     assert "Failed to find C compiler" in record.getMessage()
 

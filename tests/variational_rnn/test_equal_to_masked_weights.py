@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from variational_rnn import LayerMasks, RNNMasks, VariationalGRU, VariationalLSTM, VariationalRNN, modules
-from variational_rnn.kernels import cpu
+from variational_rnn.kernels import build
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -229,7 +229,7 @@ def test_under_autocast_it_computes_the_same_in_lower_precision(layer, mask_shar
         second, _ = rnn(x[3:], state, masks)
     output, (expected, _) = torch.cat([first, second]), rnn(x, masks=masks)
     torch.testing.assert_close(output, expected, rtol=0.05, atol=0.05, check_dtype=False)
-    if cpu.extension() is None or cpu.extension().vrnn_has_bf16():  # else the fast backend stays in float32
+    if build.extension() is None or build.extension().vrnn_has_bf16():  # else the fast backend stays in float32
         assert not torch.equal(output.float(), expected)
 
 

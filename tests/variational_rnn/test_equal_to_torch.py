@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from variational_rnn import LayerMasks, RNNMasks, VariationalGRU, VariationalLSTM, VariationalRNN
-from variational_rnn.kernels import cpu
+from variational_rnn.kernels import build, cpu
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -107,7 +107,7 @@ def test_with_p_0_and_in_eval_it_equals_torch_for_every_flag_and_form_of_input(
 
 
 @any_cell
-@pytest.mark.skipif(cpu.extension() is None, reason="the fast CPU backend cannot be built here")
+@pytest.mark.skipif(build.extension() is None, reason="the fast CPU backend cannot be built here")
 @pytest.mark.parametrize(
     ("lengths", "trains", "is_ours"),
     [((80, 80, 60), True, True), ((2, 80, 3, 1), True, True), ((80, 80, 60), False, False), ((40, 40), True, False)],

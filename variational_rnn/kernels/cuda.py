@@ -1,8 +1,8 @@
-"""The fast twin of `functional.unroll` on NVIDIA GPUs: one Triton kernel per time step, replayed as a CUDA graph.
+"""Recurrent layers on NVIDIA GPUs: one Triton kernel per time step, replayed as a CUDA graph.
 
 A step of few sequences is limited by launches and by reading the weights. One kernel therefore does a whole step: the
-products of all gates of some units, masks included, and the pointwise work on them. The input product, which all steps
-share, is torch's. Gradients are computed by hand, a step by one kernel again; that of the weights by torch's products.
+products of all gates of some units, masks included, and the pointwise work on them. Torch computes the input product,
+which all steps share, and the gradient of the weights. Another kernel computes a step of the backward pass.
 
 Importing this module needs Triton. With TRITON_INTERPRET=1 the kernels run on the CPU, which is how they are tested.
 """
@@ -21,11 +21,12 @@ import triton.language as tl
 from torch import Tensor
 
 from variational_rnn import functional
-from variational_rnn.kernels.autograd import differentiable_gradients, is_plain
+from variational_rnn.kernels.common import differentiable_gradients, is_plain, why_unsupported_layer
 from variational_rnn.masks import LayerMasks
 
 LSTM, GRU, RNN_TANH, RNN_RELU = (tl.constexpr(kind) for kind in range(4))
 KINDS = {"LSTM": 0, "GRU": 1, "RNN_TANH": 2, "RNN_RELU": 3}
+"""The cells that it computes, by the number that the kernels have for each."""
 UNITS = 16
 """Units of a program."""
 WARM_UP, KEPT_GRAPHS, LARGEST_GRAPH = 2, 4, 2**25
@@ -306,6 +307,17 @@ def try_out() -> None:
     unroll("RNN_TANH", zeros, (zeros[0],), weights, LayerMasks())
 
 
+def why_unsupported(
+    mode: str, x: Tensor, state: functional.State, weights: functional.Weights, masks: LayerMasks
+) -> str | None:
+    """Why `unroll` cannot compute this layer, or None if it can."""
+    if not is_plain(x, *state, *weights, *masks):
+        return "the call is traced, or a tensor is not plain memory"
+    if any(tensor is not None and tensor.dtype != torch.float32 for tensor in (*state, *weights)):
+        return "it keeps parameters and state in float32"
+    return why_unsupported_layer(KINDS, mode, x, weights, masks)
+
+
 def unroll(
     mode: str,
     x: Tensor,
@@ -317,7 +329,8 @@ def unroll(
     reverse: bool = False,
 ) -> tuple[Tensor, functional.State]:
     """Run one layer in one direction over a sequence, as `functional.unroll` does."""
-    h_0, c_0 = state if mode == "LSTM" else (state[0], None)
+    has_memory = functional.CELLS[mode].has_memory
+    h_0, c_0 = state if has_memory else (state[0], None)
     if masks.memory is not None:
         h_0 = h_0 * (masks.memory != 0)
     bias, bias_n = weights.bias_ih, None
@@ -346,7 +359,7 @@ def unroll(
         weights.hh,
         bias_n,
     )
-    return h, ((h_T, c_T) if mode == "LSTM" else (h_T,))
+    return h, ((h_T, c_T) if has_memory else (h_T,))
 
 
 def _tf32_is_allowed() -> bool:
@@ -370,7 +383,7 @@ def _options(
     depth = (32 if precision == torch.float32 else 64) * (1 if is_untied else 2)
     grid = (triton.cdiv(hidden, UNITS), triton.cdiv(batch, rows))
     return grid, {
-        "H": hidden, "KIND": KINDS[mode], "G": functional.GATES[mode], "MASKED": recurrent is not None,
+        "H": hidden, "KIND": KINDS[mode], "G": functional.CELLS[mode].gates, "MASKED": recurrent is not None,
         "UNTIED": is_untied, "MEMORY": memory is not None, "LENGTHS": lengths is not None, "ROWS": rows, "UNITS": UNITS,
         "DEPTH": depth,
         "PRECISION": products, "num_stages": 3,

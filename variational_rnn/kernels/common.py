@@ -1,16 +1,44 @@
-"""What the fast backends share: which calls they can take, and gradients that can be differentiated again."""
+"""Shared by the kernels: the calls they can take, and gradients that can be differentiated again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from variational_rnn.functional import Weights
+from variational_rnn.masks import LayerMasks
+
+
+def why_unsupported_layer(
+    modes: Container[str], mode: str, x: Tensor, weights: Weights, masks: LayerMasks
+) -> str | None:
+    """Why no kernel can compute this layer on any device, or None.
+
+    Args:
+        modes: the cells that the kernel knows.
+        mode: that of the layer.
+        x: its input, [T, B, I].
+        weights: its parameters.
+        masks: its masks.
+    """
+    if mode not in modes:
+        return f"it has no cell {mode}"
+    if x.size(1) == 0:
+        return "the batch is empty"
+    if weights.hr is not None:
+        return "it has no projection"
+    if masks.memory_in_loop is not None:
+        return "it has no memory mask in the loop"
+    if any(mask is not None and mask.requires_grad for mask in masks):
+        return "it has no gradient of masks"
+    return None
+
 
 def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether tensors are numbers in memory and the calls on them are neither traced nor transformed.
+    """Whether tensors are plain memory and calls on them are neither traced nor transformed.
 
     False under torch.compile, torch.export, torch.jit.trace, torch.func, forward-mode differentiation, make_fx,
     FakeTensorMode and any other dispatch mode, and for wrapper subclasses such as DTensor. Pointers would be null
