@@ -438,6 +438,22 @@ class VariationalBase(RecurrentDropout, nn.RNNBase):
         return shown if self.backend == "auto" else f"{shown}, backend={self.backend!r}"
 
 
+class CellRNNBase(nn.RNNBase):
+    """`torch.nn.RNNBase` for a cell of `CELLS` that torch does not have: its parameters have G*H rows.
+
+    `class VariationalX(VariationalBase, CellRNNBase)` passes its mode in front of the arguments of torch.nn's layers.
+    """
+
+    def __init__(self, mode: str, input_size: int, hidden_size: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__("RNN_TANH", input_size, hidden_size, *args, **kwargs)  # makes the parameters of one gate
+        self.mode = mode
+        for name in self._flat_weights_names:
+            rows, *columns = getattr(self, name).shape
+            parameter = getattr(self, name).new_empty(CELLS[mode].gates * rows, *columns)
+            setattr(self, name, nn.Parameter(parameter))
+        self.reset_parameters()
+
+
 class VariationalLSTM(VariationalBase, nn.LSTM):
     """`torch.nn.LSTM` with dropout on inputs and recurrent connections, one mask per sequence kept over time.
 
