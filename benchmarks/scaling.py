@@ -1,6 +1,6 @@
-"""Scaling: words/s of data-parallel training on one process and on several, and what they send each other.
+"""Words/s of data-parallel training on one and two processes, and the bytes that the processes exchange.
 
-`make bench-scaling` measures on this machine's cores. Settings take turns, each in processes of its own; medians count.
+`make bench-scaling` measures on this machine's cores. Settings take turns, each in its own processes; medians count.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WARM_UP = 3  # steps
 
 
 class Setting(NamedTuple):
-    """How the same training is laid out."""
+    """Processes, threads of each, and the batch of all together."""
 
     processes: int
     threads: int
@@ -47,36 +47,29 @@ SETTINGS = {
     "2 processes, the same batch each": Setting(2, 1, 2 * STREAMS),
 }
 
-LINKS = {  # bytes/s that a process sends and, at once, receives; nominal values
-    "NVLink 4, 450 GB/s": 450e9,
-    "PCIe 5 x16, 63 GB/s": 63e9,
-    "InfiniBand NDR, 50 GB/s": 50e9,
-    "100 Gbit/s Ethernet, 12.5 GB/s": 12.5e9,
-    "10 Gbit/s Ethernet, 1.25 GB/s": 1.25e9,
-}
 PROCESSES = (2, 8, 16)
 
 
 class RandomStreams(TokenStreams):
-    """Random words, as many as so many training windows need."""
+    """Random words for a number of training windows."""
 
     def __init__(self, batch_size: int, window: int, windows: int) -> None:
         super().__init__(batch_size, window)
         self.sizes = {"train": batch_size * (windows * window + 1), "validation": batch_size * (window + 1)}
 
     def build(self) -> None:
-        """Draw them."""
+        """Draw the words."""
         self.ids = {split: torch.randint(VOCABULARY, (size,)) for split, size in self.sizes.items()}
 
 
 class Clock(L.Callback):
-    """Measures the steps after the first ones."""
+    """Measure the steps after the warm-up."""
 
     seconds = 0.0
     steps = 0
 
     def on_train_batch_end(self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_index: int) -> None:
-        """Start after the warm-up."""
+        """Start the clock at the end of the warm-up, and read it after every step."""
         if batch_index == WARM_UP - 1:
             self._start = time.perf_counter()
         self.steps = batch_index + 1 - WARM_UP
@@ -84,7 +77,7 @@ class Clock(L.Callback):
 
 
 def work(size: str, setting: Setting, steps: int, output: Path) -> None:
-    """Train in this process, and those that Lightning starts beside it, and write the words/s of all."""
+    """Train in this process and in those that Lightning starts; write the words/s of all of them."""
     torch.set_num_threads(setting.threads)
     hidden, window = STEPS[size]
     names = ("word_dropout", "input_dropout", "recurrent_dropout", "output_dropout")
@@ -111,7 +104,7 @@ def work(size: str, setting: Setting, steps: int, output: Path) -> None:
 
 
 def measured(size: str, name: str, steps: int) -> float:
-    """Words/s of a setting, by processes of its own."""
+    """Words/s of a setting, measured in new processes."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "words_per_s"
         arguments = ["--size", size, "--setting", name, "--steps", str(steps), "--output", str(output)]
@@ -128,33 +121,30 @@ def measured(size: str, name: str, steps: int) -> float:
 
 
 def gradient_bytes(size: str) -> int:
-    """What each process contributes in a step: a float32 gradient of every parameter."""
+    """Size of the float32 gradient of all parameters."""
     with torch.device("meta"):
         model = LanguageModel(VOCABULARY, STEPS[size][0])
     return sum(4 * parameter.numel() for parameter in model.parameters())
 
 
 def sent_bytes(size: str, processes: int) -> float:
-    """What each process sends, and receives, in a step: the gradient, reduced around a ring and sent around again."""
+    """Bytes that each process sends, and receives, in a step of ring all-reduce."""
     return 2 * (processes - 1) / processes * gradient_bytes(size)
 
 
 def tables(result: dict[str, Any]) -> str:
-    """The measurements, and what follows from the volume, as Markdown."""
+    """The measurements and the volume of communication as Markdown."""
     rows = []
     for size, rates in result["words_per_s"].items():
         alone = rates["1 process, 1 thread"]
         for name, rate in rates.items():
             what = {"size": size, "layout": name, "batch": SETTINGS[name].batch_size}
             rows.append(what | {"words/s": f"{rate:,.0f}", "ratio": f"{rate / alone:.2f}"})
-    volumes, times = [], []
-    for size in STEPS:
-        volume = {f"{n} processes": f"{sent_bytes(size, n) / 1e6:,.0f} MB" for n in PROCESSES}
-        volumes.append({"size": size, "gradient": f"{gradient_bytes(size) / 1e6:,.0f} MB", **volume})
-    for link, speed in LINKS.items():
-        for n in (8, 16):
-            waits = {size: f"{1e3 * sent_bytes(size, n) / speed:,.1f} ms" for size in STEPS}
-            times.append({"slowest link": link, "processes": n, **waits})
+    volumes = [
+        {"size": size, "gradient": f"{gradient_bytes(size) / 1e6:,.0f} MB"}
+        | {f"{n} processes": f"{sent_bytes(size, n) / 1e6:,.0f} MB" for n in PROCESSES}
+        for size in STEPS
+    ]
     return "\n\n".join(
         [
             origin(result["provenance"]),
@@ -164,9 +154,6 @@ def tables(result: dict[str, Any]) -> str:
             "**Computed**: what each process sends in a step. The gradient is that of all parameters in float32, the "
             "embedding's dense; a ring sends 2 (N - 1) / N of it.",
             _markdown(volumes),
-            "**Projected, not measured**: the time that this takes at the nominal speed of the slowest link. DDP hides "
-            "a part of it behind the backward pass, so it is the upper limit of what is lost in a step.",
-            _markdown(times),
         ]
     )
 

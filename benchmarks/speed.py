@@ -1,7 +1,7 @@
-"""Speed: the layers, a training step and MC evaluation beside what else does the same work.
+"""Speed of the layers, a training step and MC evaluation, beside other implementations of the same work.
 
-`make bench` measures on the CPU in about ten minutes, `make bench-gpu` on the GPU. Ratios come from one run in which
-the competitors take turns; the median of the repetitions counts. Higher is better for this repository.
+`make bench` measures on the CPU in about ten minutes, `make bench-gpu` on the GPU. Ratios come from the median times of
+one run in which the competitors take turns. Higher is better for this repository.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ INSTRUCTIONS = {
     "avx2": "A processor with AVX2",
     "other": "Another processor, where the reference computes",
 }
-"""What the CPU backend was built for: names of result files, and headings."""
+"""Instructions that the CPU kernels were built for: names of result files, and headings."""
 SHAPES = [(35, 20, 200, 200), (35, 20, 650, 650), (35, 20, 1500, 1500), (200, 128, 128, 128)]
 DROPOUT: dict[str, Any] = {"input_dropout": 0.35, "recurrent_dropout": 0.2}
 VOCABULARY, STREAMS = 10_000, 20
@@ -61,11 +61,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "VD-LSTM + AL": SHARED | LEARNED,
     "VD-LSTM + REAL": SHARED | REUSED | LEARNED,
 }
-"""Language models whose step is measured: the variational (tied) one, and what others built on it."""
+"""Language models whose training step is measured: the variational (tied) one, and later work that builds on it."""
 
 
 def medians(competitors: dict[str, Callable[[], Any]], seconds: float, device: torch.device) -> dict[str, float]:
-    """Median time in seconds of each, all taking turns, for about `seconds` in all."""
+    """Median time of each competitor in seconds. They take turns, for about `seconds` in total."""
 
     def time_of(run: Callable[[], Any]) -> float:
         start = time.perf_counter()
@@ -86,7 +86,7 @@ def medians(competitors: dict[str, Callable[[], Any]], seconds: float, device: t
 
 
 def instructions() -> str:
-    """Those that the CPU backend was built for here."""
+    """The instructions that the CPU kernels were built for on this machine, a key of `INSTRUCTIONS`."""
     library = build.extension()
     if library is None:
         return "other"
@@ -96,18 +96,18 @@ def instructions() -> str:
 
 
 def precisions(device: torch.device) -> list[str]:
-    """Those in which torch's own layers compute there; on a CPU without products of bf16 they refuse bfloat16."""
+    """Precisions that torch's layers support on the device. They refuse bfloat16 on a CPU without such products."""
     has_bf16 = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return ["float32", "bfloat16"] if has_bf16 else ["float32"]
 
 
 def precision_context(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Autocast to bfloat16, or nothing for float32."""
+    """Autocast for bfloat16, no context for float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 class CellLoop(nn.Module):
-    """What people write today: a loop over torch.nn.LSTMCell, with masks on x and h."""
+    """The usual workaround: a loop over torch.nn.LSTMCell, with masks on x and h."""
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ def keras_lstm(hidden_size: int) -> Any:
 
 
 def layers(seconds: float, device: torch.device, precision: str) -> list[dict[str, Any]]:
-    """Forward and backward pass of one layer, by shape."""
+    """Measure the forward and backward pass of one layer, by shape."""
     rows = []
     for steps, batch, inputs, hidden in SHAPES:
         x = torch.randn(steps, batch, inputs, device=device, requires_grad=True)
@@ -192,7 +192,7 @@ class PlainModel(nn.Module):
 
 
 def training_step(size: str, who: str, precision: str, device: torch.device) -> Callable[[], None]:
-    """One step of a Penn Treebank run: forward, backward, clip, update."""
+    """A function that runs one step of a Penn Treebank run: forward, backward, clip, update."""
     hidden, window = STEPS[size]
     ranks = torch.arange(1, VOCABULARY + 1, device=device)  # words by Zipf's law: what AL costs depends on their types
     inputs, targets = torch.multinomial(1 / ranks, 2 * window * STREAMS, replacement=True).view(2, window, STREAMS)
@@ -226,7 +226,7 @@ def training_step(size: str, who: str, precision: str, device: torch.device) -> 
 
 
 def peak_memory(size: str, who: str, precision: str, device: torch.device) -> float | None:
-    """What three training steps take at the peak, in MB, in a process of their own; None for a CPU but on Linux."""
+    """Peak memory of three training steps in MB, measured in a new process; None on a CPU outside Linux."""
     if device.type == "cpu" and not Path("/proc/self/clear_refs").exists():
         return None
     arguments = f"{size!r}, {who!r}, {precision!r}, {device.type!r}"
@@ -253,7 +253,7 @@ def print_peak_memory(size: str, who: str, precision: str, device: str) -> None:
 
 
 def steps(seconds: float, device: torch.device) -> list[dict[str, Any]]:
-    """A training step of the language model, variational and tied, beside the plain one without dropout."""
+    """Measure a training step of the variational (tied) language model and of the plain one without dropout."""
     rows = []
     for size, (_, window) in STEPS.items():
         named = {
@@ -267,7 +267,7 @@ def steps(seconds: float, device: torch.device) -> list[dict[str, Any]]:
 
 
 def models(seconds: float, device: torch.device) -> dict[str, dict[str, float]]:
-    """A training step of every small language model of ours, in each precision, in seconds."""
+    """Seconds of a training step of each small model in `MODELS`, by precision."""
     times = {}
     for precision in precisions(device):
         steps_of_models = {name: training_step("small", name, precision, device) for name in MODELS}
@@ -277,7 +277,7 @@ def models(seconds: float, device: torch.device) -> dict[str, dict[str, float]]:
 
 
 def monte_carlo(seconds: float, device: torch.device, samples: int = 100) -> dict[str, Any]:
-    """Evaluate a window of one stream under many sampled networks at once, and one network that many times."""
+    """Measure a window of one stream under many sampled networks at once, and one network as many times."""
     hidden, window = STEPS["small"]
     model = LanguageModel(VOCABULARY, hidden, **DROPOUT, mc_samples=samples).to(device).eval()
     inputs, targets = torch.randint(VOCABULARY, (2, window, 1), device=device)
@@ -306,7 +306,7 @@ PAIRS = {
     "our reference": ("reference", "LSTM tied"),
     "Keras, dropout and recurrent_dropout": ("Keras", "LSTM tied"),
 }
-"""What is compared: label, the other, ours."""
+"""Comparisons: label, and the names of the other and of our competitor."""
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:
@@ -314,7 +314,7 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def origin(provenance: dict[str, Any]) -> str:
-    """Where measurements come from, in one line."""
+    """Hardware, versions and commit of a measurement in one line."""
     hardware, versions = provenance["hardware"], provenance["versions"]
     processor = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} of {hardware['cores']} cores"
     return (
@@ -333,27 +333,27 @@ def tables(result: dict[str, Any]) -> str:
     ]
     rows = []
     measured = list(dict.fromkeys(row["precision"] for row in result["layers"]))
-    for precision in measured:
-        for label, (other, ours) in PAIRS.items():
-            ratios = {
-                ", ".join(map(str, row["shape"])): row["seconds"][other] / row["seconds"][ours]
-                for row in result["layers"]
-                if row["precision"] == precision and other in row["seconds"]
-            }
-            if not ratios:
-                continue
-            mean = f"{statistics.geometric_mean(ratios.values()):.2f}"
-            shown = {shape: f"{ratio:.2f}" for shape, ratio in ratios.items()}
-            rows.append({"other": label, "precision": precision, **shown, "geometric mean": mean})
-    for layer in ("LSTM tied", "LSTM untied", "GRU tied") if "bfloat16" in measured else ():
-        seconds = {(tuple(row["shape"]), row["precision"]): row["seconds"][layer] for row in result["layers"]}
-        shapes = dict.fromkeys(shape for shape, _ in seconds)
-        ratios = {
-            ", ".join(map(str, shape)): seconds[shape, "float32"] / seconds[shape, "bfloat16"] for shape in shapes
-        }
-        shown = {shape: f"{ratio:.2f}" for shape, ratio in ratios.items()}
+
+    def compare(label: str, precision: str, ratios: dict[str, float]) -> None:
         mean = f"{statistics.geometric_mean(ratios.values()):.2f}"
-        rows.append({"other": f"ours in float32, {layer}", "precision": "bfloat16", **shown, "geometric mean": mean})
+        shown = {shape: f"{ratio:.2f}" for shape, ratio in ratios.items()}
+        rows.append({"other": label, "precision": precision, **shown, "geometric mean": mean})
+
+    seconds = {
+        precision: {
+            ", ".join(map(str, row["shape"])): row["seconds"]
+            for row in result["layers"]
+            if row["precision"] == precision
+        }
+        for precision in measured
+    }
+    for precision, of_shapes in seconds.items():
+        for label, (other, ours) in PAIRS.items():
+            if ratios := {shape: of[other] / of[ours] for shape, of in of_shapes.items() if other in of}:
+                compare(label, precision, ratios)
+    for layer in ("LSTM tied", "LSTM untied", "GRU tied") if "bfloat16" in measured else ():
+        ratios = {shape: of[layer] / seconds["bfloat16"][shape][layer] for shape, of in seconds["float32"].items()}
+        compare(f"ours in float32, {layer}", "bfloat16", ratios)
     text.append(_markdown(rows))
     text.append(
         "**A training step of the language model** in words/s, tied, all dropout on, beside plain PyTorch without it."
@@ -433,12 +433,12 @@ def perplexities() -> str:
 
 
 def write_into(readme: Path, place: str, text: str) -> None:
-    """Replace what stands between the marks of a place."""
+    """Replace the text between the markers of a place in the README."""
     replace_between(readme, f"<!-- {place}:begin -->", f"<!-- {place}:end -->", text)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, and write the file of benchmarks/results for the GPU, or this kind of CPU, and the README's tables."""
+    """Measure, and write the result file of this kind of processor and the tables of the README."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seconds", type=float, default=15.0, help="for each comparison (15)")
@@ -452,7 +452,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     if device.type == "cpu" and build.extension() is None:
-        print("the fast CPU backend is not there: the reference is measured", file=sys.stderr)
+        print("the CPU kernels could not be built: measuring the reference", file=sys.stderr)
     result = {
         "provenance": provenance(device, 1),
         "layers": [row for precision in precisions(device) for row in layers(options.seconds, device, precision)],

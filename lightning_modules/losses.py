@@ -1,4 +1,4 @@
-"""The softmax layer and its loss: half of the work of a language model."""
+"""Softmax layer and loss in one function, for speed: they are half of the work of a language model."""
 
 from __future__ import annotations
 
@@ -27,35 +27,31 @@ def softmax_nll(
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of targets under softmax(hidden W^T + b).
 
-    With gamma > 0, the loss of Inan et al. (2016) is added to it: gamma * tau * KL(y || q) for each target, where
+    With gamma > 0, the loss of Inan et al. (2016) is added: gamma * tau * KL(y || q) for each target, where
     q = softmax((hidden W^T + b) / tau), y = softmax(E e / tau) with the target's vector e = E[target], and tau = 20.
-    Words that are like the target are expected, too. No gradient goes through y, unless `learn_expected`.
+    It rewards words that are similar to the target. No gradient goes through y, unless `learn_expected`.
 
     On the CPU the gradient is computed along with the loss, in the memory of the logits: one [N, V] buffer, where
-    torch's functions take several; with gamma one more, of a row for each type among the targets, and another like it
-    with `learn_expected`. Elsewhere, and where the gradient is to be differentiated again (create_graph=True), torch's
-    own functions are used.
-    Under autocast, logits are rounded (one of 10 by up to 0.03 in bfloat16) only by torch's functions and only where
-    there is a gradient.
+    torch's functions take several. gamma adds a buffer with a row for each type among the targets, `learn_expected`
+    another one. On other devices, and for create_graph=True, torch's own functions are used.
+    Under autocast, only torch's functions round logits (10 by up to 0.03 in bfloat16), and only if there is a gradient.
 
     Args:
         hidden: [N, H].
         weight: [V, H].
         bias: [V], or None.
         targets: word ids, [N].
-        scale: what the sum is multiplied by.
+        scale: factor of the sum.
         embedding: E, [V, H], needed with gamma.
         gamma: weight of the added loss.
-        learn_expected: whether the added loss has a gradient with respect to E, too.
+        learn_expected: whether the added loss has a gradient with respect to E.
 
     Returns:
-        Their scaled sum, in nats, which has a gradient, and the negative log-likelihood of each of them, [N], which has
-        none.
+        The scaled sum of the losses, in nats, and the negative log-likelihood of each target, [N], without gradient.
     """
-    rows = len(targets)
     if not gamma:
         embedding = None
-    is_worth_it = rows >= ROWS or torch.is_autocast_enabled("cpu")
+    is_worth_it = len(targets) >= ROWS or torch.is_autocast_enabled("cpu")
     if is_worth_it and is_plain(targets) and build.why_unsupported(hidden, weight, bias, embedding) is None:
         with_gradient = torch.is_grad_enabled() and any(
             tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias, embedding)

@@ -84,14 +84,14 @@ class VariationalDropout(DropoutModule):
         return sample_mask(times, rows, features, p=self.p, device=device, dtype=dtype, generator=source)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Drop units; the mask is sampled where dropout is live and none is given.
+        """Drop units. Without a mask, one is sampled where dropout is live.
 
         Args:
             x: values, [T, B, F] ([B, T, F] with batch_first) or [B, F].
             mask: of `sample_masks`, [T|1, B|1, F].
 
         Raises:
-            TypeError: x is no tensor.
+            TypeError: x is not a tensor.
             ValueError: x or the mask has another form.
         """
         if not isinstance(x, Tensor):

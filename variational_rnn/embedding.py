@@ -23,7 +23,7 @@ class VariationalEmbedding(DropoutModule, nn.Embedding):
 
     The input of an embedding is a one-hot vector, so a row of the embedding matrix belongs to a word type. Dropping
     rows means: a dropped type is dropped at each of its occurrences in the sequence (section 4.2 of the paper), drawn
-    anew for every sequence. A kept word's vector is divided by 1-p.
+    for every sequence. A kept word's vector is divided by 1-p.
 
     Masks act on what is looked up; the matrix itself stays whole. It can therefore be shared with a softmax layer
     (``softmax.weight = embedding.weight``), whose rows are not dropped then.
@@ -83,7 +83,7 @@ class VariationalEmbedding(DropoutModule, nn.Embedding):
             dropout: word_dropout, word_masks, mask_sharing and batch_first, as in the constructor.
 
         Raises:
-            TypeError: embedding is no torch.nn.Embedding.
+            TypeError: embedding is not a torch.nn.Embedding.
 
         Example:
             >>> import torch
@@ -132,7 +132,7 @@ class VariationalEmbedding(DropoutModule, nn.Embedding):
 
         Args:
             words: ids, [T, B] ([B, T] with batch_first), or [T] for a single sequence; any form if nothing is dropped.
-            mask: of `sample_masks`. Without one it is sampled where dropout is live, else nothing is dropped.
+            mask: of `sample_masks`. Without one, it is sampled where dropout is live; otherwise nothing is dropped.
 
         Returns:
             Vectors, the form of words with embedding_dim added.

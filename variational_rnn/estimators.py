@@ -1,4 +1,4 @@
-"""What MC dropout's samples say: averages over K sampled networks, as pure functions.
+"""Estimates from MC dropout's samples: averages over K sampled networks, as pure functions.
 
 Drawing K networks from the approximate posterior and averaging their predictions is the Monte Carlo estimate of the
 predictive distribution p(y|x) = integral p(y|x, w) q(w) dw (equation 1 of the paper, protocol section 3).
@@ -15,7 +15,7 @@ from torch import Tensor
 def log_mean_exp(log_probs: Tensor, dim: int = 0) -> Tensor:
     """Log of the mean of probabilities given by their logs: ln((1/K) sum_k p_k), stable for any magnitude.
 
-    This is what MC dropout averages: perplexity = exp(-mean_t ln((1/K) sum_k p_k(y_t))). The mean of logs would give
+    MC dropout averages probabilities: perplexity = exp(-mean_t ln((1/K) sum_k p_k(y_t))). The mean of logs would give
     another perplexity, never a smaller one.
 
     Args:
@@ -29,7 +29,7 @@ def log_mean_exp(log_probs: Tensor, dim: int = 0) -> Tensor:
 
 
 def predictive_entropy(log_probs: Tensor) -> Tensor:
-    """Entropy of the averaged class probabilities: how uncertain the prediction is, for whatever reason.
+    """Entropy of the averaged class probabilities: the total uncertainty of the prediction.
 
     H[(1/K) sum_k p_k], of the predictive distribution that equation 1 of the paper defines.
 
@@ -39,15 +39,15 @@ def predictive_entropy(log_probs: Tensor) -> Tensor:
     Returns:
         [...], in nats, from 0 to ln C.
     """
-    # Of a class that has probability 0 in every network, logsumexp's gradient would be 0 times infinity.
+    # For a class with probability 0 in every network, logsumexp's gradient would be 0 times infinity.
     return _entropy(log_mean_exp(log_probs.clamp_min(torch.finfo(log_probs.dtype).min)))
 
 
 def mutual_information(log_probs: Tensor) -> Tensor:
-    """Information about the weights that the class would give: how far the networks disagree (BALD).
+    """Mutual information of class and weights: how much the networks disagree (BALD).
 
     H[(1/K) sum_k p_k] - (1/K) sum_k H[p_k] (Houlsby et al. 2011): the part of `predictive_entropy` that more data
-    could take away. The rest is noise that each of the networks sees.
+    could remove. The rest is noise that every network sees.
 
     Args:
         log_probs: log probabilities of the classes under K networks, [K, ..., C].
@@ -55,7 +55,7 @@ def mutual_information(log_probs: Tensor) -> Tensor:
     Returns:
         [...], in nats, from 0 to ln min(K, C).
     """
-    # Never below 0 (Jensen), but for rounding.
+    # Rounding can give less than 0; by Jensen's inequality it is not.
     return (predictive_entropy(log_probs) - _entropy(log_probs).mean(dim=0)).clamp_min(0)
 
 

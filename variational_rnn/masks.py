@@ -1,4 +1,4 @@
-"""What is random: dropout masks as plain values.
+"""Dropout masks as plain values.
 
 A mask is sampled outside the computation and passed in; no module stores one. The same masks can therefore be used for
 several windows, moved to another device, inspected, or replaced by hand.
@@ -26,7 +26,7 @@ Seed = torch.Generator | int | None
 
 
 def check_choice(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
-    """Check an option that has a few values.
+    """Check the value of an option.
 
     Raises:
         ValueError: names the argument, the value and what is allowed.
@@ -36,7 +36,7 @@ def check_choice(name: str, value: str | None, allowed: tuple[str | None, ...]) 
 
 
 def check_probability(name: str, p: float) -> float:
-    """Return p if it is a probability to drop that leaves something, that is 0 <= p < 1.
+    """Return p as a float if it is a probability to drop, 0 <= p < 1.
 
     Raises:
         ValueError: names the argument, the value and what is allowed.
@@ -60,10 +60,10 @@ class Probability:
 
 
 class Choice:
-    """Descriptor of an option with a few values, checked whenever it is set on a module."""
+    """Descriptor of an option with fixed values, checked whenever it is set on a module."""
 
     def __init__(self, *allowed: str) -> None:
-        self.allowed = allowed  # the default first, which layers pickled before there was the option have
+        self.allowed = allowed  # the default first: layers that were pickled without the option have it
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -96,7 +96,7 @@ def sample_mask(
     dtype: torch.dtype | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor | None:
-    """One draw of an inverted dropout mask: entries 0 with probability p, else 1/(1-p), so that the mean is 1.
+    """Draw an inverted dropout mask: entries are 0 with probability p, else 1/(1-p), so that their mean is 1.
 
     Args:
         shape: the mask's sizes.
@@ -106,7 +106,7 @@ def sample_mask(
         generator: source of randomness; torch's global one by default.
 
     Returns:
-        The mask, or None for p = 0: nothing is multiplied where nothing is dropped.
+        The mask, or None for p = 0.
     """
     if p == 0.0:
         return None
@@ -115,17 +115,17 @@ def sample_mask(
 
 
 def check_mask(name: str, mask: Tensor | None, like: Tensor, **axes: int | tuple[int, int]) -> None:
-    """Check a mask's shape, dtype and device; None is no mask and fits everywhere.
+    """Check a mask's shape, dtype and device; None always passes.
 
     Args:
-        name: how the message calls the mask.
-        mask: what was given.
+        name: of the mask, for the message.
+        mask: the mask, or None.
         like: a tensor of the dtype and on the device that the mask must have.
         axes: for each axis its name and the size, or the two sizes, allowed.
 
     Raises:
         TypeError: the mask is no tensor.
-        ValueError: names the mask, what it has and what is expected.
+        ValueError: names the mask, its property and the expected one.
     """
     if mask is None:
         return

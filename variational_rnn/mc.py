@@ -16,7 +16,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 class DropoutModule(nn.Module):
     """Base of this library's modules: their dropout is live in training and inside `mc_dropout`."""
 
-    _mc_contexts = 0  # how many `mc_dropout` contexts are open
+    _mc_contexts = 0  # number of open `mc_dropout` contexts
 
     @property
     def dropout_is_live(self) -> bool:
@@ -24,17 +24,17 @@ class DropoutModule(nn.Module):
         return self.training or self._mc_contexts > 0
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """Refuse torch.jit.script, which would stop at the annotations of `forward`."""
+        """Raise under torch.jit.script, which cannot compile `forward`."""
         raise NotImplementedError(
             f"torch.jit.script does not know {type(self).__name__}: use torch.export, or torch.jit.trace in eval mode"
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave open contexts behind: they do not close for a copy."""
+        """Copies are outside of open contexts, which would not close for them."""
         return {name: value for name, value in super().__getstate__().items() if name != "_mc_contexts"}
 
 
-# Of these modules of torch.nn, `training` switches the dropout and nothing else.
+# Modules of torch.nn in which `training` switches dropout and nothing else.
 TORCH_DROPOUT = (
     nn.Dropout,
     nn.Dropout1d,
@@ -106,12 +106,12 @@ def mc_dropout(module: ModuleT, *, torch_dropout: bool = False) -> Iterator[Modu
 
 
 def _count(module: DropoutModule, step: int) -> None:
-    with _COUNTING:  # contexts may be open in several threads
+    with _COUNTING:  # several threads may open contexts
         module._mc_contexts += step
 
 
 def _train_while_called(module: nn.Module, until: ExitStack) -> None:
-    """Put a module into training mode for the time of each call, so that nobody else sees or resets the flag."""
+    """Set training mode for the time of each call only, so that no other code sees or resets the flag."""
     modes: list[bool] = []
 
     def enter(module: nn.Module, args: Any) -> None:

@@ -34,17 +34,17 @@ from variational_rnn.mc import DropoutModule
 Backend = Literal["auto", "reference"]
 ForwardT = TypeVar("ForwardT", bound=Callable[..., Any])
 
-# Without them torch's LSTM raises in bfloat16 on a CPU. Asked for once, since the question cannot be traced.
+# Without bf16 products torch's LSTM raises in bfloat16 on a CPU. Read once, since the call cannot be traced.
 CPU_HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
-LONG = 64  # steps from which on torch's gradient of packed sequences is slow on a CPU
+LONG = 64  # time steps; from here on torch's gradient of packed sequences is slow on a CPU
 
 
 def outside_of_graphs(forward: ForwardT) -> ForwardT:
-    """Decorate a forward pass, so that torch.compile leaves it out of its graphs as it does that of torch.nn's layers.
+    """Keep a forward pass out of torch.compile's graphs, as those of torch.nn's recurrent layers are.
 
-    Compiling it would unroll the time steps, which takes a minute for each length and runs slower than the backends.
-    With `torch._dynamo.config.allow_rnn` it is compiled all the same.
+    Compiling it would unroll the time steps, which takes a minute for each length and runs slower than the kernels.
+    With `torch._dynamo.config.allow_rnn` it is compiled nevertheless.
     """
     left_out = functools.cache(torch.compiler.disable)
 
@@ -264,7 +264,7 @@ class VariationalBase(RecurrentDropout, nn.RNNBase):
         return self._forward_steps(input, state, layers)
 
     def _torch_refuses(self, input: Tensor | PackedSequence) -> bool:
-        """Whether torch's kernel raises: that of its LSTM does for bfloat16 on a CPU that has no products of it."""
+        # Its LSTM raises for bfloat16 on a CPU without such products.
         x = input[0] if isinstance(input, PackedSequence) else input
         if CPU_HAS_BF16 or self.mode != "LSTM" or x.device.type != "cpu":
             return False
@@ -272,10 +272,7 @@ class VariationalBase(RecurrentDropout, nn.RNNBase):
         return is_cast or x.dtype == torch.bfloat16
 
     def _torch_is_slow(self, input: Tensor | PackedSequence) -> bool:
-        """Whether torch's kernel takes a multiple of our time: for training on long packed sequences on a CPU.
-
-        Its time per step grows with their number.
-        """
+        # Training on long packed sequences on a CPU: torch's time per step grows with the number of steps.
         if not isinstance(input, PackedSequence) or self.proj_size or not torch.is_grad_enabled():
             return False
         data, batch_sizes = input[:2]
@@ -357,7 +354,6 @@ class VariationalBase(RecurrentDropout, nn.RNNBase):
         return tuple(state) if CELLS[self.mode].has_memory else state[0]
 
     def _checked_state(self, input: Tensor | PackedSequence, hx: Any, batch_size: int) -> functional.State:
-        """The initial state as tensors [L*D, B, size], one or, of an LSTM, two; in the parameters' precision."""
         x = input.data if isinstance(input, PackedSequence) else input
         unbatched = isinstance(input, Tensor) and input.dim() == 2
         has_memory = CELLS[self.mode].has_memory
@@ -384,7 +380,6 @@ class VariationalBase(RecurrentDropout, nn.RNNBase):
         return tuple(state)
 
     def _check_input(self, input: Tensor | PackedSequence) -> tuple[int, int]:
-        """Check the form of the input; returns the number of sequences and of time steps."""
         if isinstance(input, PackedSequence):
             self.check_input(input.data, input.batch_sizes)
             return int(input.batch_sizes[0]), input.batch_sizes.size(0)
@@ -459,7 +454,7 @@ class VariationalLSTM(VariationalBase, nn.LSTM):
 
     Parameters, their names, gate order and state_dict are those of torch.nn.LSTM; with every p = 0, or in eval mode,
     outputs, states and gradients are too. Torch's own kernel computes them, except for gradients of packed sequences of
-    64 steps and more on a CPU, where it is slow: there the fast backend does, and they differ by rounding.
+    64 steps and more on a CPU, where it is slow: there the fast CPU kernel does, and results differ by rounding.
 
     Args:
         input_size: number of features of x.
@@ -479,11 +474,11 @@ class VariationalLSTM(VariationalBase, nn.LSTM):
         time_masks: "constant": one draw per sequence (variational); "fresh": a new one at every time step (naive).
         mask_sharing: "sequence": one draw for each sequence, as in the paper; "batch": one draw for all sequences of a
             call. The gradient then is noisier, but the layer is torch.nn.LSTM with masked weights, at its full speed.
-        backend: "reference" is the readable one; "auto" takes torch's own kernel where nothing is dropped or the
-            batch shares its masks, else the fast backend of the device where it can compute the layer, else the
+        backend: "reference" is the readable loop over time; "auto" takes torch's own kernel where nothing is dropped
+            or the batch shares its masks, else the fast kernel for the device if it can compute the layer, else the
             reference.
         dropout: torch.nn's noise between layers; must be 0.
-        surplus: must be empty; further positional arguments, as in calls written for torch.nn, are refused.
+        surplus: must be empty: further positional arguments, as in calls written for torch.nn, raise TypeError.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -494,7 +489,7 @@ class VariationalLSTM(VariationalBase, nn.LSTM):
     Limitations:
         * `torch.compile` leaves the layer out of its graphs, as it does torch.nn.LSTM: the layer and the function that
           calls it run uncompiled. With `torch._dynamo.config.allow_rnn` the reference is compiled, its time steps
-          unrolled, which takes long for each new length and runs slower than the fast backends.
+          unrolled, which takes long for each new length and runs slower than the fast kernels.
         * `torch.export` and `torch.onnx.export` fix the number of time steps, as they do for torch.nn.LSTM, not the
           number of sequences. In eval mode ONNX gets its LSTM operator; masks given as an input, or drawn in the graph,
           give an unrolled graph.
@@ -504,7 +499,7 @@ class VariationalLSTM(VariationalBase, nn.LSTM):
           use Opacus' DPLSTM, which has no variational dropout.
         * `torch.fx.symbolic_trace` treats torch.nn's layers as leaves. For this one, use a Tracer whose is_leaf_module
           does too.
-        * Double backward works with and without the fast backends: the reference computes the gradient that is
+        * Double backward works with and without the fast kernels: the reference computes the gradient that is
           differentiated again. With nothing dropped it works where torch.nn.LSTM's does (not with cuDNN).
         * Tensors without memory of their own (fake tensors, DTensor and other wrapper subclasses), torch.func and
           dispatch modes are left to the reference.

@@ -1,13 +1,13 @@
-"""What weight decay means: the prior behind it.
+"""Weight decay and the prior that it implies.
 
 Training with dropout and an L2 penalty is variational inference (section 3 of the paper; Gal & Ghahramani 2015). With
 the prior N(0, 1/l^2) on every weight, where l is the length-scale, with noise of precision tau = 1 / variance, with N
-training sequences and p the probability to DROP, the KL divergence to the prior becomes, up to what does not depend on
-the weights and for rows well away from 0, the penalty lambda in
+training sequences and p the probability to DROP, the KL divergence to the prior becomes, up to a constant and for rows
+well away from 0, the penalty lambda in
 
     (1/N) sum_n (y_n - f(x_n))^2 / 2  +  lambda sum ||W||^2,
 
-a mean over sequences, summed over whatever each of them predicts. For a classifier the first part is the mean over
+a mean over sequences of the sum over the predictions of each. For a classifier the first part is the mean over
 sequences of the negative log-likelihood (NLL), summed over time, and tau = 1.
 
 For a matrix whose rows are dropped
@@ -16,9 +16,9 @@ For a matrix whose rows are dropped
     lambda = l^2 / (2 (1-p) N tau)      if it is inverted: training multiplies by 0 or 1/(1-p), the test by 1
 
 The network is the same, but an inverted one stores W = (1-p) M of the other one's M: lambda ||.||^2 is equal. All of
-this library is inverted. For biases, and whatever is not dropped, p = 0.
+this library is inverted. For biases, and all that is not dropped, p = 0.
 
-What an optimiser or a loss calls weight decay is this lambda times a factor. The loss is a mean over sequences of a sum
+The weight decay of an optimiser or a loss is this lambda times a factor. The loss is a mean over sequences of a sum
 over time; where it is a mean over all of the T steps too, as torch's CrossEntropyLoss gives it, divide the value by T.
 
     ============================================================  ==========================
@@ -43,7 +43,7 @@ from variational_rnn.masks import check_probability
 
 
 def penalty(p: float, *, length_scale: float, tau: float, sequences: int, inverted: bool = True) -> float:
-    """The penalty lambda on a matrix's squared entries that belongs to a prior.
+    """The penalty lambda on a matrix's squared entries for a given prior.
 
     Args:
         p: probability to drop a row of the matrix; 0 for biases.

@@ -66,7 +66,7 @@ def _has_memory(tensor: Tensor) -> bool:
 def differentiable_gradients(
     function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor | None], gradients: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Recompute a function and differentiate it by autograd, with a graph of the gradients where one is wanted.
+    """Recompute a function and differentiate it by autograd, with a graph of the gradients under create_graph=True.
 
     Args:
         function: the same computation in operations of torch.

@@ -28,7 +28,7 @@ LSTM, GRU, RNN_TANH, RNN_RELU = (tl.constexpr(kind) for kind in range(4))
 KINDS = {"LSTM": 0, "GRU": 1, "RNN_TANH": 2, "RNN_RELU": 3}
 """The cells that it computes, by the number that the kernels have for each."""
 UNITS = 16
-"""Units of a program."""
+"""Hidden units that one program of a kernel computes."""
 WARM_UP, KEPT_GRAPHS, LARGEST_GRAPH = 2, 4, 2**25
 """Calls before a computation is recorded as a graph; graphs kept; numbers in the input of one."""
 
@@ -51,7 +51,7 @@ def _sigmoid(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _masked(h, mask, rows, mask_b, depth, inside, MASKED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """What a gate reads of h: [rows, depth], times its mask."""
+    """h times the mask of a gate, [rows, depth]."""
     if MASKED:
         return h * tl.load(mask + rows[:, None] * mask_b + depth[None, :], mask=inside, other=0.0)
     return h
@@ -257,7 +257,7 @@ class Graphs:
     Launching a kernel for every step takes longer than a small step itself; a graph launches all of them at once.
     """
 
-    recording = threading.Lock()  # of which torch allows one at a time
+    recording = threading.Lock()  # torch allows one recording at a time
 
     def __init__(self, function: Callable[..., tuple[Tensor | None, ...]]) -> None:
         self.function = function
@@ -265,14 +265,14 @@ class Graphs:
         self.graphs: OrderedDict[Any, Any] = OrderedDict()  # with their inputs and outputs, the last used one last
 
     def __call__(self, *tensors: Tensor | None, **constants: Any) -> tuple[Tensor | None, ...]:
-        """Compute; the results are the caller's own."""
+        """Compute the function; the results are copies that belong to the caller."""
         given = [tensor for tensor in tensors if tensor is not None]
         is_small = sum(tensor.numel() for tensor in given) <= LARGEST_GRAPH
         if not given[0].is_cuda or not is_small or torch.cuda.is_current_stream_capturing():
             return self.function(*tensors, **constants)
         shapes = tuple(None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors)
         key = (shapes, tuple(constants.items()), torch.cuda.current_stream().cuda_stream)
-        known = self.graphs.pop(key, None)  # while it is in use, no other thread has it
+        known = self.graphs.pop(key, None)  # no other thread may use it meanwhile
         if known is None:
             self.calls[key] += 1
             if self.calls[key] <= WARM_UP:
@@ -290,7 +290,7 @@ class Graphs:
         return results
 
     def record(self, tensors: tuple[Tensor | None, ...], constants: dict[str, Any]) -> tuple[Any, ...]:
-        """A graph with its inputs and outputs; they serve training although they may be made in evaluation."""
+        """Record a graph with its inputs and outputs, for training and evaluation alike."""
         with Graphs.recording, torch.inference_mode(False), torch.no_grad():
             inputs = [None if t is None else torch.empty_like(t).copy_(t) for t in tensors]
             self.function(*inputs, **constants)  # kernels for tensors that are aligned like these may be missing yet
@@ -301,7 +301,7 @@ class Graphs:
 
 
 def try_out() -> None:
-    """Compile and run a step on the GPU; raises what Triton raises if it cannot."""
+    """Compile and run a step on the GPU. Raises Triton's error if that fails."""
     zeros = torch.zeros(1, 1, 1, device="cuda")
     weights = functional.Weights(zeros[0], zeros[0])
     unroll("RNN_TANH", zeros, (zeros[0],), weights, LayerMasks())
@@ -363,7 +363,7 @@ def unroll(
 
 
 def _tf32_is_allowed() -> bool:
-    """What the user has set for matrix products; newer torch has another name for it and may refuse the old one."""
+    """Read the user's setting for matrix products. Newer torch has another name for it and may refuse the old one."""
     settings: Any = torch.backends.cuda.matmul
     return settings.fp32_precision == "tf32" if hasattr(settings, "fp32_precision") else settings.allow_tf32
 

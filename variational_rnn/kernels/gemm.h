@@ -25,7 +25,7 @@
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
-#ifndef HAS_TILES  // extension.py says so, since a compiler that knows them does not mean a system that lets them be used
+#ifndef HAS_TILES  // set by build.py: a compiler that knows AMX does not mean that the system permits it
 #define HAS_TILES 0
 #endif
 
@@ -99,7 +99,7 @@ inline void store(bf16* p, vf x, int n) {
     const __m256i y = rounded(x);
     memcpy(p, &y, std::min(n, V) * sizeof(bf16));
 }
-#else  // of no use
+#else  // never called
 inline vf pairs_of(vf first, vf) { return first; }
 inline vf pairs_within(vf low, vf) { return low; }
 inline vf load(const bf16*, int) { return vf{}; }
@@ -198,14 +198,14 @@ void configure_tiles(int64_t rows) {
     rows_of_tiles = rows;
 }
 
-// At the end of what a thread does here: others, as torch's products, have a configuration of their own.
+// Called at the end of a thread's work, since other code, such as torch's products, has its own configuration.
 void give_back_tiles() {
     if (rows_of_tiles) _tile_release();
     rows_of_tiles = 0;
 }
 
-// C = start + A times a panel, for the rows of a tile, and with `two` for those of another one from row `second` on,
-// which may overlap.
+// C = start + A times a panel, for the rows of one tile and, with `two`, of another from row `second` on, which may
+// overlap.
 template <bool two>
 void tile_of_registers(int64_t K, const float* a, int64_t step_m, const float* panel, float* c, int64_t ldc,
                        Start start, int64_t second) {
@@ -270,7 +270,7 @@ void multiply_in_tiles(int64_t M, int64_t K, const float* a, int64_t step_m, con
 void give_back_tiles() {}
 #endif
 
-// The same for any number of rows M.
+// `tile` for any number of rows M.
 template <Precision P>
 void multiply(int64_t M, int64_t K, const float* a, int64_t step_m, int64_t step_k, const float* panel, float* c,
               int64_t ldc, int n, Start start) {
@@ -356,7 +356,7 @@ void pack(int64_t K, const float* b, int64_t step_k, int64_t step_n, int n, floa
     std::fill(panel, end, 0.f);
 }
 
-// Places of a pair of rows along K, of which the second may not be there.
+// Places of a pair of rows along K; the second may be null.
 template <typename Number>
 inline vf pairs_of_rows(const Number* first, const Number* second, int n) {
     const auto x = load(first, n);

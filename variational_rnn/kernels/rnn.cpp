@@ -34,7 +34,7 @@ inline vf vtanh(vf x) {
     return magnitude < 0.625f ? small : x < 0.f ? -large : large;
 }
 
-// Rows of a piece of the batch, which threads share in a step, by panels: of about the same size.
+// Threads share a step by panels and by pieces of the batch of about the same size, of so many rows.
 template <Precision P>
 int64_t rows_of_piece(int64_t B, int64_t panels, int threads) {
     int64_t pieces = (B + unit<P> - 1) / unit<P>;
@@ -51,7 +51,7 @@ struct Mask {
     }
 };
 
-// What gates read: x times its masks, for each different mask.
+// Gate inputs: x times its masks, for each different mask.
 template <Precision P>
 void read_through(const Mask& mask, int distinct, int64_t t, int64_t b, int64_t from, int64_t n, const float* x,
                   float* to, int64_t to_gate) {
@@ -90,11 +90,10 @@ struct Layer {
     bool is_lstm() const { return kind == LSTM || kind == HARD_LSTM; }
 };
 
-// Which rows of which steps are of sequences that have not ended. Least is computed where sequences come by length, the
-// longest first.
+// The rows of each step whose sequences have not ended. Sorting sequences by length, longest first, saves the most work.
 struct Live {
     const Layer& L;
-    std::vector<int64_t> rows;  // by time: those up to the last live one
+    std::vector<int64_t> rows;  // by time: number of rows up to the last live one
     explicit Live(const Layer& layer) : L(layer), rows(layer.T, layer.lengths ? 0 : layer.B) {
         if (L.lengths)
             for (int64_t b = 0; b < L.B; b++) std::fill_n(rows.begin(), std::min(L.lengths[b], L.T), b + 1);
@@ -103,7 +102,7 @@ struct Live {
         if (!L.lengths) return true;
         return std::any_of(L.lengths + b0, L.lengths + b1, [=](int64_t length) { return t < length; });
     }
-    // Of some steps, which lie behind each other: those up to the last live one, and at least one.
+    // Rows of consecutive steps up to the last live one, at least one.
     int64_t within(int64_t first, int64_t steps) const {
         int64_t end = 1;
         for (int64_t step = 0; step < steps; step++)

@@ -4,7 +4,7 @@
 
 namespace {
 
-// compute(k, n) for every vector of a row: n is V but in the last one, and where it is V the compiler knows.
+// Calls compute(k, n) for every vector of a row. n is V except for the last one, and then a compile-time constant.
 template <typename Compute>
 inline void in_vectors(int64_t words, const Compute& compute) {
     int64_t k = 0;
@@ -34,8 +34,8 @@ inline float highest_of(int64_t n, const float* x) {
 
 extern "C" {
 
-// Rows of logits [N, V]: nll = ln sum exp - logit of the target; if asked for, the logits become scale * (p -
-// 1[target]), in BF16 by the first half of the row's memory, and its sum over rows is added to `gradient_sums` [threads,
+// Rows of logits [N, V]: nll = ln sum exp - logit of the target. With `with_gradient` the logits become scale * (p -
+// 1[target]), in BF16 in the first half of the row's memory, and its sum over rows is added to `gradient_sums` [threads,
 // V], unless that is null. With `expected` [U, V] probabilities, of which row n has expected[which[n]]: also their
 // cross-entropy [N] with q = softmax(logits / temperature), and scale * gamma * (q - expected) is added to the gradient.
 void vrnn_softmax_nll(int precision, int threads, int64_t N, int64_t words, float* logits, const int64_t* targets,
@@ -80,9 +80,9 @@ void vrnn_softmax_nll(int precision, int threads, int64_t N, int64_t words, floa
     }
 }
 
-// Rows of logits [N, V] become probabilities p = softmax(logits / temperature), of which this is the entropy [N]. With
+// Rows of logits [N, V] become probabilities p = softmax(logits / temperature); `entropy` [N] is theirs. With
 // other logits, of q, these become temperature^2 times the gradient of KL(p || q) with respect to the logits, p (d - p . d)
-// with d = logits - others, in BF16 by the first half of the row's memory. A constant in d drops out; that of the column
+// with d = logits - others, in BF16 in the first half of the row's memory. A constant in d drops out; that of the column
 // `near`, one of a high probability, is taken from it, since small numbers lose fewer digits.
 void vrnn_softmax(int precision, int threads, int64_t N, int64_t words, float* logits, float temperature,
                   float* entropy, float* others, const int64_t* near) {
@@ -126,11 +126,11 @@ int vrnn_has_bf16() {
 #endif
 }
 
-// Whether these products are of tile registers.
+// Whether bf16 products use tile registers.
 int vrnn_has_tiles() { return HAS_TILES; }
 
 // C[M, N] = bias + A[M, K] B[K, N]; B with steps of its own, so that it may be transposed, A with a step of 1 in one
-// direction, of bf16 numbers if `a_is_rounded`.
+// direction, in bf16 if `a_is_rounded`.
 void vrnn_matmul(int precision, int threads, int64_t M, int64_t N, int64_t K, const void* a, int a_is_rounded,
                  int64_t a_m, int64_t a_k, const float* b, int64_t b_k, int64_t b_n, const float* bias, float* c) {
 #if defined(__AVX512BF16__)
