@@ -372,7 +372,7 @@ def test_a_saturated_gate_gives_its_parameters_no_gradient(
 # --- speed and precision ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(build.extension() is None, reason="the fast CPU backend cannot be built here")
+@pytest.mark.skipif(build.extension() is None, reason="the CPU kernels cannot be built here")
 @pytest.mark.parametrize("gate_activation", ["hard_sigmoid", "sigmoid"])
 @any_masks
 @any_gates

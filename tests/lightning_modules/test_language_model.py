@@ -229,7 +229,7 @@ def test_bf16_mixed_trains_float32_parameters_in_lower_precision(streams: Any, t
     runs = {}
     for precision in ("32-true", "bf16-mixed"):
         torch.manual_seed(0)
-        # The reference rounds on every processor; the fast backend only where there are products of bf16.
+        # The reference rounds on every processor; the CPU kernels only where there are products of bf16.
         model = LanguageModel(11, 12, init_scale=0.5, input_dropout=0.3, recurrent_dropout=0.3, backend="reference")
         recorder.losses.clear()
         trainer(recorder, max_epochs=1, precision=precision).fit(model, datamodule=streams(4, 20, sizes=(483, 245, 23)))

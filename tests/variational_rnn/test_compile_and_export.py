@@ -102,7 +102,7 @@ def test_compilation_makes_as_few_graphs_and_breaks_as_around_torchs_layer_whate
 @pytest.mark.parametrize("ours", [VariationalLSTM, VariationalGRU, VariationalRNN])
 def test_in_a_compiled_model_the_fast_backend_computes(ours, monkeypatch):
     if build.extension() is None:
-        pytest.skip("the fast CPU backend cannot be built here")
+        pytest.skip("the CPU kernels cannot be built here")
     unroll, calls = cpu.unroll, []
     monkeypatch.setattr(cpu, "unroll", lambda *args, **kwargs: calls.append(args) or unroll(*args, **kwargs))
     torch.compile(Tagger(ours), backend="eager")(torch.randint(8, (5, 3))).sum().backward()

@@ -1,4 +1,4 @@
-"""The fast CPU backend computes what the reference computes."""
+"""The CPU kernels compute what the reference computes."""
 
 import contextlib
 import copy
@@ -33,7 +33,7 @@ LAYERS = {
 DROPOUT = {"input_dropout": 0.3, "recurrent_dropout": 0.5}
 bf16_autocast = functools.partial(torch.autocast, "cpu", dtype=torch.bfloat16)
 any_layer = pytest.mark.parametrize("layer", LAYERS)
-is_built = pytest.mark.skipif(build.extension() is None, reason="the fast CPU backend cannot be built here")
+is_built = pytest.mark.skipif(build.extension() is None, reason="the CPU kernels cannot be built here")
 needs_bf16 = pytest.mark.skipif(
     build.extension() is None or not build.extension().vrnn_has_bf16(), reason="this processor has no products of bf16"
 )
@@ -236,7 +236,7 @@ def test_the_same_seed_gives_the_same_masks_whatever_the_backend():
 @is_built
 def test_what_it_does_not_compute_is_left_to_the_reference(monkeypatch):
     def unroll(*args, **kwargs):
-        raise AssertionError("the fast backend ran")
+        raise AssertionError("the fast kernel ran")
 
     monkeypatch.setattr("variational_rnn.kernels.cpu.unroll", unroll)
     x = torch.randn(5, 2, 3)

@@ -1,4 +1,4 @@
-"""The fast CUDA backend computes what the reference computes: on a GPU, or else by Triton's interpreter on the CPU."""
+"""The CUDA kernels compute what the reference computes: on a GPU, or else by Triton's interpreter on the CPU."""
 
 import contextlib
 import copy

@@ -107,7 +107,7 @@ def test_with_p_0_and_in_eval_it_equals_torch_for_every_flag_and_form_of_input(
 
 
 @any_cell
-@pytest.mark.skipif(build.extension() is None, reason="the fast CPU backend cannot be built here")
+@pytest.mark.skipif(build.extension() is None, reason="the CPU kernels cannot be built here")
 @pytest.mark.parametrize(
     ("lengths", "trains", "is_ours"),
     [((80, 80, 60), True, True), ((2, 80, 3, 1), True, True), ((80, 80, 60), False, False), ((40, 40), True, False)],
