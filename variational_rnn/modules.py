@@ -259,9 +259,23 @@ class VariationalBase(RecurrentDropout, nn.RNNBase):
         state = self._checked_state(input, hx, batch_size)
         if takes_torchs_kernel and all_is_kept:
             return super().forward(input, hx)
-        if takes_torchs_kernel and all(layer.is_shared for layer in layers):
-            return self._forward_native(input, state, layers)
-        return self._forward_steps(input, state, layers)
+        is_native = takes_torchs_kernel and all(layer.is_shared for layer in layers)
+        run = self._run_torchs_kernel if is_native else self._run_steps
+        if isinstance(input, PackedSequence):  # sorted by length, the longest first
+            data, batch_sizes, order, original_order = input
+            if order is not None:
+                state = tuple(part.index_select(1, order) for part in state)
+                layers = tuple(layer.select(order) for layer in layers)
+            output, final = run(data, batch_sizes, state, layers)
+            if original_order is not None:
+                final = [part.index_select(1, original_order) for part in final]
+            return input._replace(data=output), self._in_torchs_form(final)
+        batch_dimension = 0 if self.batch_first else 1
+        x = input.unsqueeze(batch_dimension) if input.dim() == 2 else input
+        output, final = run(x, None, state, layers)
+        if input.dim() == 2:
+            output, final = output.squeeze(batch_dimension), [part.squeeze(1) for part in final]
+        return output, self._in_torchs_form(final)
 
     def _torch_refuses(self, input: Tensor | PackedSequence) -> bool:
         # Its LSTM raises for bfloat16 on a CPU without such products.
@@ -279,9 +293,11 @@ class VariationalBase(RecurrentDropout, nn.RNNBase):
         weights = (weight for of_layer in self.all_weights for weight in of_layer)
         return len(batch_sizes) >= LONG and build.why_unsupported(data, *weights) is None
 
-    def _forward_native(
-        self, input: Tensor | PackedSequence, state: functional.State, layers: tuple[LayerMasks, ...]
-    ) -> tuple[Any, Any]:
+    # The two ways to run all layers, on x of [T, B, I], [B, T, I] with batch_first, or packed with its batch sizes.
+
+    def _run_torchs_kernel(
+        self, x: Tensor, batch_sizes: Tensor | None, state: functional.State, layers: tuple[LayerMasks, ...]
+    ) -> tuple[Tensor, list[Tensor]]:
         """Run torch's own kernel on weights with masked columns, which is exact where the batch shares the masks."""
         weights = []
         for (weight_ih, weight_hh, *others), masks in zip(self.all_weights, layers, strict=True):
@@ -290,65 +306,40 @@ class VariationalBase(RecurrentDropout, nn.RNNBase):
         # The kernel's flag for training only lets cuDNN prepare for a backward pass, since its own dropout is 0.
         options = (self.bias, self.num_layers, 0.0, torch.is_grad_enabled(), self.bidirectional)
         kernel: Any = CELLS[self.mode].torch_kernel
-        if isinstance(input, PackedSequence):
-            data, batch_sizes, order, original_order = input
-            if order is not None:
-                state = tuple(part.index_select(1, order) for part in state)
-            output, *final = kernel(data, batch_sizes, self._in_torchs_form(state), weights, *options)
-            if original_order is not None:
-                final = [part.index_select(1, original_order) for part in final]
-            return PackedSequence(output, batch_sizes, order, original_order), self._in_torchs_form(final)
-        batch_dimension = 0 if self.batch_first else 1
-        x = input.unsqueeze(batch_dimension) if input.dim() == 2 else input
-        output, *final = kernel(x, self._in_torchs_form(state), weights, *options, self.batch_first)
-        if input.dim() == 2:
-            output, final = output.squeeze(batch_dimension), [part.squeeze(1) for part in final]
-        return output, self._in_torchs_form(final)
-
-    def _forward_steps(
-        self, input: Tensor | PackedSequence, state: functional.State, layers: tuple[LayerMasks, ...]
-    ) -> tuple[Any, Any]:
-        lengths = steps_of_each = None
-        unbatched = False
-        if isinstance(input, PackedSequence):  # computed in the order that it has: by length, the longest first
-            x, lengths = pad_packed_sequence(PackedSequence(input.data, input.batch_sizes))
-            steps_of_each = lengths.to(x.device)
-            if (order := input.sorted_indices) is not None:
-                state = tuple(part.index_select(1, order) for part in state)
-                layers = tuple(masks.select(order) for masks in layers)
+        hx = self._in_torchs_form(state)
+        if batch_sizes is not None:
+            output, *final = kernel(x, batch_sizes, hx, weights, *options)
         else:
-            unbatched = input.dim() == 2
-            x = input.unsqueeze(1) if unbatched else input.transpose(0, 1) if self.batch_first else input
+            output, *final = kernel(x, hx, weights, *options, self.batch_first)
+        return output, final
 
+    def _run_steps(
+        self, x: Tensor, batch_sizes: Tensor | None, state: functional.State, layers: tuple[LayerMasks, ...]
+    ) -> tuple[Tensor, list[Tensor]]:
+        lengths = steps_of_each = None
+        if batch_sizes is not None:
+            x, lengths = pad_packed_sequence(PackedSequence(x, batch_sizes))
+            steps_of_each = lengths.to(x.device)
+        elif self.batch_first:
+            x = x.transpose(0, 1)
+        outputs: list[Tensor] = []
         finals: list[functional.State] = []
-        all_weights = self.all_weights
-        for layer in range(self.num_layers):
-            outputs = []
-            for direction in range(self._directions):
-                index = layer * self._directions + direction
-                weight_ih, weight_hh, *others = all_weights[index]
-                bias_ih, bias_hh = others[:2] if self.bias else (None, None)
-                weights = functional.Weights(
-                    weight_ih, weight_hh, bias_ih, bias_hh, hr=others[-1] if self.proj_size else None
-                )
-                initial = tuple(part[index] for part in state)
-                arguments = self.mode, x, initial, weights, layers[index]
-                unroll = choose_kernel(*arguments) if self.backend == "auto" else functional.unroll
-                output, final = unroll(*arguments, lengths=steps_of_each, reverse=direction == 1)
-                outputs.append(output)
-                finals.append(final)
-            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-
-        final_state = [torch.stack(parts) for parts in zip(*finals, strict=True)]
-        if unbatched:
-            x, final_state = x.squeeze(1), [part.squeeze(1) for part in final_state]
-        if isinstance(input, PackedSequence):
-            assert lengths is not None
-            if (original_order := input.unsorted_indices) is not None:
-                final_state = [part.index_select(1, original_order) for part in final_state]
-            output = pack_padded_sequence(x, lengths).data
-            return input._replace(data=output), self._in_torchs_form(final_state)
-        return x.transpose(0, 1) if self.batch_first and not unbatched else x, self._in_torchs_form(final_state)
+        for index, (weight_ih, weight_hh, *others) in enumerate(self.all_weights):
+            bias_ih, bias_hh = others[:2] if self.bias else (None, None)
+            weight_hr = others[-1] if self.proj_size else None
+            weights = functional.Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+            arguments = self.mode, x, tuple(part[index] for part in state), weights, layers[index]
+            unroll = choose_kernel(*arguments) if self.backend == "auto" else functional.unroll
+            output, final = unroll(*arguments, lengths=steps_of_each, reverse=index % self._directions == 1)
+            outputs.append(output)
+            finals.append(final)
+            if len(outputs) == self._directions:
+                x, outputs = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1), []
+        if lengths is not None:
+            x = pack_padded_sequence(x, lengths).data
+        elif self.batch_first:
+            x = x.transpose(0, 1)
+        return x, [torch.stack(parts) for parts in zip(*finals, strict=True)]
 
     def _in_torchs_form(self, state: Any) -> Any:
         return tuple(state) if CELLS[self.mode].has_memory else state[0]

@@ -15,15 +15,7 @@ from variational_rnn.masks import LayerMasks
 def why_unsupported_layer(
     modes: Container[str], mode: str, x: Tensor, weights: Weights, masks: LayerMasks
 ) -> str | None:
-    """Why no kernel can compute this layer on any device, or None.
-
-    Args:
-        modes: the cells that the kernel knows.
-        mode: that of the layer.
-        x: its input, [T, B, I].
-        weights: its parameters.
-        masks: its masks.
-    """
+    """Why a kernel that knows these modes cannot compute a layer, whatever the device, or None if it can."""
     if mode not in modes:
         return f"it has no cell {mode}"
     if x.size(1) == 0:
