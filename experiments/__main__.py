@@ -16,7 +16,6 @@ from experiments.launch import Plan, plan, run_python, start_here, submit
 from experiments.runs import Run
 
 FIGURES = ("figure2", "figure10", "figure3")  # by default
-NUMBERS = ("SEEDS", "EPOCHS", "DEVICES", "NODES", "JOBS")
 
 
 @dataclass(frozen=True)

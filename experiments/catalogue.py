@@ -279,9 +279,7 @@ def _group(experiment: str, name: str, files: dict[str, dict[str, Any]], shared:
                 part: {"class_path": classes[part], "init_args": options[part]} if part in classes else options[part]
                 for part in PARTS
             },
-            published={
-                key: value if isinstance(value, list) or key == "kwps" else [value] for key, value in published.items()
-            },
+            published=published,
             is_default=content.get("default", True),
         )
     sources = file.get("source", [])

@@ -30,7 +30,6 @@ from lightning_modules.loading import (
     Model,
     json_sha256,
     load,
-    named_weights,
     weights_sha256,
 )
 
@@ -124,7 +123,7 @@ def _write(model: Model, card: ModelCard, folder: Path) -> None:
     weights: dict[str, Tensor] = {}
     names: dict[int, str] = {}  # tied weights are saved once, under the first of their names
     metadata = {"format": "pt"}
-    for name, value in sorted(named_weights(model).items()):
+    for name, value in sorted(model.state_dict().items()):
         first = names.setdefault(value.data_ptr(), name)
         if first == name:
             weights[name] = value.contiguous()

@@ -57,9 +57,12 @@ def _gru_mode(*options: str) -> str:
     return "_".join(("KERAS_GRU", *options))
 
 
-for gate, candidate, reset_gate in itertools.product(SIGMOIDS, CANDIDATES, ("after", "before")):
-    step = partial(gru_step, gate=gate, candidate=candidate, reset_gate=reset_gate)
-    CELLS[_gru_mode(gate, candidate, reset_gate)] = Cell(3, step)
+CELLS |= {
+    _gru_mode(gate, candidate, reset_gate): Cell(
+        3, partial(gru_step, gate=gate, candidate=candidate, reset_gate=reset_gate)
+    )
+    for gate, candidate, reset_gate in itertools.product(SIGMOIDS, CANDIDATES, ("after", "before"))
+}
 
 
 class _KerasLayer(VariationalBase):

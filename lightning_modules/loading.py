@@ -24,12 +24,10 @@ from torch import Tensor, nn
 from datamodules.reader import Reader
 from datamodules.text_files import quoted
 from lightning_modules.language_model import LanguageModel
-from lightning_modules.recurrent_module import upgrade
 from lightning_modules.sentiment_regressor import SentimentRegressor
 
 Model = LanguageModel | SentimentRegressor
 MODELS: dict[str, type[Model]] = {"LanguageModel": LanguageModel, "SentimentRegressor": SentimentRegressor}
-DROPPED_OPTIONS = {"epoch_start", "reference_batch_size"}  # they concerned training alone
 CONFIG, WEIGHTS, READER = "config.json", "model.safetensors", "reader.json"  # of a saved folder
 KEYS = {"model", "options", "noise", "run", "reader_sha256", "weights_sha256", "sha256"}  # of config.json
 SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin", ".json")  # of files, not of models on the hub
@@ -127,10 +125,16 @@ def _from_checkpoint(path: Path, options: dict[str, Any]) -> Model:
         model.load_state_dict(checkpoint["state_dict"])
     except (AttributeError, TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} cannot be loaded as {name}: {error}") from error
-    if checkpoint["provenance"]:
-        begun = checkpoint["provenance"][0]
-        model.run = {"epoch": len(checkpoint["curve"])} | {key: begun.get(key) for key in ("date", "commit", "dirty")}
+    model.run = run_of(checkpoint)
     return model
+
+
+def run_of(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    """The run that trained a checkpoint: its epochs, start and commit; None where that is unknown."""
+    if not checkpoint.get("provenance"):
+        return None
+    begun = checkpoint["provenance"][0]
+    return {"epoch": len(checkpoint["curve"]), **{name: begun.get(name) for name in ("date", "commit", "dirty")}}
 
 
 def _model_class(name: str, path: Path) -> type[Model]:
@@ -141,7 +145,6 @@ def _model_class(name: str, path: Path) -> type[Model]:
 
 def _build(model_class: type[Model], options: dict[str, Any], weights: Mapping[str, Tensor]) -> Model:
     known = inspect.signature(model_class).parameters.keys()
-    options = {option: value for option, value in options.items() if option in known or option not in DROPPED_OPTIONS}
     if unknown := sorted(options.keys() - known):
         raise ValueError(f"it has options that {model_class.__name__} does not know: {quoted(unknown)}")
     check_sizes(options, weights)
@@ -172,16 +175,11 @@ def check_finite(model: nn.Module, source: Path) -> None:
     Raises:
         ValueError: a parameter is infinite or NaN.
     """
-    if wrong := [name for name, value in named_weights(model).items() if not value.isfinite().all()]:
+    if wrong := [name for name, value in model.state_dict().items() if not value.isfinite().all()]:
         raise ValueError(
             f"the parameters of {source} are not finite ({quoted(wrong)}): its run diverged. Take the checkpoint of an "
             "earlier epoch, or train with a smaller learning rate."
         )
-
-
-def named_weights(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers of a model by the names they are saved under; tied ones have several names."""
-    return {name.removeprefix("network."): value for name, value in model.state_dict().items()}
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -189,7 +187,7 @@ def weights_sha256(model: nn.Module) -> str:
 
     Results, predictions and saved folders identify their weights by it.
     """
-    return _tensors_sha256(named_weights(model))
+    return _tensors_sha256(model.state_dict())
 
 
 def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -249,12 +247,12 @@ def _from_folder(folder: Path, options: dict[str, Any]) -> Model:
         model: Any = _build(model_class, config["options"] | options, weights)
         if {value.dtype for value in weights.values()} == {torch.float64}:
             model.double()
-        own = named_weights(model)
+        own = model.state_dict()
         for key in own.keys() - weights.keys():  # tied weights are saved once
             for twin in own.keys() & weights.keys():
                 if own[twin].data_ptr() == own[key].data_ptr():
                     weights[key] = weights[twin]
-        model.load_state_dict(upgrade(weights, model.state_dict()))
+        model.load_state_dict(weights)
         model.noise = {key: float(value) for key, value in config["noise"].items()}
         if not all(0 < tau < math.inf for tau in model.noise.values()):
             raise ValueError(f"the noise in {CONFIG} must be positive and finite, got {model.noise}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
@@ -250,7 +249,7 @@ class RecurrentModule(L.LightningModule):
         if not {"model", "curve"} & checkpoint.keys():
             raise ValueError("the checkpoint was not written by this repository: it does not name its model")
         ours = self.state_dict()
-        theirs = checkpoint["state_dict"] = upgrade(checkpoint["state_dict"], ours)
+        theirs = checkpoint["state_dict"]
         differences = [f"{name}: {_shape(theirs, name)} in the checkpoint, {_shape(ours, name)} here"
                        for name in sorted(theirs.keys() | ours.keys())
                        if _shape(theirs, name) != _shape(ours, name)]  # fmt: skip
@@ -269,17 +268,6 @@ class RecurrentModule(L.LightningModule):
                     f"the checkpoint's vocabulary of {len(reader.vocabulary):,} words is larger than its embedding"
                 )
             self.reader = _agreed(reader, self.reader)
-
-
-def upgrade(state_dict: dict[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
-    """Rename parameters that were saved without the prefix "network.".
-
-    Args:
-        state_dict: of a checkpoint or a saved folder.
-        own: names of the parameters of the model that loads it.
-    """
-    names = {name.removeprefix("network."): name for name in own}
-    return {names.get(name, name): value for name, value in state_dict.items()}
 
 
 def check_probabilities(**options: float) -> list[float]:

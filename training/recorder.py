@@ -12,13 +12,14 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_modules.loading import run_of
+
 FIRST, LAST = 10, 50  # batches between which the speed is measured for the early estimate
 OURS = ("lightning", "training.")  # packages whose callbacks and models log what is known here
 
+PATHS = ("data_dir", "source", "vocabulary", "default_root_dir", "result", "ckpt_path")
 MAY_CHANGE = {
-    "paths, whose content is compared or does not matter": (
-        *("data_dir", "source", "vocabulary", "default_root_dir", "result", "ckpt_path"),
-    ),
+    "paths, whose content is compared or does not matter": PATHS,
     "evaluation": (
         *("eval_batch_size", "train_eval_windows", "train_eval_chunks", "sliding_test", "tested_weights"),
         *("limit_val_batches", "limit_test_batches", "limit_predict_batches", "num_sanity_val_steps"),
@@ -36,8 +37,6 @@ MAY_CHANGE = {
     ),
 }
 """Options of data, trainer and command line that a resumed run may change, by reason. All others must be the same."""
-
-PATHS = MAY_CHANGE["paths, whose content is compared or does not matter"]
 
 
 def options_that_count(run_config: dict[str, Any]) -> dict[str, Any]:
@@ -202,14 +201,6 @@ def recorder_of(trainer: L.Trainer) -> Recorder:
     first = next((i for i, callback in enumerate(callbacks) if isinstance(callback, Checkpoint)), len(callbacks))
     callbacks.insert(first, recorder)  # what it has recorded is then in the checkpoints of the others
     return recorder
-
-
-def run_of(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
-    """The run that trained a checkpoint: epochs, start, commit; None where that is unknown."""
-    if not checkpoint.get("provenance"):
-        return None
-    begun = checkpoint["provenance"][0]
-    return {"epoch": len(checkpoint["curve"]), **{name: begun.get(name) for name in ("date", "commit", "dirty")}}
 
 
 def duration(seconds: float) -> str:
