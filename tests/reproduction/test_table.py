@@ -65,11 +65,8 @@ def readme(tmp_path: Path) -> Path:
         ("press_large", "bd_wt", "test", 73.2),
     ],
 )
-def test_published_numbers_are_those_of_the_papers(
-    size: str, row: str, metric: str, number: float | list[float]
-) -> None:
-    expected = number if isinstance(number, list) else [number]
-    assert find_row(f"ptb/{size}/{row}").published[metric] == expected
+def test_published_numbers_are_those_of_the_papers(size: str, row: str, metric: str, number: Any) -> None:
+    assert find_row(f"ptb/{size}/{row}").published[metric] == number
 
 
 @pytest.mark.parametrize(("size", "row", "kwps"), [("medium", "moon", 4.8), ("large", "variational_untied", 1.6)])
