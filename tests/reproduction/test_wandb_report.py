@@ -21,6 +21,7 @@ WriteResult = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    wandb_runs.teardown()  # another test of this process may have left W&B set up without a server
     for name in [name for name in os.environ if name.startswith("WANDB_")]:  # of W&B's process of another test, too
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
